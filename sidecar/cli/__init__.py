@@ -1,0 +1,1 @@
+"""One file a command; nothing but argv, printing and exit codes."""

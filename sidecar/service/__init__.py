@@ -1,0 +1,1 @@
+"""Tasks: every loop of the daemon lives here."""
