@@ -9,7 +9,7 @@ Both ends import this file: the daemon decodes `ToDaemon` and encodes `FromDaemo
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, TypeAlias, Union
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -23,11 +23,14 @@ Role: TypeAlias = Literal["system", "developer", "user", "assistant"]
 Finish: TypeAlias = Literal["stop", "length", "tool_calls"]
 Phase: TypeAlias = Literal["queue", "connect", "first_delta", "stream"]
 
-CallName = Annotated[str, Meta(min_length=1, max_length=64, description="names the call among this connection's calls in flight")]
+CallName = Annotated[
+    str, Meta(min_length=1, max_length=64, description="names the call among this connection's calls in flight")
+]
 Label = Annotated[str, Meta(max_length=128)]
 TimeoutMs = Annotated[float, Meta(gt=0, le=86_400_000, description="milliseconds")]
 Microseconds = Annotated[int, Meta(ge=0, le=MAX_SAFE_INTEGER, description="microseconds")]
 Count = Annotated[int, Meta(ge=0, le=MAX_SAFE_INTEGER)]
+SafeInteger = Annotated[int, Meta(ge=-MAX_SAFE_INTEGER, le=MAX_SAFE_INTEGER)]
 
 
 class ChatMessage(Struct, frozen=True, kw_only=True):
@@ -51,7 +54,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omi
     service_tier: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
     prompt_cache_key: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
     stop: str | list[str] | None = None
-    seed: Annotated[int, Meta(ge=-MAX_SAFE_INTEGER, le=MAX_SAFE_INTEGER)] | None = None
+    seed: SafeInteger | None = None
     extra_body: dict[str, Any] | None = None
 
 
@@ -65,11 +68,11 @@ class Call(Struct, frozen=True, kw_only=True, tag="call"):
     v: int = WIRE_VERSION
     route: Annotated[str, Meta(min_length=1, max_length=64)] = "default"
     input: str | None = None
-    messages: list[ChatMessage] | None = None
+    messages: Annotated[list[ChatMessage], Meta(min_length=1)] | None = None
     instructions: str | None = None
     options: dict[str, Any] = {}
     timeout_ms: TimeoutMs | None = None
-    sent_mono_us: Annotated[int, Meta(ge=-MAX_SAFE_INTEGER, le=MAX_SAFE_INTEGER)] | None = None
+    sent_mono_us: SafeInteger | None = None
     first_delta_timeout_ms: TimeoutMs | None = None
     idle_timeout_ms: TimeoutMs | None = None
     lane: Lane = "entry"
@@ -94,7 +97,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
 class Ping(Struct, frozen=True, kw_only=True, tag="ping"):
     """Answered by `Pong` with the same nonce."""
 
-    nonce: Annotated[str, Meta(max_length=128)] | Annotated[int, Meta(ge=-MAX_SAFE_INTEGER, le=MAX_SAFE_INTEGER)] | None = None
+    nonce: Label | SafeInteger | None = None
 
 
 class Probe(Struct, frozen=True, kw_only=True, tag="probe"):
@@ -103,7 +106,7 @@ class Probe(Struct, frozen=True, kw_only=True, tag="probe"):
     check: Literal["live", "ready", "full"] = "full"
 
 
-ToDaemon: TypeAlias = Union[Call, Cancel, Hello, Ping, Probe]
+ToDaemon: TypeAlias = Call | Cancel | Hello | Ping | Probe
 
 
 # ---------------------------------------------------------------------------------------------- daemon -> bot
@@ -286,8 +289,8 @@ class Report(Struct, frozen=True, kw_only=True, tag="report"):
     upstreams: list[UpstreamReport] = []
 
 
-FromDaemon: TypeAlias = Union[Accepted, Delta, Restarted, Done, Failed, Welcome, Pong, Report]
-Terminal: TypeAlias = Union[Done, Failed]
+FromDaemon: TypeAlias = Accepted | Delta | Restarted | Done | Failed | Welcome | Pong | Report
+Terminal: TypeAlias = Done | Failed
 
 
 # ---------------------------------------------------------------------------------------------- encodings
@@ -304,7 +307,7 @@ class Encoding:
         #: bytes -> one message of a bot
         self.decode_to_daemon = module.Decoder(ToDaemon).decode
         #: bytes -> one message of the daemon, or a list of them (a batch)
-        self.decode_from_daemon = module.Decoder(Union[FromDaemon, list[FromDaemon]]).decode
+        self.decode_from_daemon = module.Decoder(FromDaemon | list[FromDaemon]).decode
         #: bytes -> the top-level map with values left encoded: for naming unknown fields and reading an id
         self.read_keys = module.Decoder(dict[str, msgspec.Raw]).decode
 
