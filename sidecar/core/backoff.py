@@ -1,0 +1,223 @@
+"""How long to wait: before a call tries the same upstream again, and before a pool connects again.
+
+`full_jitter` is for calls, `ConnectBackoff` for connects; the two never mix. Jitter shapes the peak of a storm, it
+does not bound its volume: that is the budget's work (`core.retry`).
+
+`ConnectBackoff` keeps one of these states:
+
+    | state | event | state after |
+    |---|---|---|
+    | steady | lost, failed | waiting |
+    | steady, waiting | failed with the credential refused | refused |
+    | waiting, refused | connected | steady |
+    | refused | failed, otherwise | waiting |
+    | refused | credential_changed | steady |
+    | waiting, refused | lost | the same (a straggler of the same outage) |
+
+Sources: AWS, "Exponential Backoff And Jitter" (full and decorrelated); figures in resilience.md section 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from sidecar.core.outcome import Outcome
+from sidecar.core.transitions import Table
+from sidecar.errors import ConnectionLost, UpstreamFault
+
+Jitter = Callable[[], float]
+State = Literal["steady", "waiting", "refused"]
+
+TRANSITIONS: Final[Table[State]] = Table(
+    "connect backoff",
+    {
+        ("steady", "lost"): "waiting",
+        ("steady", "failed"): "waiting",
+        ("steady", "refused"): "refused",
+        ("steady", "connected"): "steady",
+        ("steady", "credential_changed"): "steady",
+        ("waiting", "lost"): "waiting",
+        ("waiting", "failed"): "waiting",
+        ("waiting", "refused"): "refused",
+        ("waiting", "connected"): "steady",
+        ("waiting", "credential_changed"): "waiting",
+        ("refused", "lost"): "refused",
+        ("refused", "failed"): "waiting",
+        ("refused", "refused"): "refused",
+        ("refused", "connected"): "steady",
+        ("refused", "credential_changed"): "steady",
+    },
+)
+
+#: Close codes by which a server goes in good order: everybody connected to it comes back at once.
+GRACEFUL: Final = frozenset({1001, 1012, 1013})
+
+
+def full_jitter(attempt: int, *, base: float = 0.1, cap: float = 2.0, jitter: Jitter) -> float:
+    """Seconds before the next try: U(0, min(cap, base * 2^(attempt-1))). (AWS, full jitter)
+
+    Args:
+        attempt: the number of the attempt that failed, from 1.
+        base: seconds, the longest first wait.
+        cap: seconds, the longest wait.
+        jitter: U(0, 1).
+    """
+    return jitter() * min(cap, math.ldexp(base, min(max(attempt, 1), 64) - 1))
+
+
+class BackoffStatistics(Struct, frozen=True, kw_only=True):
+    """`delay` is the last one drawn, in seconds; `next_attempt_at` an instant, possibly past."""
+
+    state: State
+    failures: int
+    delay: float
+    next_attempt_at: float
+
+
+class ConnectBackoff:
+    """When the next connect to one upstream may start.
+
+    - The first loss of an outage draws U(0, 1 s), or U(0, 5 s) when the server went in good order (then all its
+      clients come back at once); further losses of the same outage draw nothing new.
+    - Failed connects draw decorrelated jitter, min(cap, U(base, 3 * previous)).
+    - A connection that stood for less than `stable_after` does not reset the growth: a server that takes everybody
+      in and throws them out again is down.
+    - `Retry-After` is a floor, plus U(0, 20 %); neither a success elsewhere nor a new credential lowers it.
+    - A refused credential waits decorrelated `refused_base` .. `refused_cap`, until it changes.
+
+    Args:
+        base, cap: seconds, of the decorrelated jitter.
+        lost_spread, graceful_spread: seconds, of the first delay.
+        stable_after: seconds.
+        refused_base, refused_cap: seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        base: float = 0.25,
+        cap: float = 10.0,
+        lost_spread: float = 1.0,
+        graceful_spread: float = 5.0,
+        stable_after: float = 60.0,
+        refused_base: float = 30.0,
+        refused_cap: float = 300.0,
+    ) -> None:
+        self._base, self._cap = base, cap
+        self._lost_spread, self._graceful_spread = lost_spread, graceful_spread
+        self._stable_after = stable_after
+        self._refused_base, self._refused_cap = refused_base, refused_cap
+        self._state: State = "steady"
+        self._delay_until = -math.inf
+        self._floor_until = -math.inf
+        self._previous: float | None = None  # last decorrelated draw; None: no growth to remember
+        self._spread = 0.0  # of the first delay that is being waited for
+        self._up_since: float | None = None
+        self._failures = 0
+        self._delay = 0.0
+
+    @property
+    def next_attempt_at(self) -> float:
+        """The earliest instant of the next connect; in the past (or -inf) means now."""
+        return max(self._floor_until, self._delay_until)
+
+    @property
+    def refused(self) -> bool:
+        """The credential was refused, and neither a connect nor a new credential has mended it."""
+        return self._state == "refused"
+
+    def connected(self, now: float) -> None:
+        """A connect succeeded: others may follow at once (how many, `pool_policy` says)."""
+        self._state = TRANSITIONS.after(self._state, "connected")
+        self._failures = 0
+        self._spread = 0.0
+        self._delay_until = min(self._delay_until, now)
+        if self._up_since is None:
+            self._up_since = now
+
+    def failed(self, outcome: Outcome, now: float, jitter: Jitter) -> None:
+        """A connect failed. Several that fail while one delay runs (a first handful, together) grow it once."""
+        pending = self._state != "steady" and self._delay_until > now
+        before = self._state
+        self._forget_growth_if_stable(now)
+        self._state = TRANSITIONS.after(self._state, "refused" if outcome.credential_refused else "failed")
+        self._up_since = None
+        self._failures += 1
+        if outcome.retry_after is not None:
+            self._floor_until = max(self._floor_until, now + outcome.retry_after * (1 + 0.2 * jitter()))
+        if pending and self._state == before:
+            return
+        if self._state == "refused":
+            previous = self._previous if before == "refused" and self._previous else self._refused_base
+            self._wait(now, self._decorrelated(self._refused_base, self._refused_cap, previous, jitter))
+        elif self._previous is None:
+            self._previous = self._base
+            self._wait(now, self._lost_spread * jitter(), remember=False)
+        else:
+            previous = self._previous if before != "refused" else self._base
+            self._wait(now, self._decorrelated(self._base, self._cap, previous, jitter))
+
+    def lost(self, fault: UpstreamFault, now: float, jitter: Jitter, *, lived: float | None = None) -> None:
+        """A connection that stood is gone, and not by our doing.
+
+        Args:
+            fault: how.
+            now: instant.
+            jitter: U(0, 1).
+            lived: seconds that this connection stood, when known. Without it, the time since the first success.
+        """
+        if lived is None:
+            lived = math.inf if self._up_since is None else now - self._up_since
+        graceful = isinstance(fault, ConnectionLost) and fault.how == "close" and fault.close_code in GRACEFUL
+        spread = self._graceful_spread if graceful else self._lost_spread
+        first = self._state == "steady"
+        self._forget_growth_if_stable(now)
+        self._state = TRANSITIONS.after(self._state, "lost")
+        self._up_since = None
+        if not first:
+            # Stragglers of the same outage: only a wider kind of outage than the one drawn for is news.
+            if 0 < self._spread < spread:
+                self._spread = spread
+                self._wait(now, max(self._delay_until - now, spread * jitter()), remember=False)
+            return
+        self._spread = spread
+        delay = spread * jitter()
+        if lived < self._stable_after:
+            self._previous = self._decorrelated(self._base, self._cap, self._previous or self._base, jitter)
+            delay = max(delay, self._previous)
+        else:
+            self._previous = self._base
+        self._wait(now, delay, remember=False)
+
+    def credential_changed(self) -> None:
+        """Another credential is there: if the old one was refused, try at once."""
+        if self._state == "refused":
+            self._delay_until = -math.inf
+            self._previous = None
+        self._state = TRANSITIONS.after(self._state, "credential_changed")
+
+    def statistics(self) -> BackoffStatistics:
+        """A snapshot."""
+        return BackoffStatistics(
+            state=self._state, failures=self._failures, delay=self._delay, next_attempt_at=self.next_attempt_at
+        )
+
+    def _forget_growth_if_stable(self, now: float) -> None:
+        if self._up_since is not None and now - self._up_since >= self._stable_after:
+            self._previous = None
+
+    def _decorrelated(self, base: float, cap: float, previous: float, jitter: Jitter) -> float:
+        return min(cap, base + (3 * previous - base) * jitter())
+
+    def _wait(self, now: float, delay: float, *, remember: bool = True) -> None:
+        self._delay = delay
+        self._delay_until = now + delay
+        if remember:
+            self._previous = delay
+
+    def __repr__(self) -> str:
+        return f"<ConnectBackoff {self._state} failures={self._failures} delay={self._delay:.3f}>"

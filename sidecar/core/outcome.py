@@ -1,0 +1,400 @@
+"""THE classifier: what an attempt's end means, decided once, for breaker, retry, metrics and the bot alike.
+
+Connections and codecs raise facts (`errors.UpstreamFault`); `classify` judges them by the one table `RULES`, which
+`outcome_table` prints. What is no fault of an upstream (success, our clocks, a bot's cancel) stands as constants at
+the end. Source of the idea: linkerd2-proxy's classify; of the rows: resilience.md section 3.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import Any, Final, Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from sidecar.core.retry_after import retry_after_of, seconds
+from sidecar.errors import (
+    ConnectFailed,
+    ConnectionLost,
+    MalformedFrame,
+    UpgradeRefused,
+    UpstreamError,
+    UpstreamFault,
+)
+
+Retry: TypeAlias = Literal["never", "now", "backoff", "next_target"]
+
+
+class Kind(enum.Enum):
+    """What the end of an attempt says about the upstream."""
+
+    SUCCESS = "success"
+    #: it failed; usually counted against its breaker
+    FAILURE = "failure"
+    #: it asks for patience
+    THROTTLED = "throttled"
+    #: the call's own fault, or refused for good
+    REJECTED = "rejected"
+    #: nothing is learnt about the upstream
+    IGNORED = "ignored"
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """How an attempt ended.
+
+    Attributes:
+        kind: what it says about the upstream.
+        code: the wire's code, should this become the call's terminal.
+        message: for people; names no credential and no prompt of ours.
+        retry: while nothing is committed, may another attempt be made? ``now``: on another target or another
+            connection at once; ``backoff``: another target at once, the same upstream only after a backoff;
+            ``next_target``: only on another target of the route; ``never``.
+        retry_after: seconds the upstream asked for; None when it did not.
+        counts_against_breaker: a failure in the breaker's eyes.
+        credential_refused: the credential, not the upstream, is at fault.
+        retryable: what the bot is told when nothing inside tried again.
+        upstream_status, upstream_code: the upstream's own, when given.
+        retire_connection: the connection is gone or must not be used again.
+    """
+
+    kind: Kind
+    code: str
+    message: str
+    retry: Retry = "never"
+    retry_after: float | None = None
+    counts_against_breaker: bool = False
+    credential_refused: bool = False
+    retryable: bool = False
+    upstream_status: int | None = None
+    upstream_code: str | None = None
+    retire_connection: bool = False
+
+
+class Rule(Struct, frozen=True, kw_only=True):
+    """One row of the table: what is seen, and what it means.
+
+    `codes` are the upstream's codes and types in snake case, `generic` types that say less than a status does,
+    `statuses` HTTP statuses, `closes` WebSocket close codes, `phrases` parts of a message (lower case), looked at
+    only when code and status leave no more than "refused" or "throttled". `only_call`: it is about the call itself,
+    thus cannot be meant when an upgrade is refused.
+    """
+
+    seen: str
+    kind: Kind
+    code: str
+    retry: Retry
+    counted: bool = False
+    credential: bool = False
+    retryable: bool = False
+    retire: bool = False
+    only_call: bool = False
+    codes: tuple[str, ...] = ()
+    generic: tuple[str, ...] = ()
+    statuses: tuple[int, ...] = ()
+    closes: tuple[int, ...] = ()
+    phrases: tuple[str, ...] = ()
+
+
+CONNECT = Rule(
+    seen="no connection (name, TCP, proxy, TLS, upgrade, or the cap of that step)",
+    kind=Kind.FAILURE, code="no_connection", retry="backoff", counted=True, retryable=True, retire=True,
+)  # fmt: skip
+CREDENTIAL = Rule(
+    seen="our credential cannot be read",
+    kind=Kind.REJECTED, code="upstream_auth", retry="next_target", credential=True, retire=True,
+)  # fmt: skip
+WRONG_DOOR = Rule(
+    # An upgrade carries no call: whatever is wrong, it is not the call, so another target may well answer.
+    seen="upgrade refused with any other status (redirects are not followed)",
+    kind=Kind.FAILURE, code="upstream_refused", retry="next_target", counted=True, retire=True,
+)  # fmt: skip
+AUTH = Rule(
+    seen="credential refused",
+    kind=Kind.REJECTED, code="upstream_auth", retry="next_target", credential=True, retire=True,
+    statuses=(401, 403), closes=(1008, 3000, 3003),
+    codes=("invalid_api_key", "incorrect_api_key", "authentication_error", "auth_error", "invalid_authentication",
+           "unauthorized", "permission_denied", "permission_error", "forbidden", "account_deactivated",
+           "token_expired", "expired_token", "invalid_token", "token_not_found_in_db", "expired_key"),
+)  # fmt: skip
+QUOTA = Rule(
+    seen="quota or credit used up",
+    kind=Kind.REJECTED, code="insufficient_quota", retry="next_target",
+    statuses=(402,),
+    codes=("insufficient_quota", "quota_exceeded", "billing_hard_limit_reached", "billing_not_active",
+           "payment_required", "insufficient_credits", "insufficient_balance", "credit_exhausted",
+           "credits_exhausted", "out_of_credits", "budget_exceeded"),
+    phrases=("exceeded your current quota", "insufficient credit", "insufficient balance", "credit balance"),
+)  # fmt: skip
+THROTTLED = Rule(
+    seen="rate limited",
+    kind=Kind.THROTTLED, code="upstream_rate_limited", retry="backoff", retryable=True,
+    statuses=(429,),
+    codes=("rate_limit_exceeded", "rate_limit_error", "rate_limit_reached", "too_many_requests", "throttling_error",
+           "requests", "tokens"),
+)  # fmt: skip
+TRY_LATER = Rule(
+    seen="try again later",
+    kind=Kind.THROTTLED, code="upstream_error", retry="backoff", counted=True, retryable=True, retire=True,
+    closes=(1013,),
+)  # fmt: skip
+MODEL = Rule(
+    # It is the target that is wrong, not the call: the next target names another model.
+    seen="no such model",
+    kind=Kind.REJECTED, code="model_not_found", retry="next_target",
+    codes=("model_not_found", "model_not_available", "unknown_model", "invalid_model", "deployment_not_found"),
+)  # fmt: skip
+CONTEXT = Rule(
+    seen="the prompt is too long for the model",
+    kind=Kind.REJECTED, code="context_length_exceeded", retry="never", only_call=True,
+    codes=("context_length_exceeded", "context_window_exceeded", "context_window_exceeded_error", "prompt_too_long"),
+    phrases=("context length", "context window", "contextwindow", "prompt is too long"),
+)  # fmt: skip
+FILTER = Rule(
+    seen="content filter, refusal",
+    kind=Kind.REJECTED, code="content_filter", retry="never", only_call=True,
+    codes=("content_filter", "content_policy_violation", "content_policy_violation_error", "moderation_blocked",
+           "responsible_ai_policy_violation", "invalid_prompt", "refusal", "safety"),
+    phrases=("content management policy", "contentpolicyviolation"),
+)  # fmt: skip
+EXPIRED = Rule(
+    seen="the connection's time is over, or its server goes away in good order",
+    kind=Kind.IGNORED, code="upstream_lost", retry="now", retryable=True, retire=True,
+    codes=("websocket_connection_limit_reached", "connection_expired"), closes=(1001, 1012),
+)  # fmt: skip
+SLOTS = Rule(
+    # We and the upstream disagree about what runs on this connection: another one has no such history.
+    seen="the connection is taken, by the upstream's count",
+    kind=Kind.IGNORED, code="upstream_error", retry="now", retryable=True, retire=True,
+    codes=("response_already_in_flight", "concurrent_request", "websocket_stream_limit_reached", "invalid_stream_id"),
+)  # fmt: skip
+REFUSED = Rule(
+    seen="refused for what it asks (any other 4xx)",
+    kind=Kind.REJECTED, code="upstream_refused", retry="never", only_call=True,
+    statuses=(400, 404, 413, 422), closes=(1009,),
+    codes=("previous_response_not_found", "unsupported_parameter", "unknown_parameter", "invalid_value",
+           "unsupported_value", "missing_required_parameter", "request_too_large"),
+    generic=("invalid_request_error", "bad_request", "bad_request_error", "invalid_request", "not_found_error",
+             "not_found", "unprocessable_entity_error"),
+)  # fmt: skip
+FAILED = Rule(
+    seen="the upstream's own error (any other 5xx, and what nobody has heard of)",
+    kind=Kind.FAILURE, code="upstream_error", retry="backoff", counted=True, retryable=True,
+    statuses=(408, 425, 500, 502, 503, 504, 529), closes=(1011, 1014),
+    codes=("overloaded_error", "overloaded", "engine_overloaded", "service_unavailable", "bad_gateway",
+           "gateway_timeout", "no_capacity", "slow_down"),
+    generic=("server_error", "internal_error", "internal_server_error", "api_error", "timeout", "timeout_error"),
+)  # fmt: skip
+LOST = Rule(
+    seen="cut: EOF, reset, silence, or closed without an end of the answer",
+    kind=Kind.FAILURE, code="upstream_lost", retry="backoff", counted=True, retryable=True, retire=True,
+    closes=(1000, 1002, 1003, 1005, 1006, 1007, 1010, 1015),
+)  # fmt: skip
+MALFORMED = Rule(
+    seen="malformed frame",
+    kind=Kind.FAILURE, code="upstream_lost", retry="backoff", counted=True, retryable=True, retire=True,
+)  # fmt: skip
+OURS = Rule(
+    seen="we closed the connection ourselves",
+    kind=Kind.IGNORED, code="upstream_lost", retry="now", retryable=True, retire=True,
+)  # fmt: skip
+
+#: The table. Its order is the order of printing only; no key stands in two rows (a test).
+RULES: Final = (
+    CONNECT, CREDENTIAL, WRONG_DOOR, AUTH, QUOTA, THROTTLED, TRY_LATER, MODEL, CONTEXT, FILTER, EXPIRED, SLOTS,
+    REFUSED, FAILED, LOST, MALFORMED, OURS,
+)  # fmt: skip
+
+_BY_CODE: Final = {code: rule for rule in RULES for code in rule.codes}
+_BY_GENERIC: Final = {code: rule for rule in RULES for code in rule.generic}
+_BY_STATUS: Final = {status: rule for rule in RULES for status in rule.statuses}
+_BY_CLOSE: Final = {close: rule for rule in RULES for close in rule.closes}
+_BY_PHRASE: Final = tuple((phrase, rule) for rule in RULES for phrase in rule.phrases)
+
+
+def classify(fault: UpstreamFault) -> Outcome:
+    """Judge a fault. Total: every `UpstreamFault` has an outcome, the unknown ones as `FAILED`."""
+    if isinstance(fault, UpstreamError):
+        rule = _rule_of_error(fault)
+        return _outcome(
+            rule,
+            fault.message or rule.seen,
+            retry_after=seconds(fault.retry_after),
+            status=fault.status if fault.status is not None else _number(fault.code),
+            code=fault.code or fault.type,
+        )
+    if isinstance(fault, ConnectionLost):
+        return _outcome(_rule_of_close(fault), str(fault), retire=True)
+    if isinstance(fault, ConnectFailed):
+        # A credential command that ran into its cap is a slow machine, not a wrong secret.
+        return _outcome(CREDENTIAL if fault.stage == "credential" and not fault.timed_out else CONNECT, str(fault))
+    if isinstance(fault, UpgradeRefused):
+        return _classify_upgrade(fault)
+    if isinstance(fault, MalformedFrame):
+        return _outcome(MALFORMED, str(fault))
+    return _outcome(FAILED, str(fault))
+
+
+def _outcome(
+    rule: Rule,
+    message: str,
+    *,
+    retry_after: float | None = None,
+    status: int | None = None,
+    code: str | None = None,
+    retire: bool = False,
+) -> Outcome:
+    return Outcome(
+        kind=rule.kind,
+        code=rule.code,
+        message=message,
+        retry=rule.retry,
+        retry_after=retry_after,
+        counts_against_breaker=rule.counted,
+        credential_refused=rule.credential,
+        retryable=rule.retryable,
+        upstream_status=status,
+        upstream_code=code[:128] if code else None,
+        retire_connection=rule.retire or retire,
+    )
+
+
+def _rule_of_error(fault: UpstreamError) -> Rule:
+    code, type_ = _key(fault.code), _key(fault.type)
+    specific = _BY_CODE.get(code) or _BY_CODE.get(type_)
+    if specific:
+        return specific
+    # Some gateways put the HTTP status into `code`, as a string (LiteLLM: "401").
+    rule = _rule_of_status(fault.status) or _rule_of_status(_number(fault.code))
+    rule = rule or _BY_GENERIC.get(code) or _BY_GENERIC.get(type_) or FAILED
+    return _by_phrase(fault.message) or rule if rule is REFUSED or rule is THROTTLED else rule
+
+
+def _rule_of_status(status: int | None) -> Rule | None:
+    if status is None:
+        return None
+    if status in _BY_STATUS:
+        return _BY_STATUS[status]
+    return {4: REFUSED, 5: FAILED}.get(status // 100)
+
+
+def _rule_of_close(fault: ConnectionLost) -> Rule:
+    if fault.how == "local":
+        return OURS
+    if 4400 <= fault.close_code <= 4599:  # a wide-spread habit: 4000 + HTTP status (Vercel: 4402)
+        return _rule_of_status(fault.close_code - 4000) or LOST
+    return _BY_CLOSE.get(fault.close_code, LOST)
+
+
+def _classify_upgrade(fault: UpgradeRefused) -> Outcome:
+    code, message = _body_words(fault.body)
+    rule = _BY_CODE.get(_key(code)) or _rule_of_status(fault.status) or WRONG_DOOR
+    if rule is THROTTLED:
+        rule = _by_phrase(message) or rule
+    if rule.only_call:
+        rule = WRONG_DOOR
+    outcome = _outcome(
+        rule,
+        str(fault),
+        retry_after=retry_after_of(fault.headers),
+        status=fault.status,
+        code=code,
+        retire=True,
+    )
+    if fault.headers.get("x-should-retry", "").strip().lower() == "false" and outcome.retry in {"now", "backoff"}:
+        return msgspec.structs.replace(outcome, retry="next_target", retryable=False)
+    return outcome
+
+
+def _by_phrase(message: str) -> Rule | None:
+    message = message.lower()
+    return next((rule for phrase, rule in _BY_PHRASE if phrase in message), None)
+
+
+def _body_words(body: bytes) -> tuple[str | None, str]:
+    """The upstream's code (or type) and message in a refusal's body; (None, "") when it is not ours to read."""
+    try:
+        said: Any = msgspec.json.decode(body[:4096])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None, ""
+    if isinstance(said, dict) and isinstance(said.get("error"), dict):
+        said = said["error"]
+    if not isinstance(said, dict):
+        return None, ""
+    words = [said[name] for name in ("code", "type") if isinstance(said.get(name), str) and said[name]]
+    message = said.get("message")
+    return (words[0] if words else None), (message if isinstance(message, str) else "")
+
+
+def _key(code: str | None) -> str:
+    """A code as the table spells it: `DeploymentNotFound` and `deployment-not-found` are `deployment_not_found`."""
+    if not code:
+        return ""
+    return re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", code[:128]).lower()).strip("_")
+
+
+def _number(code: str | None) -> int | None:
+    return int(code) if code and len(code) == 3 and code.isascii() and code.isdecimal() else None
+
+
+def outcome_table() -> str:
+    """The table as Markdown, for the documentation; a test fails when the documentation is stale."""
+    yes = {True: "yes", False: ""}
+    lines = [
+        "| what is seen | by | kind | code | while nothing is committed | counted | bot may retry | connection |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for rule in RULES:
+        keys = [f"HTTP {', '.join(map(str, rule.statuses))}"] if rule.statuses else []
+        keys += [f"close {', '.join(map(str, rule.closes))}"] if rule.closes else []
+        keys += [f"`{code}`" for code in (*rule.codes, *rule.generic)]
+        lines.append(
+            f"| {rule.seen} | {'; '.join(keys)} | {rule.kind.value} | {rule.code} | {rule.retry} "
+            f"| {yes[rule.counted]} | {yes[rule.retryable]} | {'retired' if rule.retire else 'stays'} |"
+        )
+    lines += [
+        f"| {outcome.message} |  | {outcome.kind.value} | {outcome.code} | {outcome.retry} "
+        f"| {yes[outcome.counts_against_breaker]} | {yes[outcome.retryable]} "
+        f"| {'retired' if outcome.retire_connection else 'stays'} |"
+        for outcome in (SUCCESS, FIRST_DELTA_TIMEOUT, IDLE_TIMEOUT, DEADLINE, CANCELLED)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+SUCCESS: Final = Outcome(kind=Kind.SUCCESS, code="done", message="answered")
+
+#: No content by the first-delta clock. The attempt may run on; `code` is for an attempt that was given up there.
+FIRST_DELTA_TIMEOUT: Final = Outcome(
+    kind=Kind.FAILURE,
+    code="upstream_lost",
+    message="no content within first_delta_timeout",
+    retry="next_target",
+    counts_against_breaker=True,
+    retryable=True,
+)
+
+#: The stream stopped between two pieces of content.
+IDLE_TIMEOUT: Final = Outcome(
+    kind=Kind.FAILURE,
+    code="idle_timeout",
+    message="no content within idle_timeout",
+    retry="backoff",
+    counts_against_breaker=True,
+    retire_connection=True,
+)
+
+
+def deadline(counted: bool) -> Outcome:  # noqa: FBT001  (the one thing there is to say)
+    """The call's deadline passed. `counted`: the attempt had waited long enough for it to be the upstream's doing.
+
+    Long enough is a full first_delta_timeout, or twice the observed p95 of first-delta time.
+    """
+    return DEADLINE_COUNTED if counted else DEADLINE
+
+
+DEADLINE: Final = Outcome(kind=Kind.IGNORED, code="deadline_exceeded", message="the deadline passed")
+DEADLINE_COUNTED: Final = msgspec.structs.replace(DEADLINE, kind=Kind.FAILURE, counts_against_breaker=True)
+
+#: The bot ended it, or another attempt of the same call won.
+CANCELLED: Final = Outcome(kind=Kind.IGNORED, code="cancelled", message="ended by the bot, or by a sibling attempt")

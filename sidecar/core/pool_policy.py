@@ -1,0 +1,290 @@
+"""The pool's policy: which connections to open and which to retire. It decides synchronously and acts never.
+
+A connection's life (`CONNECTION`; the pool and its connections step through it):
+
+    | state | event | state after |
+    |---|---|---|
+    | CONNECTING | ready | READY |
+    | READY | taken | BUSY |
+    | BUSY | taken (a further slot) | BUSY |
+    | BUSY | released, calls left | BUSY |
+    | BUSY | idle (the last call ended) | READY |
+    | READY, BUSY | retire | DRAINING |
+    | DRAINING | released | DRAINING |
+    | any but CLOSED | closed | CLOSED |
+
+Rules, in the order of their weight:
+
+1. Never more than `maximum` + `allowance` connections that are not CLOSED, and above `maximum` only to replace one
+   that is due for rotation. The allowance is an eighth of the maximum, at least one: a connection that drains a long
+   call still counts, and with one place only, rotation could not keep up with the upstream's age limit.
+2. `warm` idle spares (READY without a call, or CONNECTING), plus enough for the calls that wait, while there is room.
+3. Replacement first: a connection due for rotation is retired once as many fresh idle spares stand as are wanted; at
+   the maximum, once its replacement stands. If nothing can be opened, what works is kept, however old.
+4. Connects wait for their backoff (`core.backoff`), and go out few at a time: `burst` at a healthy start, one after a
+   failure or a loss, twice as many after each success.
+
+Source: httpcore's `_assign_requests_to_connections` (decide synchronously, return what to close).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Final, Literal, TypeAlias
+
+from msgspec import Struct
+
+from sidecar.core.backoff import ConnectBackoff
+from sidecar.core.outcome import Outcome
+from sidecar.core.transitions import Table
+from sidecar.errors import UpstreamFault
+
+ConnectionState: TypeAlias = Literal["CONNECTING", "READY", "BUSY", "DRAINING", "CLOSED"]
+
+CONNECTION: Final[Table[ConnectionState]] = Table(
+    "connection",
+    {
+        ("CONNECTING", "ready"): "READY",
+        ("CONNECTING", "closed"): "CLOSED",
+        ("READY", "taken"): "BUSY",
+        ("READY", "retire"): "DRAINING",
+        ("READY", "closed"): "CLOSED",
+        ("BUSY", "taken"): "BUSY",
+        ("BUSY", "released"): "BUSY",
+        ("BUSY", "idle"): "READY",
+        ("BUSY", "retire"): "DRAINING",
+        ("BUSY", "closed"): "CLOSED",
+        ("DRAINING", "released"): "DRAINING",
+        ("DRAINING", "closed"): "CLOSED",
+    },
+)
+
+#: Rotation falls into this last share of `max_age`.
+ROTATION_SPREAD: Final = 0.2
+#: Successive connections are spread by the golden ratio: those opened together never fall due together.
+_GOLDEN: Final = 0.6180339887498949
+
+
+class ConnectionView(Struct, frozen=True):
+    """A connection as the policy sees it. `taken`: slots in use; `retire_at`: of `retire_at_for`, None for never."""
+
+    key: int
+    state: ConnectionState
+    opened_at: float
+    taken: int = 0
+    retire_at: float | None = None
+
+
+class Open(Struct, frozen=True):
+    """Start one connect now."""
+
+
+class Retire(Struct, frozen=True):
+    """DRAINING from now on: no new call; closed when idle."""
+
+    key: int
+    reason: str
+
+
+Action: TypeAlias = Open | Retire
+
+_OPEN: Final = Open()
+
+
+class PoolStatistics(Struct, frozen=True, kw_only=True):
+    """A snapshot; counts since the start, `connects_at_once` now."""
+
+    opened: int
+    retired: int
+    failed: int
+    lost: int
+    stopped: int
+    connects_at_once: int
+    refused: bool
+    may_connect_at: float
+
+
+class PoolPolicy:
+    """The policy of one upstream's pool.
+
+    Args:
+        warm: idle spares to keep; never more than `maximum` are.
+        maximum: connections.
+        slots: calls per connection.
+        max_age: seconds; rotation falls into the last fifth of them.
+        burst: connects at once, at most.
+        backoff: of the connects; a default one if None.
+        jitter: U(0, 1).
+    """
+
+    def __init__(
+        self,
+        *,
+        warm: int,
+        maximum: int,
+        slots: int = 1,
+        max_age: float = 3300.0,
+        burst: int = 16,
+        backoff: ConnectBackoff | None = None,
+        jitter: Callable[[], float],
+    ) -> None:
+        if warm < 0 or maximum < 1 or slots < 1 or burst < 1 or max_age <= 0:
+            raise ValueError("warm is at least 0, maximum, slots and burst at least 1, max_age more than 0")
+        self._warm, self._maximum, self._slots = min(warm, maximum), maximum, slots
+        #: connections above the maximum while some are being replaced
+        self.allowance = max(1, maximum // 8)
+        self._max_age = max_age
+        self._burst = self._at_once = burst
+        self._backoff = backoff if backoff is not None else ConnectBackoff()
+        self._jitter = jitter
+        self._turn = jitter()
+        self._wake_at = -math.inf  # decide() has something to say at once: it has never been asked
+        self._opened = self._retired = self._failed = self._lost = self._stopped = 0
+
+    # ---------------------------------------------------------------- what happened
+
+    def connected(self, now: float) -> None:
+        """A connect succeeded."""
+        self._backoff.connected(now)
+        self._at_once = min(self._burst, self._at_once * 2)
+        self._wake_at = now
+
+    def connect_failed(self, now: float, outcome: Outcome) -> None:
+        """A connect failed: the next ones go alone, after their backoff."""
+        self._failed += 1
+        self._backoff.failed(outcome, now, self._jitter)
+        self._at_once = 1
+        self._wake_at = now
+
+    def lost(self, now: float, fault: UpstreamFault, *, lived: float | None = None) -> None:
+        """A connection that stood is gone, not by our doing. `lived`: seconds that it stood, when known."""
+        self._lost += 1
+        self._backoff.lost(fault, now, self._jitter, lived=lived)
+        self._at_once = 1
+        self._wake_at = now
+
+    def stopped_by_us(self, now: float) -> None:
+        """We closed a connection to stop an abandoned call: no delay, no failure, its replacement opens at once."""
+        self._stopped += 1
+        self._wake_at = now
+
+    def credential_changed(self, now: float) -> None:
+        """Another credential is there: a refused upstream is tried at once."""
+        self._backoff.credential_changed()
+        self._wake_at = now
+
+    # ---------------------------------------------------------------- decisions
+
+    @property
+    def refused(self) -> bool:
+        """The credential is refused."""
+        return self._backoff.refused
+
+    @property
+    def may_connect_at(self) -> float:
+        """The earliest instant at which a connect may start; in the past means now."""
+        return self._backoff.next_attempt_at
+
+    def retire_at_for(self, opened_at: float) -> float:
+        """When a connection opened then falls due for rotation: jittered and staggered, never past `max_age`."""
+        self._turn = (self._turn + _GOLDEN) % 1.0
+        return opened_at + self._max_age * (1 - ROTATION_SPREAD * self._turn)
+
+    def needs_decision(self, idle: int, total: int, waiting: int, now: float) -> bool:
+        """Whether `decide` might say anything: constant in time, for the path of a short call.
+
+        Args:
+            idle: READY connections without a call, plus those CONNECTING.
+            total: connections that are not CLOSED.
+            waiting: calls that wait for a connection.
+            now: instant.
+        """
+        if now >= self._wake_at:
+            return True
+        return (waiting > 0 or idle < self._warm) and total < self._maximum and now >= self._backoff.next_attempt_at
+
+    def next_wakeup_at(self) -> float:
+        """When `decide` is to be asked again if nothing happens before; inf when time alone changes nothing."""
+        return self._wake_at
+
+    def decide(self, now: float, connections: Sequence[ConnectionView], waiting: int) -> list[Action]:
+        """What to open and what to retire now; the caller carries it out before it asks again.
+
+        Args:
+            now: instant.
+            connections: all of them; CLOSED ones are passed over.
+            waiting: calls for which no slot is free.
+        """
+        connecting = fresh = draining = 0
+        due_idle: list[ConnectionView] = []
+        due_busy: list[ConnectionView] = []
+        standing = 0
+        next_due = math.inf
+        for view in connections:
+            if view.state == "CONNECTING":
+                connecting += 1
+            elif view.state == "DRAINING":
+                draining += 1
+            elif view.state != "CLOSED":
+                standing += 1
+                if view.retire_at is not None and view.retire_at <= now:
+                    (due_busy if view.taken else due_idle).append(view)
+                else:
+                    next_due = min(next_due, math.inf if view.retire_at is None else view.retire_at)
+                    fresh += not view.taken
+        due = len(due_idle) + len(due_busy)
+        wanted = self._warm + -(-waiting // self._slots)
+
+        retire = self._to_retire(due_idle, due_busy, fresh, standing)
+        limit = self._maximum + min(self.allowance, due)
+        room = limit - (connecting + standing + draining)
+        # At the maximum only those that are due are replaced, and their replacements may be on their way already.
+        missing = min(wanted - fresh - connecting, room)
+        if connecting + standing + draining >= self._maximum:
+            missing = min(missing, due - connecting)
+        opens = 0
+        gated = False
+        if missing > 0:
+            gated = now < self._backoff.next_attempt_at
+            opens = 0 if gated else max(0, min(missing, self._at_once - connecting))
+        self._wake_at = min(next_due, self._backoff.next_attempt_at if gated else math.inf)
+        self._opened += opens
+        self._retired += len(retire)
+        return [*retire, *([_OPEN] * opens)]
+
+    def _to_retire(
+        self, due_idle: list[ConnectionView], due_busy: list[ConnectionView], fresh: int, standing: int
+    ) -> list[Action]:
+        # Idle ones go while the fresh spares and the due ones left are as many as wanted ...
+        idle_out = min(len(due_idle), max(0, fresh + len(due_idle) - self._warm))
+        # ... busy ones are no spares: they go once the spares are complete.
+        busy_out = len(due_busy) if fresh >= self._warm else 0
+        # Above the maximum a replacement stands already, even if a call took it at once.
+        excess = standing - self._maximum - idle_out - busy_out
+        if excess > 0:
+            more = min(excess, len(due_idle) - idle_out)
+            idle_out += more
+            busy_out = min(len(due_busy), busy_out + excess - more)
+        oldest = sorted(due_idle, key=_opened_at)[:idle_out] + sorted(due_busy, key=_opened_at)[:busy_out]
+        return [Retire(view.key, "max_age") for view in oldest]
+
+    def statistics(self) -> PoolStatistics:
+        """A snapshot."""
+        return PoolStatistics(
+            opened=self._opened,
+            retired=self._retired,
+            failed=self._failed,
+            lost=self._lost,
+            stopped=self._stopped,
+            connects_at_once=self._at_once,
+            refused=self._backoff.refused,
+            may_connect_at=self._backoff.next_attempt_at,
+        )
+
+    def __repr__(self) -> str:
+        return f"<PoolPolicy warm={self._warm} maximum={self._maximum} at_once={self._at_once} {self._backoff!r}>"
+
+
+def _opened_at(view: ConnectionView) -> float:
+    return view.opened_at
