@@ -25,11 +25,15 @@ _REF: Final = "#/$defs/{name}"
 
 #: file -> title, what it describes, the union of its messages, further types that are published with them.
 _FILES: Final[dict[str, tuple[str, str, Any, tuple[type, ...]]]] = {
-    "bot-to-daemon.json": ("What a bot may send", "One message, or an array of messages.", wire.ToDaemon, (wire.Options,)),
+    "bot-to-daemon.json": (
+        "What a bot may send",
+        "One message, or an array of messages.",
+        wire.ToDaemon,
+        (wire.Options,),
+    ),
     "daemon-to-bot.json": (
         "What the daemon may send",
-        "One message; an array of messages only to a bot that said hello with batch: true. "
-        "A reader must accept fields and codes that are not listed here.",
+        "One message, or an array of them after hello with batch: true. Accept fields and codes not listed here.",
         wire.FromDaemon,
         (),
     ),
