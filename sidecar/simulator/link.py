@@ -1,0 +1,189 @@
+"""One accepted socket, TLS or not, with a synchronous `send` that never blocks and an end of every kind.
+
+A plain non-blocking socket rather than a `trio.SocketStream`: a relay that misbehaves needs resets, half-closes
+and writes that need no checkpoint.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import struct
+from typing import Final, NoReturn
+
+import trio
+
+from sidecar.simulator.counters import Counters
+
+_WRITE: Final = 256 << 10
+_TCP_ESTABLISHED: Final = 1
+
+
+class Link:
+    """Bytes to and from one client.
+
+    Resource handling: `close` or `reset` ends it; both may be called twice. `run` must run beside it, or what the
+    kernel does not take at once stays here.
+
+    Args:
+        sock: non-blocking, connected; owned from here on.
+        counters: bytes are counted as the kernel takes and gives them (TLS records, not plaintext).
+    """
+
+    def __init__(self, sock: socket.socket, counters: Counters) -> None:
+        self._sock = sock
+        self._counters = counters
+        self._pending = bytearray()
+        self._pushed = trio.Event()
+        self._waiting = trio.lowlevel.ParkingLot()
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls: ssl.SSLObject | None = None
+        self._last = False
+        self.closed = False
+
+    async def secure(self, context: ssl.SSLContext) -> None:
+        """The server's side of a TLS handshake.
+
+        Raises:
+            OSError: it failed (`ssl.SSLError` is one), or the client went away.
+        """
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._push(self._outgoing.read())
+                data = await self._read_socket(16384)
+                if not data:
+                    raise ConnectionResetError("EOF in the TLS handshake") from None
+                self._incoming.write(data)
+                continue
+            self._push(self._outgoing.read())
+            return
+
+    async def receive(self, size: int = 65536) -> bytes:
+        """What came, at least one byte; ``b""`` at the end.
+
+        Raises:
+            OSError: reset, or a broken TLS record.
+            trio.ClosedResourceError: we closed it.
+        """
+        if self._tls is None:
+            return await self._read_socket(size)
+        while True:
+            try:
+                return self._tls.read(size)
+            except ssl.SSLWantReadError:
+                self._push(self._outgoing.read())
+                data = await self._read_socket(size)
+                if not data:
+                    return b""
+                self._incoming.write(data)
+            except ssl.SSLZeroReturnError:
+                return b""
+
+    async def _read_socket(self, size: int) -> bytes:
+        while True:
+            if self.closed:
+                raise trio.ClosedResourceError
+            await trio.lowlevel.wait_readable(self._sock)
+            try:
+                data = self._sock.recv(size)
+            except BlockingIOError:
+                continue
+            self._counters.bytes_in += len(data)
+            return data
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Hand over, in order, without waiting. After the end: dropped."""
+        if self.closed:
+            return
+        if self._tls is None:
+            self._push(data)
+        else:
+            self._tls.write(data)
+            self._push(self._outgoing.read())
+
+    def _push(self, data: bytes | memoryview) -> None:
+        if not data or self.closed or self._last:
+            return
+        sent = 0
+        if not self._pending:
+            try:
+                sent = self._sock.send(data)
+            except BlockingIOError:
+                pass
+            except OSError:
+                return  # the reader learns of it
+            self._counters.bytes_out += sent
+            if sent == len(data):
+                return
+        self._pending += memoryview(data)[sent:]
+        self._pushed.set()
+
+    async def send_large(self, data: bytes) -> None:
+        """Send in large writes, waiting while the client does not read."""
+        view = memoryview(data)
+        for start in range(0, len(view), _WRITE):
+            self.send(view[start : start + _WRITE])
+            await self.drained()
+
+    async def drained(self, below: int = _WRITE) -> None:
+        """Wait until less than `below` bytes are waiting for the kernel. A checkpoint in any case."""
+        await trio.lowlevel.checkpoint()
+        while len(self._pending) >= below and not self.closed:
+            await self._waiting.park()
+
+    async def run(self) -> NoReturn:
+        """Write what the kernel did not take at once, for ever."""
+        while True:
+            await self._pushed.wait()
+            while self._pending and not self.closed:
+                try:
+                    await trio.lowlevel.wait_writable(self._sock)
+                    with memoryview(self._pending) as whole, whole[:_WRITE] as slab:
+                        sent = self._sock.send(slab)
+                except BlockingIOError:
+                    continue
+                except (OSError, trio.ClosedResourceError):
+                    sent = len(self._pending)  # nobody will read it
+                else:
+                    self._counters.bytes_out += sent
+                del self._pending[:sent]
+                self._waiting.unpark_all()
+            self._pushed = trio.Event()
+            if self._last:
+                self.finish()
+
+    @property
+    def abandoned(self) -> bool:
+        """The client's kernel has closed its side (learnt without reading)."""
+        try:
+            state: int = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        except OSError:
+            return True
+        return state != _TCP_ESTABLISHED
+
+    def finish(self) -> None:
+        """EOF to the client, without TLS's or WebSocket's farewell; reading goes on, or the kernel would say RST."""
+        self._last = True
+        if not self.closed and not self._pending:
+            try:
+                self._sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+
+    def close(self) -> None:
+        """End it; what is pending is lost."""
+        if not self.closed:
+            self.closed = True
+            self._pending.clear()
+            self._waiting.unpark_all()
+            trio.lowlevel.notify_closing(self._sock)
+            self._sock.close()
+
+    def reset(self) -> None:
+        """End it with a TCP RST."""
+        if not self.closed:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close()
