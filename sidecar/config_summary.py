@@ -109,11 +109,11 @@ def _warnings(config: Config) -> list[str]:
     return found
 
 
-def summary(config: Config) -> str:
-    """`describe` as lines for a terminal."""
+def summary(config: Config, *, endpoint: str | None = None) -> str:
+    """`describe` as lines for a terminal; `endpoint` is the one it comes to when the configuration names none."""
     sums = describe(config)
     frontend = sums["frontend"]
-    lines = [f"{frontend['endpoint'] or 'the default endpoint'}: {frontend['who_may_connect']} may connect"]
+    lines = [f"{endpoint or frontend['endpoint'] or 'the default endpoint'}: {frontend['who_may_connect']} may connect"]
     for route in sums["routes"]:
         first, *rest = route["targets"]
         then = "".join(f", then {target['upstream']}/{target['model']} ({target['calls_at_once']})" for target in rest)
