@@ -14,7 +14,12 @@ from tests.wire import vectors
 
 #: What decoding bytes of a stranger may raise, and nothing else.
 REFUSED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, MemoryError)
-ANSWER_TO = {"accepted": wire.Call, "welcome": wire.Hello, "pong": wire.Ping, "report": wire.Probe}
+ANSWER_TO: dict[str, type[Any]] = {
+    "accepted": wire.Call,
+    "welcome": wire.Hello,
+    "pong": wire.Ping,
+    "report": wire.Probe,
+}
 
 
 def _inbound() -> list[Any]:
@@ -31,7 +36,8 @@ def _legible_id(payload: bytes) -> str | None:
     try:
         raw = encoding.read_keys(payload)["id"]
         module = msgspec.json if encoding is wire.JSON else msgspec.msgpack
-        return module.decode(raw, type=wire.CallName)
+        name: str = module.decode(raw, type=wire.CallName)
+        return name
     except (*REFUSED, KeyError):
         return None
 
