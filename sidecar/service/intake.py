@@ -1,0 +1,229 @@
+"""What a bot sent, turned into messages and refusals. Pure: bytes in, values out, nothing raised, whatever comes.
+
+Refusals name the field and what it should be, and never repeat what was in it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+
+from sidecar import wire
+from sidecar.wire import JSON, MAX_BATCH, MAX_SAFE_INTEGER, MSGPACK, Call, Encoding, Failed, ToDaemon
+
+#: How deep `options` may nest. msgspec alone stops near 1,000, where re-encoding would fail instead of reading.
+MAX_DEPTH: Final = 64
+#: Names of unknown fields given back at most, and how long each may be.
+MAX_IGNORED: Final = 32
+MAX_IGNORED_LENGTH: Final = 64
+
+T = TypeVar("T")
+
+
+class Item(NamedTuple):
+    """One map of a payload: a message, or why it is refused. `ignored` are the names of its unknown fields."""
+
+    message: ToDaemon | Failed
+    ignored: list[str]
+
+
+class Intake(NamedTuple):
+    """One payload. `batch`: it was an array, each map of which stands alone."""
+
+    encoding: Encoding
+    items: list[Item]
+    batch: bool
+
+
+_KNOWN: Final = {field.encode_name for field in msgspec.structs.fields(Call)} | {"type"}
+_TYPES: Final = "call, cancel, hello, ping, probe"
+_ONE_OF: Final = {
+    "$.type": _TYPES,
+    "$.lane": "exit, entry, research",
+    "$.on_lost": "fail, restart",
+    "$.check": "live, ready, full",
+}
+_AT: Final = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`(?P<path>[^`]*)`)?$", re.DOTALL)
+#: Messages of msgspec that hold no content of the input. Anything else is reworded.
+_CLEAN: Final = ("Expected `", "Object missing required field", "JSON is malformed", "MessagePack data is malformed",
+                 "Input data was truncated", "Number out of range", "Integer value out of range")  # fmt: skip
+
+_READ_LIST: Final[dict[Encoding, Callable[[bytes], list[msgspec.Raw]]]] = {
+    JSON: msgspec.json.Decoder(list[msgspec.Raw]).decode,
+    MSGPACK: msgspec.msgpack.Decoder(list[msgspec.Raw]).decode,
+}
+_READ_ANY: Final[dict[Encoding, Callable[[Any], Any]]] = {
+    JSON: msgspec.json.Decoder().decode,
+    MSGPACK: msgspec.msgpack.Decoder().decode,
+}
+
+
+class _Undecodable(NamedTuple):
+    problem: str
+
+
+def _decode(decoder: Callable[[Any], T], data: object) -> T | _Undecodable:
+    """The one boundary to untrusted bytes: msgspec raises more than its own errors."""
+    try:
+        return decoder(data)
+    except msgspec.MsgspecError as error:
+        return _Undecodable(describe(str(error)))
+    except UnicodeDecodeError:
+        return _Undecodable("text that is not UTF-8")
+    except RecursionError:
+        return _Undecodable("nested too deeply")
+    except MemoryError:
+        return _Undecodable("too large to read")
+
+
+def describe(error: str) -> str:
+    """A msgspec message as one for the bot: the field's path first, no content.
+
+    >>> describe("Expected `str` of length <= 64 - at `$.id`")
+    'id: expected `str` of length <= 64'
+    >>> describe("Invalid enum value 'whatever' - at `$.lane`")
+    'lane: expected one of exit, entry, research'
+    """
+    match = _AT.match(error)
+    if match is None:
+        return "not a message"
+    what, path = match["what"], match["path"] or ""
+    field = path.removeprefix("$.") if path != "$" else ""
+    if match["key"]:
+        return f"{field or 'the message'}: the keys of a map must be strings"
+    if not what.startswith(_CLEAN):
+        what = f"expected one of {_ONE_OF[path]}" if path in _ONE_OF else "a value that is not allowed here"
+    elif not field and what.startswith("Object missing required field `type`"):
+        what = f"the field `type` is missing; one of {_TYPES}"
+    what = what[0].lower() + what[1:] if what.startswith(("Expected", "Object", "Number", "Integer")) else what
+    return f"{field}: {what}" if field else what
+
+
+def refusal(code: str, message: str, *, name: str | None = None, retry_after_ms: int | None = None) -> Failed:
+    """A `failed` on receipt; retryable exactly when it says after how long."""
+    return Failed(
+        id=name, code=code, message=message, retryable=retry_after_ms is not None, retry_after_ms=retry_after_ms
+    )
+
+
+def read(payload: bytes | None, *, max_message_bytes: int) -> Intake:
+    """Read one payload.
+
+    Args:
+        payload: as it came; None when the message did not have exactly one payload frame.
+        max_message_bytes: over it, everything in it is refused as `too_large`.
+    """
+    if payload is None:
+        return _refused(JSON, "invalid_request", "a message is one payload frame, after at most an empty delimiter")
+    if not payload:
+        return _refused(JSON, "invalid_request", "the payload is empty; send one map, JSON or MessagePack")
+    encoding = wire.encoding_of(payload)
+    if len(payload) > max_message_bytes:
+        problem = f"the payload has {len(payload)} bytes; max_message_bytes is {max_message_bytes}"
+        return Intake(encoding, [Item(refusal("too_large", problem, name=_readable_id(encoding, payload)), [])], False)
+    if not _is_list(encoding, payload):
+        return Intake(encoding, [_read_map(encoding, payload)], False)
+    maps = _decode(_READ_LIST[encoding], payload)
+    if isinstance(maps, _Undecodable):
+        return _refused(encoding, "invalid_request", maps.problem)
+    if len(maps) > MAX_BATCH:
+        return _refused(encoding, "invalid_request", f"an array holds at most {MAX_BATCH} messages")
+    return Intake(encoding, [_read_map(encoding, bytes(memoryview(raw))) for raw in maps], True)
+
+
+def _refused(encoding: Encoding, code: str, message: str) -> Intake:
+    return Intake(encoding, [Item(refusal(code, message), [])], False)
+
+
+def _is_list(encoding: Encoding, payload: bytes) -> bool:
+    first = payload[0]
+    return first == 0x5B if encoding is JSON else 0x90 <= first <= 0x9F or first in {0xDC, 0xDD}
+
+
+def _read_map(encoding: Encoding, data: bytes) -> Item:
+    message = _decode(encoding.decode_to_daemon, data)
+    if isinstance(message, _Undecodable):
+        return Item(_explain(encoding, data, message.problem), [])
+    if not isinstance(message, Call):
+        return Item(message, [])
+    keys = _decode(encoding.read_keys, data)
+    if isinstance(keys, _Undecodable):
+        return Item(refusal("invalid_request", keys.problem, name=message.id), [])
+    problem = _problem(message)
+    if message.v != wire.WIRE_VERSION:
+        return Item(_other_version(message.id), [])
+    if problem:
+        return Item(refusal("invalid_request", problem, name=message.id), [])
+    ignored = [key for key in keys if key not in _KNOWN] if len(keys) > 2 else []
+    return Item(message, [key[:MAX_IGNORED_LENGTH] for key in ignored[:MAX_IGNORED]])
+
+
+def _other_version(name: str | None) -> Failed:
+    return refusal("unsupported_version", f"v: this daemon speaks version {wire.WIRE_VERSION}", name=name)
+
+
+def _problem(call: Call) -> str:
+    """What the types cannot say; "" when nothing."""
+    if (call.input is None) == (call.messages is None):
+        return "give exactly one of `input` and `messages`"
+    if call.messages is not None and not call.messages:
+        return "messages: at least one"
+    return unportable(call.options, "options") if call.options else ""
+
+
+def _explain(encoding: Encoding, data: bytes, problem: str) -> Failed:
+    """A map that could not be read as a message: with its id where that can be read, its version first."""
+    keys = _decode(encoding.read_keys, data)
+    if isinstance(keys, _Undecodable):
+        return refusal("invalid_request", problem)
+    name = _name(encoding, keys)
+    if "v" in keys:
+        version = _decode(_READ_ANY[encoding], keys["v"])
+        if type(version) is int and version != wire.WIRE_VERSION:
+            return _other_version(name)
+    return refusal("invalid_request", problem, name=name)
+
+
+def _readable_id(encoding: Encoding, payload: bytes) -> str | None:
+    keys = _decode(encoding.read_keys, payload)
+    return None if isinstance(keys, _Undecodable) else _name(encoding, keys)
+
+
+def _name(encoding: Encoding, keys: dict[str, msgspec.Raw]) -> str | None:
+    name = _decode(_READ_ANY[encoding], keys["id"]) if "id" in keys else None
+    return name if isinstance(name, str) and 1 <= len(name) <= 64 else None
+
+
+def unportable(value: Any, path: str) -> str:
+    """Why a free-form value cannot be passed on as JSON, "" when it can.
+
+    Iterative: the depth is the bot's choice. A path names map keys no further than the first level (they are his).
+    """
+    waiting: list[tuple[Any, int]] = [(value, 0)]
+    while waiting:
+        item, depth = waiting.pop()
+        kind = type(item)
+        if item is None or kind is bool or kind is str:
+            continue
+        if kind is int:
+            if not -MAX_SAFE_INTEGER <= item <= MAX_SAFE_INTEGER:
+                return f"{path}: an integer beyond 2^53 - 1"
+        elif kind is float:
+            if not math.isfinite(item):
+                return f"{path}: NaN and infinities are not allowed"
+        elif depth >= MAX_DEPTH:
+            return f"{path}: nested deeper than {MAX_DEPTH}"
+        elif kind is dict:
+            for key, inner in item.items():
+                if type(key) is not str:
+                    return f"{path}: the keys of a map must be strings"
+                waiting.append((inner, depth + 1))
+        elif kind is list:
+            waiting.extend((inner, depth + 1) for inner in item)
+        else:
+            return f"{path}: a value that JSON does not have"
+    return ""
