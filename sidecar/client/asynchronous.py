@@ -1,0 +1,298 @@
+"""`AsyncClient`: the asyncio shell. No thread, no hop: ZeroMQ's descriptors are watched by the loop itself.
+
+Example::
+
+    async with AsyncClient() as client:
+        async with client.stream("Summarise: ...", timeout_ms=2000) as stream:
+            async for piece in stream:
+                print(piece, end="")
+        side = await client.choose("...", ["BUY", "SELL", "HOLD"], default="HOLD", timeout_ms=500)
+
+One wake-up of the loop reads all there is and wakes each waiting task at most once, however many deltas came. Not
+`zmq.asyncio`: its futures cost more than the messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import Self, TypeVar, Unpack
+
+from sidecar.client.answers import Answer, Choice, Choices
+from sidecar.client.endpoint import find_endpoint
+from sidecar.client.handle import Reading
+from sidecar.client.link import Link
+from sidecar.client.session import CHOOSE_GRACE, GRACE, ChoiceWishes, OpenCall, Question, Session, Wishes
+from sidecar.errors import SidecarError
+from sidecar.wire import Pong, Report, Welcome
+
+ItemT = TypeVar("ItemT", OpenCall, Question)
+
+
+class AsyncClient:
+    """A connection to the daemon for one asyncio loop. Arguments, wishes and promises as `sidecar.Client`.
+
+    The deadline counts from the call of the method. It is kept as well as the loop allows: a callback that blocks the
+    loop is late for everybody.
+    Cancellation: a task cancelled in `ask()`, `choose()` or inside ``async with`` has its call cancelled, upstream too,
+    and `CancelledError` passes through.
+
+    Raises:
+        EndpointError: the endpoint is no ipc path, or too long.
+    """
+
+    def __init__(self, endpoint: str | None = None, *, name: str = "") -> None:
+        self.endpoint = find_endpoint(endpoint)
+        self._pump = LoopPump(self.endpoint, Session(name=name))
+
+    @property
+    def welcome(self) -> Welcome | None:
+        """What the daemon said of itself, None before it did: version, session, limits, routes."""
+        return self._pump.session.welcome
+
+    def stream(self, prompt: str | None = None, **wishes: Unpack[Wishes]) -> AsyncHandle:
+        """Send a call whose text is wanted as it comes. Use it in an ``async with``: leaving early cancels the call."""
+        return self._open(prompt, wishes)
+
+    def submit(self, prompt: str | None = None, *, stream: bool = True, **wishes: Unpack[Wishes]) -> AsyncHandle:
+        """Send a call and go on: `poll()` looks, `result()` waits, `cancel()` ends it. Sent before this returns."""
+        return self._open(prompt, wishes, stream=stream)
+
+    async def ask(self, prompt: str | None = None, **wishes: Unpack[Wishes]) -> Answer:
+        """One call, the whole text; as `Client.ask`.
+
+        Raises:
+            CallFailed: the subclass of its code's group.
+        """
+        handle = self._open(prompt, wishes, stream=False)
+        try:
+            return await handle.result()
+        finally:
+            handle.leave()
+
+    async def choose(
+        self,
+        prompt: str | None,
+        choices: Iterable[str],
+        *,
+        default: str,
+        timeout_ms: float,
+        **wishes: Unpack[ChoiceWishes],
+    ) -> Choice:
+        """One of `choices`, or the default and why; as `Client.choose`. Raises nothing but CancelledError."""
+        handle: AsyncHandle | None = None
+        try:
+            words = Choices(choices)
+            handle = self._open(prompt, words.wishes(wishes, timeout_ms), stream=False, grace=CHOOSE_GRACE)
+            return words.judge(await handle.result(), default)
+        except Exception as problem:  # noqa: BLE001 - "never raises" is the promise; CancelledError is no Exception
+            return Choice.fallback(default, problem, sent=handle is not None)
+        finally:
+            if handle is not None:
+                handle.leave()
+
+    async def ping(self, *, timeout_ms: float = 1000) -> Pong:
+        """A round trip.
+
+        Raises:
+            CallFailed: ``daemon_unavailable``, ``daemon_lost``, ``deadline_exceeded``.
+        """
+        answer = await self._ask(lambda session: session.ping(now=time.monotonic(), timeout=timeout_ms / 1000))
+        assert isinstance(answer, Pong)
+        return answer
+
+    async def probe(self, check: str = "full", *, timeout_ms: float = 1000) -> Report:
+        """The daemon's health.
+
+        Raises:
+            CallFailed: ``daemon_unavailable``, ``daemon_lost``, ``deadline_exceeded``.
+        """
+        timeout = timeout_ms / 1000
+        answer = await self._ask(lambda session: session.probe(check, now=time.monotonic(), timeout=timeout))
+        assert isinstance(answer, Report)
+        return answer
+
+    def close(self) -> None:
+        """Close the connection; calls still open end as ``cancelled``. May be called twice."""
+        self._pump.close()
+
+    async def __aenter__(self) -> Self:
+        self._pump.attach()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self, prompt: str | None, wishes: Wishes, *, stream: bool = True, grace: float = GRACE) -> AsyncHandle:
+        now = time.monotonic()
+        call = self._pump.start(
+            lambda session: session.open(prompt, wishes, now=now, mono_us=int(now * 1e6), stream=stream, grace=grace)
+        )
+        return AsyncHandle(self._pump, call)
+
+    async def _ask(self, ask: Callable[[Session], Question]) -> Pong | Report:
+        question = self._pump.start(ask)
+        while not question.over:
+            await self._pump.changed(question)
+        if question.failure is not None:
+            raise question.failure
+        assert question.answer is not None
+        return question.answer
+
+
+class AsyncHandle(Reading):
+    """One call of an `AsyncClient`: an asynchronous iterator of text pieces, and its terminal afterwards.
+
+    Used in an ``async with``, leaving before the end cancels the call. The loop moves the bytes: `poll()` only looks.
+    """
+
+    def __init__(self, pump: LoopPump, call: OpenCall) -> None:
+        super().__init__(call)
+        self._pump = pump
+
+    def poll(self) -> Answer | None:
+        """The answer, or None while the call is open.
+
+        Raises:
+            CallFailed: it failed.
+        """
+        return self.answer if self.ended else None
+
+    async def result(self) -> Answer:
+        """Wait for the end: the answer. Cancelling the wait leaves the call running.
+
+        Raises:
+            CallFailed: it failed; `text` keeps what came.
+        """
+        while not self.ended:
+            await self._pump.changed(self._call)
+        return self.answer
+
+    def cancel(self) -> None:
+        """Ask the daemon to end it, upstream too. The terminal follows: ``cancelled``, or one already on its way."""
+        self._pump.session.cancel(self._call)
+        self._pump.move()
+
+    def leave(self) -> None:
+        """Cancel it and wait for nothing; it has ended as ``cancelled`` here. Nothing when it had ended."""
+        if not self.ended:
+            self._pump.session.abandon(self._call)
+            self._pump.move()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str:
+        while (piece := self._next_piece()) is None:
+            if self.ended:
+                _ = self.answer  # raises what must be raised
+                raise StopAsyncIteration
+            await self._pump.changed(self._call)
+        return piece
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.leave()
+
+
+class LoopPump:
+    """Moves the bytes of one client whenever the loop says that there are some."""
+
+    def __init__(self, endpoint: str, session: Session) -> None:
+        self.session = session
+        self.link = Link(endpoint, session)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._again: asyncio.Handle | None = None
+
+    def attach(self) -> None:
+        """Watch the descriptors from the running loop: the first one the client is used in, or one after its end.
+
+        Raises:
+            SidecarError: the client is closed, forked, or of another running loop.
+        """
+        reason = self.link.usable()
+        if reason is not None:
+            raise SidecarError(reason)
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if self._loop is not None and not self._loop.is_closed():
+            raise SidecarError("this client belongs to another event loop: make one client per loop")
+        self._loop = loop
+        self._timer = self._again = None
+        for descriptor in self.link.descriptors:
+            loop.add_reader(descriptor, self.move)
+        self.move()
+
+    def start(self, ask: Callable[[Session], ItemT]) -> ItemT:
+        """Begin a call or a question, and fail it at once where nobody can be there."""
+        self.attach()
+        item = ask(self.session)
+        self.move()
+        if not item.handed_over:
+            self.link.explain_absence()
+            self._tell()
+        return item
+
+    def move(self) -> None:
+        """One pass, whoever asks for it: a descriptor, the timer, a call. Other work runs before the next."""
+        loop = self._loop
+        if loop is None or self.link.usable() is not None:
+            return
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        if self.link.exchange():
+            self._again = loop.call_soon(self.move)
+        self._tell()
+        wakeup_at = self.session.next_wakeup_at()
+        if wakeup_at is not None and (self._timer is None or wakeup_at < self._timer_at):
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = wakeup_at
+            self._timer = loop.call_later(max(0.0, wakeup_at - time.monotonic()), self._ring)
+
+    async def changed(self, item: OpenCall | Question) -> None:
+        """Wait until something new is known of it. Several tasks may wait for one call."""
+        reason = self.link.usable()
+        if reason is not None or self._loop is None:
+            raise SidecarError(reason or "this client is closed")
+        waiter = self._loop.create_future()
+        if item.wake is None:
+            item.wake = []
+        item.wake.append(waiter)
+        await waiter
+
+    def close(self) -> None:
+        """End everything; in a forked child, nothing of the parent's."""
+        if self.link.usable() is None:
+            loop, self._loop = self._loop, None
+            for handle in (self._timer, self._again):
+                if handle is not None:
+                    handle.cancel()
+            if loop is not None and not loop.is_closed():
+                for descriptor in self.link.descriptors:
+                    loop.remove_reader(descriptor)
+            self.session.close()
+            self._tell()
+        self.link.close()
+
+    def _ring(self) -> None:
+        self._timer = None
+        self.move()
+
+    def _tell(self) -> None:
+        """Wake whoever waits for what changed, once each."""
+        for item in self.session.changed:
+            item.changed = False
+            if item.wake is not None:
+                for waiter in item.wake:
+                    if not waiter.done():
+                        waiter.set_result(None)
+                item.wake = None
+        self.session.changed.clear()

@@ -1,0 +1,518 @@
+"""One bot's conversation with the daemon, without sockets and clocks.
+
+Payload bytes and instants go in; payloads to send, and the changed state of calls and questions, come out. Both
+clients are thin shells around it: they move bytes, and sleep until `next_wakeup_at()`.
+
+What it promises, whatever the daemon does:
+
+- exactly one terminal per call, and nothing after it: late messages for an ended or unknown id are ignored;
+- the deadline holds here too: `expire()` ends a call `grace` seconds after it, so that the daemon's own terminal wins
+  a tie, as ``deadline_exceeded``, or ``daemon_unavailable`` when the call could not even be handed over;
+- what was not handed over by then never will be; what was is never handed over twice;
+- a hole in `seq`, a `done` whose `deltas` differ from those received, a foreign `call_id`, or a message about an open
+  call that cannot be read is a protocol violation: that call fails `internal` and is cancelled, the others go on.
+  A message of an unknown type, or one that names no open call, is ignored (a newer daemon may send it): what could
+  have been lost with it is found by the counts above or by the deadline;
+- a disconnect ends every call handed over as ``daemon_lost``, at once; so does a new `session` in `welcome`.
+
+Models: h11 and aioquic (time as an argument, state to look at instead of callbacks).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, TypedDict
+
+import msgspec
+
+from sidecar.errors import CallFailed
+from sidecar.wire import (
+    MSGPACK,
+    Accepted,
+    ChatMessage,
+    Delta,
+    Done,
+    Failed,
+    Lane,
+    Pong,
+    Report,
+    Restarted,
+    Terminal,
+    Welcome,
+    encoding_of,
+)
+
+#: Until `accepted` says the deadline, a call without `timeout_ms` is given this long.
+UNACCEPTED_TIMEOUT: Final = 2.0
+MAX_TIMEOUT_MS: Final = 86_400_000
+#: How long after the deadline the daemon's own terminal may still come.
+GRACE: Final = 0.020
+#: The same for `choose()`, which promises to be back 10 ms after the deadline.
+CHOOSE_GRACE: Final = 0.002
+
+_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, MemoryError)
+_ABOUT_A_CALL: Final = {"accepted", "delta", "restarted", "done", "failed"}
+
+
+class ChoiceWishes(TypedDict, total=False):
+    """What a call may ask for, beside its prompt; names, units and defaults as in `sidecar.wire.Call`."""
+
+    messages: Sequence[ChatMessage | Mapping[str, str]] | None
+    route: str | None
+    instructions: str | None
+    options: Mapping[str, Any] | None
+    first_delta_timeout_ms: float | None
+    idle_timeout_ms: float | None
+    lane: Lane | None
+    on_lost: Literal["fail", "restart"] | None
+
+
+class Wishes(ChoiceWishes, total=False):
+    """The same, and the timeout of the whole call."""
+
+    timeout_ms: float | None
+
+
+_WISHES: Final = frozenset(Wishes.__annotations__)
+
+
+class OpenCall:
+    """A call as far as it is known. Read it; only the session writes it.
+
+    Attributes:
+        id: its name on the wire.
+        pieces: the text so far, as it came.
+        restarts: how often `pieces` began anew.
+        accepted: the daemon's word, None before it.
+        ended: the terminal, None before it.
+        local: the terminal is the client's own.
+        handed_over: given to the socket.
+        deadline_at: the deadline in the clock of `now`; `expire_at` is that plus the grace.
+    """
+
+    __slots__ = (
+        "accepted",
+        "changed",
+        "deadline_at",
+        "ended",
+        "expire_at",
+        "grace",
+        "handed_over",
+        "id",
+        "local",
+        "pieces",
+        "restarts",
+        "seq",
+        "stream",
+        "timed",
+        "wake",
+    )
+
+    def __init__(self, name: str, *, stream: bool, timed: bool, deadline_at: float, grace: float) -> None:
+        self.id, self.stream, self.timed, self.grace = name, stream, timed, grace
+        self.deadline_at, self.expire_at = deadline_at, deadline_at + grace
+        self.pieces: list[str] = []
+        self.seq = self.restarts = 0
+        self.accepted: Accepted | None = None
+        self.ended: Terminal | None = None
+        self.local = self.handed_over = self.changed = False
+        #: whoever waits for a change (the asyncio shell's futures)
+        self.wake: list[Any] | None = None
+
+    @property
+    def text(self) -> str:
+        """The text so far; of an ended `stream: false` call, all of it."""
+        if self.ended is not None and self.ended.text is not None and not self.pieces:
+            return self.ended.text
+        return "".join(self.pieces)
+
+    def __repr__(self) -> str:
+        state = "open" if self.ended is None else "done" if isinstance(self.ended, Done) else self.ended.code
+        return f"<OpenCall {self.id} {state} deltas={self.seq} restarts={self.restarts}>"
+
+
+class Question:
+    """A `ping` or a `probe` under way. `answer` or `failure` is set when it is over."""
+
+    __slots__ = ("answer", "changed", "expire_at", "failure", "handed_over", "id", "kind", "wake")
+
+    def __init__(self, kind: Literal["ping", "probe"], nonce: int, expire_at: float) -> None:
+        self.kind, self.id, self.expire_at = kind, nonce, expire_at
+        self.answer: Pong | Report | None = None
+        self.failure: CallFailed | None = None
+        self.handed_over = self.changed = False
+        self.wake: list[Any] | None = None
+
+    @property
+    def over(self) -> bool:
+        """Answered, or failed."""
+        return self.answer is not None or self.failure is not None
+
+
+class Session:
+    """See the module. `name` is a label for people in the daemon's logs."""
+
+    def __init__(self, *, name: str = "") -> None:
+        self.name = name
+        self.welcome: Welcome | None = None
+        self.connected = self.ever_connected = False
+        #: calls and questions that changed since the shell last emptied this list
+        self.changed: list[OpenCall | Question] = []
+        #: payloads ignored because they could not be read
+        self.unreadable = 0
+        self._count = 0
+        self._calls: dict[str, OpenCall] = {}
+        self._pings: dict[int, Question] = {}
+        self._probes: deque[Question] = deque()
+        self._outgoing: deque[tuple[bytes, OpenCall | Question | None]] = deque()
+        self._greeting: deque[bytes] = deque()
+        self._alarms: list[tuple[float, int, OpenCall | Question]] = []
+        self._greet()
+
+    def __repr__(self) -> str:
+        state = "connected" if self.connected else "not connected"
+        return f"<Session {state} calls={len(self._calls)} outgoing={len(self._outgoing)}>"
+
+    # ------------------------------------------------------------------ from the bot
+
+    def open(
+        self,
+        prompt: str | None,
+        wishes: Mapping[str, Any],
+        *,
+        now: float,
+        mono_us: int,
+        stream: bool = True,
+        grace: float = GRACE,
+    ) -> OpenCall:
+        """Queue a call.
+
+        Args:
+            prompt: the input; None when `messages` is among the wishes.
+            wishes: as `Wishes`.
+            now: seconds, any clock that does not jump.
+            mono_us: CLOCK_MONOTONIC in microseconds, sent along: the daemon counts the timeout from it.
+            stream: False for the whole text in the terminal.
+            grace: seconds after the deadline before the client gives up by itself.
+
+        Raises:
+            TypeError: a wish of that name does not exist.
+            RequestRefused: it cannot be encoded, a timeout is no positive number, or it is too large.
+        """
+        if not wishes.keys() <= _WISHES:
+            raise TypeError(f"no such argument: {', '.join(sorted(wishes.keys() - _WISHES))}")
+        fields: dict[str, Any] = {key: value for key, value in wishes.items() if value is not None}
+        if (prompt is None) == ("messages" not in fields):
+            raise CallFailed.of("invalid_request", "give either a prompt or messages=, and not both")
+        timeout_ms = fields.get("timeout_ms")
+        if timeout_ms is not None and not (type(timeout_ms) in (int, float) and 0 < timeout_ms <= MAX_TIMEOUT_MS):
+            raise CallFailed.of("invalid_request", f"timeout_ms must be above 0 and at most a day, not {timeout_ms!r}")
+        self._count += 1
+        name = f"c{self._count}"
+        if prompt is not None:
+            fields["input"] = prompt
+        fields |= {"type": "call", "id": name, "sent_mono_us": mono_us}
+        if not stream:
+            fields["stream"] = False
+        try:
+            payload = MSGPACK.encode(fields)
+        except (*_UNREADABLE, TypeError, ValueError, OverflowError) as problem:
+            raise CallFailed.of("invalid_request", f"the call cannot be encoded: {problem}") from problem
+        if self.welcome is not None and len(payload) > self.welcome.limits.max_message_bytes:
+            limit = self.welcome.limits.max_message_bytes
+            raise CallFailed.of("too_large", f"the call has {len(payload)} bytes, the daemon takes {limit}")
+        timeout = UNACCEPTED_TIMEOUT if timeout_ms is None else timeout_ms / 1000
+        call = OpenCall(name, stream=stream, timed=timeout_ms is not None, deadline_at=now + timeout, grace=grace)
+        self._calls[name] = call
+        self._outgoing.append((payload, call))
+        self._set_alarm(call)
+        return call
+
+    def cancel(self, call: OpenCall) -> None:
+        """Ask for the end of a call; its terminal follows. One that was not handed over yet ends here and now."""
+        if call.ended is None:
+            if call.handed_over:
+                self._say_cancel(call)
+            else:
+                self._end_locally(call, "cancelled", "cancelled before it was sent")
+
+    def abandon(self, call: OpenCall) -> None:
+        """Cancel a call and forget it: nobody waits for its terminal."""
+        if call.ended is None:
+            handed_over = call.handed_over
+            self._end_locally(call, "cancelled", "left before its end")
+            if handed_over:
+                self._say_cancel(call)
+
+    def ping(self, *, now: float, timeout: float) -> Question:
+        """Queue a `ping`."""
+        self._count += 1
+        question = Question("ping", self._count, now + timeout)
+        self._pings[question.id] = question
+        return self._ask(question, {"type": "ping", "nonce": question.id})
+
+    def probe(self, check: str, *, now: float, timeout: float) -> Question:
+        """Queue a `probe`. Reports carry no name: they answer the probes in their order."""
+        self._count += 1
+        return self._ask(Question("probe", self._count, now + timeout), {"type": "probe", "check": check})
+
+    def fail_waiting(self, message: str) -> None:
+        """End what was not handed over yet as ``daemon_unavailable``: the shell looked, and nobody can be there."""
+        waiting = [item for _, item in self._outgoing if item is not None]
+        self._outgoing.clear()
+        for item in waiting:
+            self._fail(item, "daemon_unavailable", message)
+
+    def close(self) -> None:
+        """End everything here: the shell is closing, and the daemon ends the calls of a connection that goes."""
+        items: list[OpenCall | Question] = [*self._calls.values(), *self._pings.values(), *self._probes]
+        items += [item for _, item in self._outgoing if item is not None and not _is_over(item)]
+        self._outgoing.clear()
+        for item in items:
+            if not _is_over(item):
+                self._fail(item, "cancelled", "the client was closed")
+
+    # ------------------------------------------------------------------ to the socket
+
+    def next_payload(self) -> bytes | None:
+        """What to hand to the socket next, None when there is nothing. It stays first until `handed_over()`."""
+        if not self._greeting:
+            while self._outgoing:
+                payload, item = self._outgoing[0]
+                if item is None or not _is_over(item):
+                    return payload
+                self._outgoing.popleft()
+            return None
+        # A greeting alone wakes nobody: it goes out with the first message, or as soon as the connection stands.
+        return self._greeting[0]
+
+    def handed_over(self) -> None:
+        """The socket took what `next_payload()` gave."""
+        if self._greeting:
+            self._greeting.popleft()
+            return
+        _, item = self._outgoing.popleft()
+        if item is not None:
+            item.handed_over = True
+            if isinstance(item, Question) and item.kind == "probe":
+                self._probes.append(item)
+
+    # ------------------------------------------------------------------ from the socket
+
+    def connection_made(self) -> None:
+        """The handshake is done: what is queued may go."""
+        self.connected = self.ever_connected = True
+
+    def connection_lost(self) -> None:
+        """The connection is gone. Every call handed over is lost; what was not waits for the next connection.
+
+        Calls not accepted yet are cancelled on the next connection: one may have been handed over just after the old
+        one broke, and would run there with nobody waiting.
+        """
+        self.connected = False
+        unaccepted = [call.id for call in self._calls.values() if call.handed_over and call.accepted is None]
+        self._outgoing = deque(entry for entry in self._outgoing if entry[1] is not None)  # cancels of the lost
+        for call in [call for call in self._calls.values() if call.handed_over]:
+            self._end_locally(call, "daemon_lost", "the daemon went away with the call open")
+        for question in (*self._pings.values(), *self._probes):
+            if question.handed_over:
+                self._fail(question, "daemon_lost", "the daemon went away")
+        self._probes.clear()
+        self._greet()
+        self._greeting.extend(MSGPACK.encode({"type": "cancel", "id": name}) for name in unaccepted)
+
+    def receive(self, payload: bytes, *, now: float) -> None:
+        """Take one message of the daemon, or an array of them."""
+        try:
+            decoded = encoding_of(payload).decode_from_daemon(payload)
+        except _UNREADABLE:
+            self._salvage(payload, now)
+            return
+        if type(decoded) is not list:
+            self._take(decoded, now)
+            return
+        calls = self._calls
+        for message in decoded:
+            if type(message) is Delta:
+                call = calls.get(message.id)
+                if call is not None:
+                    self._take_delta(call, message)
+            else:
+                self._take(message, now)
+
+    # ------------------------------------------------------------------ time
+
+    def next_wakeup_at(self) -> float | None:
+        """When `expire()` wants to be called, None when nothing is under way."""
+        alarms = self._alarms
+        while alarms:
+            at, number, item = alarms[0]
+            if _is_over(item):
+                heapq.heappop(alarms)
+            elif item.expire_at > at:  # `accepted` told a later deadline
+                heapq.heapreplace(alarms, (item.expire_at, number, item))
+            else:
+                return at
+        return None
+
+    def expire(self, *, now: float) -> None:
+        """End what is past its deadline and grace."""
+        while (at := self.next_wakeup_at()) is not None and at <= now:
+            item = self._alarms[0][2]
+            handed_over = item.handed_over
+            if not handed_over and not self.connected:
+                self._fail(item, "daemon_unavailable", "no connection to the daemon by the deadline")
+            else:
+                self._fail(item, "deadline_exceeded", "the deadline passed, and the daemon had not ended the call")
+            if handed_over and isinstance(item, OpenCall):
+                self._say_cancel(item)
+
+    # ------------------------------------------------------------------ inside
+
+    def _take(self, message: Any, now: float) -> None:
+        kind = type(message)
+        if kind is Welcome:
+            self._take_welcome(message)
+        elif kind is Pong:
+            question = self._pings.get(message.nonce) if isinstance(message.nonce, int) else None
+            if question is not None:
+                self._answer(question, message)
+        elif kind is Report:
+            if self._probes:
+                self._answer(self._probes.popleft(), message)
+        elif (call := self._calls.get(message.id)) is not None:
+            if kind is Delta:
+                self._take_delta(call, message)
+            elif kind is Accepted:
+                self._take_accepted(call, message, now)
+            elif kind is Restarted:
+                call.pieces.clear()
+                call.seq = 0
+                call.restarts += 1
+                self._touch(call)
+            else:
+                self._take_terminal(call, message)
+
+    def _take_delta(self, call: OpenCall, delta: Delta) -> None:
+        if delta.seq != call.seq:
+            self._violation(call, f"delta {delta.seq} came where {call.seq} was due")
+            return
+        call.seq += 1
+        if delta.text:
+            call.pieces.append(delta.text)
+            if not call.changed:
+                call.changed = True
+                self.changed.append(call)
+
+    def _take_accepted(self, call: OpenCall, accepted: Accepted, now: float) -> None:
+        if call.accepted is not None:
+            return
+        call.accepted = accepted
+        if not call.timed:
+            # Differences of the daemon's own clock: right even where it is not ours (another time namespace).
+            call.deadline_at = now + max(0, accepted.deadline_mono_us - accepted.recv_mono_us) / 1e6
+            call.expire_at = call.deadline_at + call.grace
+            self._set_alarm(call)
+        self._touch(call)
+
+    def _take_terminal(self, call: OpenCall, terminal: Terminal) -> None:
+        accepted = call.accepted
+        if isinstance(terminal, Failed) and terminal.call_id is None and accepted is not None:
+            return  # a refusal: it ends no call in flight
+        if accepted is not None and terminal.call_id != accepted.call_id:
+            self._violation(call, "a terminal of another call came")
+        elif call.stream and isinstance(terminal, Done) and terminal.deltas != call.seq:
+            self._violation(call, f"{call.seq} deltas came, and done counts {terminal.deltas}")
+        else:
+            self._end(call, terminal)
+
+    def _take_welcome(self, welcome: Welcome) -> None:
+        previous, self.welcome = self.welcome, welcome
+        if previous is not None and previous.session != welcome.session:
+            for call in list(self._calls.values()):
+                if call.accepted is not None and call.accepted.session != welcome.session:
+                    self._end_locally(call, "daemon_lost", "the daemon was restarted")
+
+    def _salvage(self, payload: bytes, now: float) -> None:
+        """Read what can be read of an unreadable payload, message by message."""
+        self.unreadable += 1
+        module = msgspec.json if payload[:1] in (b"{", b"[") else msgspec.msgpack
+        try:
+            whole = module.decode(payload)
+        except (*_UNREADABLE, ValueError):
+            return
+        for item in whole if isinstance(whole, list) else [whole]:
+            if not isinstance(item, dict) or not isinstance(item.get("type"), str):
+                continue
+            try:
+                message = MSGPACK.decode_from_daemon(MSGPACK.encode(item))
+            except (*_UNREADABLE, TypeError, ValueError, OverflowError):
+                name = item.get("id")
+                call = self._calls.get(name) if isinstance(name, str) else None
+                if call is not None and item["type"] in _ABOUT_A_CALL:
+                    self._violation(call, f"an unreadable {item['type']} came")
+                continue
+            if not isinstance(message, list):
+                self._take(message, now)
+
+    def _violation(self, call: OpenCall, what: str) -> None:
+        self._end_locally(call, "internal", f"the daemon broke the protocol: {what}")
+        self._say_cancel(call)
+
+    def _fail(self, item: OpenCall | Question, code: str, message: str) -> None:
+        if isinstance(item, OpenCall):
+            self._end_locally(item, code, message)
+        elif not item.over:
+            item.failure = CallFailed.of(code, message, retryable=code == "daemon_unavailable")
+            self._pings.pop(item.id, None)
+            self._touch(item)
+
+    def _answer(self, question: Question, answer: Pong | Report) -> None:
+        self._pings.pop(question.id, None)
+        if not question.over:
+            question.answer = answer
+            self._touch(question)
+
+    def _end_locally(self, call: OpenCall, code: str, message: str) -> None:
+        call.local = True
+        retryable, partial = code == "daemon_unavailable", bool(call.pieces)
+        terminal = Failed(id=call.id, code=code, message=message, retryable=retryable, partial=partial, deltas=call.seq)
+        self._end(call, terminal)
+
+    def _end(self, call: OpenCall, terminal: Terminal) -> None:
+        call.ended = terminal
+        self._calls.pop(call.id, None)
+        self._touch(call)
+
+    def _touch(self, item: OpenCall | Question) -> None:
+        if not item.changed:
+            item.changed = True
+            self.changed.append(item)
+
+    def _set_alarm(self, item: OpenCall | Question) -> None:
+        self._count += 1  # a tie-breaker: heapq must never compare two calls
+        heapq.heappush(self._alarms, (item.expire_at, self._count, item))
+        if len(self._alarms) > 64 + 4 * (len(self._calls) + len(self._pings) + len(self._probes)):
+            # Ended calls with far deadlines would pile up behind an early one, texts and all.
+            self._alarms = [alarm for alarm in self._alarms if not _is_over(alarm[2])]
+            heapq.heapify(self._alarms)
+
+    def _ask(self, question: Question, message: dict[str, Any]) -> Question:
+        self._outgoing.append((MSGPACK.encode(message), question))
+        self._set_alarm(question)
+        return question
+
+    def _say_cancel(self, call: OpenCall) -> None:
+        message = {"type": "cancel", "id": call.id}
+        if call.accepted is not None:
+            message["call_id"] = call.accepted.call_id
+        self._outgoing.append((MSGPACK.encode(message), None))
+
+    def _greet(self) -> None:
+        self._greeting = deque([MSGPACK.encode({"type": "hello", "name": self.name, "batch": True})])
+
+
+def _is_over(item: OpenCall | Question) -> bool:
+    return item.ended is not None if isinstance(item, OpenCall) else item.over
