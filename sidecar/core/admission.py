@@ -115,7 +115,7 @@ class Admission:
         """
         if call_key in self._in_flight or call_key in self._queued:
             raise IllegalTransition(f"admission: {call_key!r} is here already")
-        if len(self._in_flight) < self._max and not self._queued:
+        if len(self._in_flight) < self._max:  # then nobody waits: places that come free are given at once
             self._in_flight.add(call_key)
             self._admitted += 1
             return _ADMITTED

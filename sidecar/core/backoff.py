@@ -8,11 +8,12 @@ does not bound its volume: that is the budget's work (`core.retry`).
     | state | event | state after |
     |---|---|---|
     | steady | lost, failed | waiting |
-    | steady, waiting | failed with the credential refused | refused |
-    | waiting, refused | connected | steady |
-    | refused | failed, otherwise | waiting |
-    | refused | credential_changed | steady |
-    | waiting, refused | lost | the same (a straggler of the same outage) |
+    | steady, waiting | refused (failed, by its credential) | refused |
+    | waiting | lost, failed | waiting |
+    | refused | failed (once its wait is over) | waiting |
+    | refused | lost, refused | refused |
+    | any | connected | steady |
+    | refused | credential_changed | steady; elsewhere it changes nothing |
 
 Sources: AWS, "Exponential Backoff And Jitter" (full and decorrelated); figures in resilience.md section 2.
 """
@@ -55,6 +56,9 @@ TRANSITIONS: Final[Table[State]] = Table(
 
 #: Close codes by which a server goes in good order: everybody connected to it comes back at once.
 GRACEFUL: Final = frozenset({1001, 1012, 1013})
+
+#: Seconds after a loss by which the others of the same outage have been noticed too.
+LONE_LOSS_AFTER: Final = 0.05
 
 
 def full_jitter(attempt: int, *, base: float = 0.1, cap: float = 2.0, jitter: Jitter) -> float:
@@ -115,7 +119,8 @@ class ConnectBackoff:
         self._delay_until = -math.inf
         self._floor_until = -math.inf
         self._previous: float | None = None  # last decorrelated draw; None: no growth to remember
-        self._spread = 0.0  # of the first delay that is being waited for
+        self._spread = 0.0  # of the last first delay
+        self._lost_at: float | None = None  # the loss whose first delay is being waited for; None after anything worse
         self._up_since: float | None = None
         self._failures = 0
         self._delay = 0.0
@@ -126,40 +131,54 @@ class ConnectBackoff:
         return max(self._floor_until, self._delay_until)
 
     @property
+    def early_attempt_at(self) -> float:
+        """The earliest instant of a connect for a call that waits while other connections of this upstream stand.
+
+        Losing one of many is no outage: once `LONE_LOSS_AFTER` has passed and the others still stand, the first delay
+        is not for such a call. After a failed connect, or a connection that did not last, this is `next_attempt_at`.
+        """
+        if self._lost_at is None:
+            return self.next_attempt_at
+        return max(self._floor_until, min(self._delay_until, self._lost_at + LONE_LOSS_AFTER))
+
+    @property
     def refused(self) -> bool:
         """The credential was refused, and neither a connect nor a new credential has mended it."""
         return self._state == "refused"
 
     def connected(self, now: float) -> None:
         """A connect succeeded: others may follow at once (how many, `pool_policy` says)."""
+        if self._state == "refused":
+            self._previous = None
         self._state = TRANSITIONS.after(self._state, "connected")
         self._failures = 0
-        self._spread = 0.0
+        self._lost_at = None
         self._delay_until = min(self._delay_until, now)
         if self._up_since is None:
             self._up_since = now
 
     def failed(self, outcome: Outcome, now: float, jitter: Jitter) -> None:
         """A connect failed. Several that fail while one delay runs (a first handful, together) grow it once."""
-        pending = self._state != "steady" and self._delay_until > now
-        before = self._state
-        self._forget_growth_if_stable(now)
-        self._state = TRANSITIONS.after(self._state, "refused" if outcome.credential_refused else "failed")
-        self._up_since = None
         self._failures += 1
+        self._lost_at = None
         if outcome.retry_after is not None:
             self._floor_until = max(self._floor_until, now + outcome.retry_after * (1 + 0.2 * jitter()))
-        if pending and self._state == before:
+        running = self._state != "steady" and self._delay_until > now
+        if running and (self._state == "refused" or not outcome.credential_refused):
             return
+        if self._up_since is not None and now - self._up_since >= self._stable_after:
+            self._previous = None
+        self._up_since = None
+        before = self._state
+        self._state = TRANSITIONS.after(before, "refused" if outcome.credential_refused else "failed")
         if self._state == "refused":
             previous = self._previous if before == "refused" and self._previous else self._refused_base
-            self._wait(now, self._decorrelated(self._refused_base, self._refused_cap, previous, jitter))
-        elif self._previous is None:
-            self._previous = self._base
-            self._wait(now, self._lost_spread * jitter(), remember=False)
+            self._previous = delay = _decorrelated(self._refused_base, self._refused_cap, previous, jitter)
+        elif self._previous is None or before == "refused":
+            self._previous, delay = self._base, self._lost_spread * jitter()
         else:
-            previous = self._previous if before != "refused" else self._base
-            self._wait(now, self._decorrelated(self._base, self._cap, previous, jitter))
+            self._previous = delay = _decorrelated(self._base, self._cap, self._previous, jitter)
+        self._wait(now, delay)
 
     def lost(self, fault: UpstreamFault, now: float, jitter: Jitter, *, lived: float | None = None) -> None:
         """A connection that stood is gone, and not by our doing.
@@ -175,23 +194,23 @@ class ConnectBackoff:
         graceful = isinstance(fault, ConnectionLost) and fault.how == "close" and fault.close_code in GRACEFUL
         spread = self._graceful_spread if graceful else self._lost_spread
         first = self._state == "steady"
-        self._forget_growth_if_stable(now)
         self._state = TRANSITIONS.after(self._state, "lost")
         self._up_since = None
         if not first:
-            # Stragglers of the same outage: only a wider kind of outage than the one drawn for is news.
-            if 0 < self._spread < spread:
+            # A straggler of the same outage. Only a wider kind of outage than the one drawn for is news.
+            if self._lost_at is not None and self._spread < spread:
                 self._spread = spread
-                self._wait(now, max(self._delay_until - now, spread * jitter()), remember=False)
+                self._wait(now, max(self._delay_until - now, spread * jitter()))
             return
         self._spread = spread
         delay = spread * jitter()
-        if lived < self._stable_after:
-            self._previous = self._decorrelated(self._base, self._cap, self._previous or self._base, jitter)
-            delay = max(delay, self._previous)
-        else:
+        if lived >= self._stable_after:
             self._previous = self._base
-        self._wait(now, delay, remember=False)
+            self._lost_at = now
+        else:
+            self._previous = _decorrelated(self._base, self._cap, self._previous or self._base, jitter)
+            delay = max(delay, self._previous)
+        self._wait(now, delay)
 
     def credential_changed(self) -> None:
         """Another credential is there: if the old one was refused, try at once."""
@@ -206,18 +225,13 @@ class ConnectBackoff:
             state=self._state, failures=self._failures, delay=self._delay, next_attempt_at=self.next_attempt_at
         )
 
-    def _forget_growth_if_stable(self, now: float) -> None:
-        if self._up_since is not None and now - self._up_since >= self._stable_after:
-            self._previous = None
-
-    def _decorrelated(self, base: float, cap: float, previous: float, jitter: Jitter) -> float:
-        return min(cap, base + (3 * previous - base) * jitter())
-
-    def _wait(self, now: float, delay: float, *, remember: bool = True) -> None:
+    def _wait(self, now: float, delay: float) -> None:
         self._delay = delay
         self._delay_until = now + delay
-        if remember:
-            self._previous = delay
 
     def __repr__(self) -> str:
         return f"<ConnectBackoff {self._state} failures={self._failures} delay={self._delay:.3f}>"
+
+
+def _decorrelated(base: float, cap: float, previous: float, jitter: Jitter) -> float:
+    return min(cap, base + (3 * previous - base) * jitter())

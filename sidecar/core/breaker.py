@@ -7,8 +7,9 @@
     | half_open | close (enough trials succeeded) | closed |
     | half_open | trip (a trial failed, or was slow) | open |
 
-Counted are outcomes with `counts_against_breaker`, and successes; every other outcome says nothing about the upstream
-and gives a half-open permit back. Half-open admits one trial at a time. Each state is a generation: an outcome that
+Counted are outcomes with `counts_against_breaker`, successes, and whatever was slow (an attempt that its backup
+overtook ends "cancelled", and still was slow); every other outcome says nothing about the upstream and gives a
+half-open permit back. Half-open admits one trial at a time. Each state is a generation: an outcome that
 belongs to a permit of an earlier one is ignored, so that calls begun before a trip cannot close or re-open it. A trial
 that is never recorded expires.
 
@@ -194,7 +195,8 @@ class Breaker:
             permit: of `admit`. One of an earlier generation, or a trial handed back before, is ignored.
             outcome: classified.
             now: instant.
-            slow: the attempt was ended or overtaken by its first-delta clock.
+            slow: the attempt was ended or overtaken by its first-delta clock, and that clock had run its full
+                first_delta_timeout (a call in a hurry must not make an upstream look slow).
         """
         if permit.generation != self._permit.generation or (permit.trial and self._trial is None):
             self._stale += 1
@@ -202,7 +204,7 @@ class Breaker:
         failed = outcome.counts_against_breaker
         if permit.trial:
             self._trial = None
-            if failed or (slow and outcome.kind is Kind.SUCCESS):
+            if failed or slow:
                 self._trip(now)
             elif outcome.kind is Kind.SUCCESS:
                 self._successes += 1
@@ -213,7 +215,7 @@ class Breaker:
             self._consecutive += 1
         elif outcome.kind is Kind.SUCCESS:
             self._consecutive = 0
-        else:
+        elif not slow:
             return
         self._window.add(now, failed, slow)
         if (failed or slow) and self._too_bad(now):

@@ -15,14 +15,15 @@ A connection's life (`CONNECTION`; the pool and its connections step through it)
 
 Rules, in the order of their weight:
 
-1. Never more than `maximum` + `allowance` connections that are not CLOSED, and above `maximum` only to replace one
-   that is due for rotation. The allowance is an eighth of the maximum, at least one: a connection that drains a long
-   call still counts, and with one place only, rotation could not keep up with the upstream's age limit.
+1. Never more than `maximum` + `allowance` connections that are not CLOSED, and above `maximum` only to replace those
+   that drain or are due for rotation. The allowance is an eighth of the maximum, at least one: a connection that
+   drains a long call still counts, and with one place only, rotation could not keep up with an upstream's age limit.
 2. `warm` idle spares (READY without a call, or CONNECTING), plus enough for the calls that wait, while there is room.
 3. Replacement first: a connection due for rotation is retired once as many fresh idle spares stand as are wanted; at
    the maximum, once its replacement stands. If nothing can be opened, what works is kept, however old.
 4. Connects wait for their backoff (`core.backoff`), and go out few at a time: `burst` at a healthy start, one after a
-   failure or a loss, twice as many after each success.
+   failure or a loss, twice as many after each success. The delay after losing one of many is not for a call that
+   waits while others still stand (`ConnectBackoff.early_attempt_at`).
 
 Source: httpcore's `_assign_requests_to_connections` (decide synchronously, return what to close).
 """
@@ -139,6 +140,7 @@ class PoolPolicy:
         self._backoff = backoff if backoff is not None else ConnectBackoff()
         self._jitter = jitter
         self._turn = jitter()
+        self._restless = False  # something is due or drains: any event may matter
         self._wake_at = -math.inf  # decide() has something to say at once: it has never been asked
         self._opened = self._retired = self._failed = self._lost = self._stopped = 0
 
@@ -200,9 +202,11 @@ class PoolPolicy:
             waiting: calls that wait for a connection.
             now: instant.
         """
-        if now >= self._wake_at:
+        if self._restless or now >= self._wake_at:
             return True
-        return (waiting > 0 or idle < self._warm) and total < self._maximum and now >= self._backoff.next_attempt_at
+        if total >= self._maximum or (idle >= self._warm and not waiting):
+            return False
+        return now >= (self._backoff.early_attempt_at if waiting else self._backoff.next_attempt_at)
 
     def next_wakeup_at(self) -> float:
         """When `decide` is to be asked again if nothing happens before; inf when time alone changes nothing."""
@@ -216,10 +220,10 @@ class PoolPolicy:
             connections: all of them; CLOSED ones are passed over.
             waiting: calls for which no slot is free.
         """
-        connecting = fresh = draining = 0
+        connecting = standing = draining = 0
+        fresh: list[ConnectionView] = []  # idle, and not due
         due_idle: list[ConnectionView] = []
         due_busy: list[ConnectionView] = []
-        standing = 0
         next_due = math.inf
         for view in connections:
             if view.state == "CONNECTING":
@@ -230,44 +234,58 @@ class PoolPolicy:
                 standing += 1
                 if view.retire_at is not None and view.retire_at <= now:
                     (due_busy if view.taken else due_idle).append(view)
-                else:
-                    next_due = min(next_due, math.inf if view.retire_at is None else view.retire_at)
-                    fresh += not view.taken
-        due = len(due_idle) + len(due_busy)
-        wanted = self._warm + -(-waiting // self._slots)
-
-        retire = self._to_retire(due_idle, due_busy, fresh, standing)
-        limit = self._maximum + min(self.allowance, due)
-        room = limit - (connecting + standing + draining)
-        # At the maximum only those that are due are replaced, and their replacements may be on their way already.
-        missing = min(wanted - fresh - connecting, room)
-        if connecting + standing + draining >= self._maximum:
-            missing = min(missing, due - connecting)
-        opens = 0
-        gated = False
+                    continue
+                if view.retire_at is not None and view.retire_at < next_due:
+                    next_due = view.retire_at
+                if not view.taken:
+                    fresh.append(view)
+        live, due = connecting + standing, len(due_idle) + len(due_busy)
+        retire = self._to_retire(fresh, due_idle, due_busy, standing=standing, live=live, draining=draining)
+        # Places, among all and among those that will take further calls.
+        room = min(
+            self._maximum + min(self.allowance, due + draining) - live - draining,
+            self._maximum + min(self.allowance, due) - live,
+        )
+        missing = min(self._warm - (-waiting // self._slots) - len(fresh) - connecting, room)
+        opens, start_at = 0, math.inf
         if missing > 0:
-            gated = now < self._backoff.next_attempt_at
-            opens = 0 if gated else max(0, min(missing, self._at_once - connecting))
-        self._wake_at = min(next_due, self._backoff.next_attempt_at if gated else math.inf)
+            alive = waiting > 0 and standing > 0
+            start_at = self._backoff.early_attempt_at if alive else self._backoff.next_attempt_at
+            if now >= start_at:
+                opens, start_at = max(0, min(missing, self._at_once - connecting)), math.inf
+        self._wake_at = min(next_due, start_at)
+        self._restless = due > 0 or draining > 0 or standing > self._maximum
         self._opened += opens
         self._retired += len(retire)
         return [*retire, *([_OPEN] * opens)]
 
     def _to_retire(
-        self, due_idle: list[ConnectionView], due_busy: list[ConnectionView], fresh: int, standing: int
-    ) -> list[Action]:
+        self,
+        fresh: list[ConnectionView],
+        due_idle: list[ConnectionView],
+        due_busy: list[ConnectionView],
+        *,
+        standing: int,
+        live: int,
+        draining: int,
+    ) -> list[Retire]:
+        if not (due_idle or due_busy or standing > self._maximum):
+            return []
         # Idle ones go while the fresh spares and the due ones left are as many as wanted ...
-        idle_out = min(len(due_idle), max(0, fresh + len(due_idle) - self._warm))
-        # ... busy ones are no spares: they go once the spares are complete.
-        busy_out = len(due_busy) if fresh >= self._warm else 0
+        idle_out = min(len(due_idle), max(0, len(fresh) + len(due_idle) - self._warm))
+        # ... busy ones are no spares: they go once the spares are complete, a few at a time when places are scarce.
+        places = max(self.allowance, self._maximum - live) - draining
+        busy_out = max(0, min(len(due_busy), places)) if len(fresh) >= self._warm else 0
         # Above the maximum a replacement stands already, even if a call took it at once.
-        excess = standing - self._maximum - idle_out - busy_out
-        if excess > 0:
-            more = min(excess, len(due_idle) - idle_out)
-            idle_out += more
-            busy_out = min(len(due_busy), busy_out + excess - more)
-        oldest = sorted(due_idle, key=_opened_at)[:idle_out] + sorted(due_busy, key=_opened_at)[:busy_out]
-        return [Retire(view.key, "max_age") for view in oldest]
+        excess = max(0, standing - self._maximum - idle_out - busy_out)
+        more_idle = min(excess, len(due_idle) - idle_out)
+        more_busy = min(excess - more_idle, len(due_busy) - busy_out)
+        # ... and if what it was to replace went by itself meanwhile, one spare is too many.
+        surplus = excess - more_idle - more_busy
+        due_out = _oldest(due_idle, idle_out + more_idle) + _oldest(due_busy, busy_out + more_busy)
+        return [Retire(view.key, "max_age") for view in due_out] + [
+            Retire(view.key, "surplus") for view in _oldest(fresh, surplus)
+        ]
 
     def statistics(self) -> PoolStatistics:
         """A snapshot."""
@@ -286,5 +304,5 @@ class PoolPolicy:
         return f"<PoolPolicy warm={self._warm} maximum={self._maximum} at_once={self._at_once} {self._backoff!r}>"
 
 
-def _opened_at(view: ConnectionView) -> float:
-    return view.opened_at
+def _oldest(views: list[ConnectionView], count: int) -> list[ConnectionView]:
+    return sorted(views, key=lambda view: view.opened_at)[:count] if count else []

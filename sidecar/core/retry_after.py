@@ -32,7 +32,7 @@ def retry_after_of(headers: dict[str, str]) -> float | None:
         gap = parsedate_to_datetime(value[:64]) - parsedate_to_datetime(headers["date"][:64])
     except (ValueError, TypeError, OverflowError):  # TypeError: one of them has no time zone
         return None
-    return min(max(0.0, wait.totalseconds()), MAX_RETRY_AFTER)
+    return min(max(0.0, gap.total_seconds()), MAX_RETRY_AFTER)
 
 
 def seconds(value: str | float | None) -> float | None:
