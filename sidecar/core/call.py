@@ -1,0 +1,368 @@
+"""The life cycle of one call: a pure state machine that every event steps through, in whatever order they come.
+
+    QUEUED ──admitted──▶ SEEKING ──started──▶ RUNNING ──content──▶ STREAMING ──ended──▶ ENDED
+                            ▲                   │  │                  │
+                            └──lost (retriable)─┘  └──────────────────┘  lost, committed: ENDED
+                                                                         lost, not committed or restart: SEEKING
+
+The dispatcher tells it what happened (`started`, `content`, `lost` ...) and acts on what comes back; it holds no
+connection, no text and no clock. One deadline spans everything. The clocks of `proto/wire.md`:
+
+* deadline: beats every other clock that falls in the same instant;
+* first delta: per attempt, from the request being written; starts the next target, ends nothing;
+* idle: from the last content of the attempt that answers; that attempt is lost then;
+* grace: how long a finished answer waits for its usage.
+
+Sources: the commit point is gRPC A6's ("committed" once the response started), here the first delta forwarded;
+"the attempt in hand runs on, first content wins" is The Tail at Scale's backup request.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Final, Literal, TypeAlias, Union
+
+from msgspec import Struct
+
+from sidecar.core.backoff import full_jitter
+from sidecar.core.outcome import DEADLINE, Outcome, deadline
+from sidecar.core.transitions import IllegalTransition
+from sidecar.wire import Phase
+
+#: Wire attempts per call, the first included (Google SRE: at most three).
+MAX_ATTEMPTS: Final = 3
+#: While an untried target is left, the first-delta clock runs for at most this share of what remains.
+FIRST_DELTA_SHARE: Final = 0.6
+
+
+class State(enum.Enum):
+    """Where a call stands."""
+
+    QUEUED = "queued"
+    SEEKING = "seeking"
+    RUNNING = "running"
+    STREAMING = "streaming"
+    ENDED = "ended"
+
+
+#: state -> the states it may step to. Anything else raises and changes nothing.
+TRANSITIONS: Final[dict[State, frozenset[State]]] = {
+    State.QUEUED: frozenset({State.SEEKING, State.ENDED}),
+    State.SEEKING: frozenset({State.RUNNING, State.ENDED}),
+    State.RUNNING: frozenset({State.SEEKING, State.STREAMING, State.ENDED}),
+    State.STREAMING: frozenset({State.SEEKING, State.ENDED}),
+    State.ENDED: frozenset(),
+}
+
+
+class AttemptState:
+    """One try on one connection. `number` counts from 1; times are instants of the loop's clock."""
+
+    __slots__ = ("conclude_at", "first_content_at", "first_delta_at", "last_content_at", "number", "overtaken", "sent_at", "target")
+
+    def __init__(self, number: int, target: int, sent_at: float, first_delta_at: float) -> None:
+        self.number, self.target, self.sent_at = number, target, sent_at
+        #: when its first-delta clock falls due; inf once it has fallen
+        self.first_delta_at = first_delta_at
+        self.first_content_at: float | None = None
+        self.last_content_at = sent_at
+        #: when its answer is concluded without usage; inf while it has not ended
+        self.conclude_at = float("inf")
+        #: its first-delta clock fell due: slow, whatever comes of it
+        self.overtaken = False
+
+    def __repr__(self) -> str:
+        return f"<attempt {self.number} target={self.target} content={self.first_content_at is not None}>"
+
+
+class _Loss(Struct):
+    """What became of a target in this call: how often it was lost, and when it may be asked again (inf: never)."""
+
+    count: int = 0
+    not_before: float = 0.0
+
+
+class Wait(Struct, frozen=True):
+    """Other attempts are still running: nothing to do."""
+
+
+class Seek(Struct, frozen=True):
+    """Start another attempt on one of `Call.candidates(now)`, now or when one can be had."""
+
+
+class End(Struct, frozen=True):
+    """The call ends with this outcome (the first one, when several attempts failed)."""
+
+    outcome: Outcome
+
+
+Verdict: TypeAlias = Union[Wait, Seek, End]
+
+
+class Due(Struct, frozen=True):
+    """A clock that fell due."""
+
+    clock: Literal["deadline", "idle", "first_delta", "conclude", "seek"]
+    attempt: AttemptState | None = None
+
+
+class Call:
+    """One call's life.
+
+    Args:
+        targets: how many targets its route has, in order of preference (indices 0 ..).
+        deadline: instant by which the terminal is sent.
+        first_delta_timeout, idle_timeout: seconds.
+        restart: `on_lost: "restart"` was asked for.
+        jitter: 0 <= x < 1, for backoff.
+    """
+
+    __slots__ = (
+        "_first_delta_timeout",
+        "_idle_timeout",
+        "_jitter",
+        "_losses",
+        "_restart",
+        "_seek_at",
+        "_targets",
+        "attempts",
+        "deadline",
+        "first_outcome",
+        "made",
+        "seeking",
+        "state",
+        "winner",
+    )
+
+    def __init__(
+        self,
+        *,
+        targets: int,
+        deadline: float,
+        first_delta_timeout: float,
+        idle_timeout: float,
+        restart: bool,
+        jitter: Callable[[], float],
+    ) -> None:
+        self.state = State.QUEUED
+        self.deadline = deadline
+        #: attempts that are running, in the order they were started
+        self.attempts: list[AttemptState] = []
+        #: how many were ever started
+        self.made = 0
+        #: the attempt whose content is the answer
+        self.winner: AttemptState | None = None
+        #: the outcome of the first attempt that was lost: what the bot is told when all fail
+        self.first_outcome: Outcome | None = None
+        #: an attempt is wanted (the first, a retry, or a backup while others run)
+        self.seeking = False
+        self._targets = targets
+        self._first_delta_timeout = first_delta_timeout
+        self._idle_timeout = idle_timeout
+        self._restart = restart
+        self._jitter = jitter
+        self._losses: dict[int, _Loss] = {}
+        self._seek_at = float("inf")
+
+    def __repr__(self) -> str:
+        return f"<Call {self.state.value} attempts={len(self.attempts)}/{self.made} winner={self.winner and self.winner.number}>"
+
+    # ------------------------------------------------------------------ steps
+
+    def admitted(self) -> None:
+        """Out of the queue: an attempt is wanted."""
+        self._to(State.SEEKING)
+        self.seeking = True
+
+    def started(self, target: int, now: float) -> AttemptState:
+        """An attempt was handed to a connection of `target`."""
+        if not self.seeking:
+            raise IllegalTransition(f"{self!r} wants no attempt")
+        if self.state is State.SEEKING:
+            self._to(State.RUNNING)
+        self.seeking = False
+        self._seek_at = float("inf")
+        self.made += 1
+        wait = self._first_delta_timeout
+        if self._untried(exclude=target) and self.made < MAX_ATTEMPTS:
+            wait = min(wait, FIRST_DELTA_SHARE * (self.deadline - now))
+        attempt = AttemptState(self.made, target, now, now + wait)
+        self.attempts.append(attempt)
+        return attempt
+
+    def content(self, attempt: AttemptState, now: float) -> list[AttemptState]:
+        """The first content of an attempt: it answers. Returns the attempts to stop.
+
+        Later content needs no step: the dispatcher only moves `attempt.last_content_at`.
+        """
+        if attempt not in self.attempts or self.winner is not None:
+            raise IllegalTransition(f"{self!r}: content of {attempt!r}")
+        self._to(State.STREAMING)
+        attempt.first_content_at = attempt.last_content_at = now
+        self.winner = attempt
+        self.seeking = False
+        self._seek_at = float("inf")
+        losers = [other for other in self.attempts if other is not attempt]
+        self.attempts = [attempt]
+        return losers
+
+    def ending(self, attempt: AttemptState, conclude_at: float) -> None:
+        """The content of an attempt is over; without its usage it is concluded at `conclude_at`."""
+        attempt.conclude_at = conclude_at
+
+    def finished(self, attempt: AttemptState) -> list[AttemptState]:
+        """An attempt ended as it should: so does the call. Returns the attempts to stop."""
+        losers = [other for other in self.attempts if other is not attempt]
+        self.end()
+        self.winner = attempt
+        return losers
+
+    def lost(self, attempt: AttemptState, outcome: Outcome, now: float, *, committed: bool, usual: float = 0.0) -> Verdict:
+        """An attempt failed.
+
+        Args:
+            attempt: the one; it is no longer running.
+            outcome: why, classified.
+            now: the instant.
+            committed: a delta of this call was forwarded to the bot.
+            usual: seconds that the target usually needs to its first delta: a retry that cannot make it is not tried.
+        """
+        self.attempts.remove(attempt)
+        if self.first_outcome is None:
+            self.first_outcome = outcome
+        if attempt is self.winner:
+            self.winner = None
+            if committed and not self._restart:
+                return End(outcome)
+        loss = self._losses.setdefault(attempt.target, _Loss())
+        loss.count += 1
+        # A target whose first-delta clock fell due is not asked again by this call, whatever became of it.
+        loss.not_before = float("inf") if attempt.overtaken else self._again_at(loss.count, outcome, now, usual)
+        if outcome.retry == "never":
+            return End(self.first_outcome) if not self.attempts else Wait()
+        if self.made >= MAX_ATTEMPTS or not self._any_candidate():
+            return End(self.first_outcome) if not self.attempts else Wait()
+        if self.attempts:
+            # A backup is still running. Start another only if it is wanted by its own clock.
+            return Wait()
+        self._to(State.SEEKING)
+        self.seeking = True
+        return Seek()
+
+    def want_backup(self) -> bool:
+        """The first-delta clock fell due: is there an untried target to start beside the attempt in hand?"""
+        if self.winner is None and self.attempts and self.made < MAX_ATTEMPTS and self._untried():
+            self.seeking = True
+            return True
+        return False
+
+    def give_up_backup(self) -> None:
+        """No backup can be had (budget, breaker): the attempt in hand goes on alone."""
+        if self.attempts:
+            self.seeking = False
+            self._seek_at = float("inf")
+
+    def end(self) -> None:
+        """The terminal is sent: nothing follows."""
+        self._to(State.ENDED)
+        self.attempts = []
+        self.seeking = False
+
+    # ------------------------------------------------------------------ questions
+
+    def candidates(self, now: float) -> list[int]:
+        """Targets that may be asked now: untried ones in order of preference, then lost ones whose time has come."""
+        running = {attempt.target for attempt in self.attempts}
+        untried = [t for t in range(self._targets) if t not in self._losses and t not in running]
+        if self.attempts:
+            return untried  # a backup goes to a target that this call has not tried
+        return untried + [t for t, loss in sorted(self._losses.items()) if loss.not_before <= now]
+
+    def retry_is_due_later(self, now: float) -> bool:
+        """A lost target's backoff ends before the deadline: worth waiting for."""
+        return any(now < loss.not_before < self.deadline for loss in self._losses.values())
+
+    def tried(self, target: int) -> bool:
+        """Whether an attempt of this call on `target` was lost."""
+        return target in self._losses
+
+    def park(self, until: float) -> None:
+        """Nothing can be had before `until` unless somebody says so earlier: wake then to seek again."""
+        self._seek_at = min(until, self._earliest_retry())
+
+    def phase(self) -> Phase:
+        """What the call waits for."""
+        if self.winner is not None and self.winner.first_content_at is not None:
+            return "stream"
+        return "first_delta" if self.attempts else "queue"
+
+    def next_wakeup_at(self) -> float:
+        """The earliest instant at which `due` has something to say."""
+        earliest = min(self.deadline, self._seek_at)
+        winner = self.winner
+        for attempt in self.attempts:
+            if attempt.conclude_at < earliest:
+                earliest = attempt.conclude_at
+            clock = attempt.last_content_at + self._idle_timeout if attempt is winner else attempt.first_delta_at
+            if clock < earliest:
+                earliest = clock
+        return earliest
+
+    def due(self, now: float) -> Due | None:
+        """The clock that has fallen due, the deadline before all others; call again until None."""
+        if self.state is State.ENDED:
+            return None
+        if now >= self.deadline:
+            return Due("deadline")
+        for attempt in self.attempts:
+            if now >= attempt.conclude_at:
+                attempt.conclude_at = float("inf")
+                return Due("conclude", attempt)
+            if attempt is self.winner:
+                if now >= attempt.last_content_at + self._idle_timeout:
+                    return Due("idle", attempt)
+            elif now >= attempt.first_delta_at:
+                attempt.first_delta_at = float("inf")
+                attempt.overtaken = True
+                return Due("first_delta", attempt)
+        if now >= self._seek_at:
+            self._seek_at = float("inf")
+            return Due("seek")
+        return None
+
+    def deadline_outcome(self, attempt: AttemptState, now: float) -> Outcome:
+        """How a deadline that ended `attempt` is judged: counted only if it waited its full first-delta timeout."""
+        if attempt.first_content_at is not None:
+            return DEADLINE
+        return deadline(counted=True) if now - attempt.sent_at >= self._first_delta_timeout else DEADLINE
+
+    # ------------------------------------------------------------------ inside
+
+    def _to(self, state: State) -> None:
+        if state not in TRANSITIONS[self.state]:
+            raise IllegalTransition(f"call: {self.state.value} -> {state.value}")
+        self.state = state
+
+    def _untried(self, *, exclude: int = -1) -> bool:
+        running = {attempt.target for attempt in self.attempts}
+        return any(t not in self._losses and t not in running and t != exclude for t in range(self._targets))
+
+    def _any_candidate(self) -> bool:
+        return self._untried() or any(loss.not_before < self.deadline for loss in self._losses.values())
+
+    def _earliest_retry(self) -> float:
+        return min((loss.not_before for loss in self._losses.values()), default=float("inf"))
+
+    def _again_at(self, count: int, outcome: Outcome, now: float, usual: float) -> float:
+        """When a lost target may be asked again by this call; inf when never."""
+        if outcome.retry in {"never", "next_target"}:
+            return float("inf")
+        wait = 0.0
+        if outcome.retry == "backoff" or outcome.retry_after is not None:
+            remaining = max(0.0, self.deadline - now)
+            # Full jitter, scaled down to what remains: a 300 ms call cannot wait out a 2 s backoff.
+            wait = full_jitter(count, jitter=self._jitter, base=min(0.1, remaining / 8), cap=min(2.0, remaining / 2))
+            if outcome.retry_after is not None:
+                wait = outcome.retry_after * (1.0 + 0.2 * self._jitter())
+        return now + wait if now + wait + usual < self.deadline else float("inf")

@@ -1,0 +1,294 @@
+"""THE composition root: builds every object, holds the one nursery tree, and knows the order in which it all ends.
+
+    nursery
+    ├── frontend, control        the sockets' owners: last to stop, so that every terminal still leaves
+    ├── clocks, pulse, watchdog
+    └── pools                    one per upstream; in each one task per connection
+
+Drain: new calls are answered `draining`; calls in flight have until `drain_timeout_s`; what is left then ends
+`halted`; connections are closed gracefully; what bots have not read yet gets a moment to leave; sockets close.
+
+The three seams of a simulation are the arguments of `Daemon`: the bots' port, the dial, and clock and dice.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import trio
+
+from sidecar import __version__
+from sidecar.config import Config, Upstream
+from sidecar.core.breaker import Breaker
+from sidecar.core.health import RouteHealth, UpstreamHealth, report
+from sidecar.core.pool_policy import PoolPolicy
+from sidecar.core.retry import RetryBudget
+from sidecar.credentials import CredentialReader
+from sidecar.dialects import DIALECTS
+from sidecar.logs import get_logger
+from sidecar.metrics import Metrics
+from sidecar.service import shown
+from sidecar.service.accounting import Accounting
+from sidecar.service.dispatcher import Dispatcher
+from sidecar.service.frontend import Frontend
+from sidecar.service.pool import Pool
+from sidecar.service.pulse import Pulse
+from sidecar.service.routes import RouteRuntime, TargetRuntime
+from sidecar.transport.bot_port import BotPort
+from sidecar.transport.dial import dial, make_tls_context, parse_url
+from sidecar.wire import Limits, Report
+
+#: Seconds that a bot has to read its last messages when the daemon goes.
+FAREWELL: Final = 1.0
+
+Dial = Callable[[Upstream], Callable[[], Awaitable[trio.abc.Stream]]]
+
+
+class Outbox:
+    """The end of a pass, before the frontend exists: pools and dispatcher are built first."""
+
+    def __init__(self) -> None:
+        self.flush: Callable[[], None] = lambda: None
+
+
+class Daemon:
+    """Everything, wired.
+
+    Args:
+        config: checked.
+        port: the bots' socket, bound, or a fake.
+        environ: of the process: where credentials lie.
+        dial: upstream -> how to get a connected byte stream to it.
+        clock: the loop's time, seconds.
+        mono_us, wall_us: CLOCK_MONOTONIC and wall clock, microseconds.
+        dice: for every jitter and every id.
+        session: changes with every start.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        port: BotPort,
+        *,
+        environ: dict[str, str],
+        dial: Dial,
+        clock: Callable[[], float],
+        mono_us: Callable[[], int],
+        wall_us: Callable[[], int],
+        dice: random.Random,
+        session: str,
+    ) -> None:
+        self.config = config
+        self.session = session
+        self.metrics = Metrics()
+        self.log = get_logger()
+        self.pulse = Pulse(clock)
+        self._clock = clock
+        self._mono_us = mono_us
+        self._started_at = clock()
+        jitter = dice.random
+        outbox = Outbox()
+        self.pools: dict[str, Pool] = {}
+        self.breakers: dict[tuple[str, str], Breaker] = {}
+        routes: dict[str, RouteRuntime] = {}
+        self.dispatcher = Dispatcher(
+            routes,
+            config.frontend,
+            clock=clock,
+            mono_us=mono_us,
+            wall_us=wall_us,
+            jitter=jitter,
+            new_call_id=_call_ids(wall_us, dice),
+            session=session,
+            outbound=outbox,
+            accounting=Accounting(self.metrics, self.log, frozenset(route.name for route in config.route)),
+        )
+        for upstream in config.upstream:
+            address = parse_url(upstream.url)
+            resource = address.resource
+            if upstream.compression == "zstd-stream":
+                resource += ("&" if "?" in resource else "?") + "compress=zstd-stream"
+            self.pools[upstream.name] = pool = Pool(
+                upstream,
+                dialect=DIALECTS[upstream.dialect],
+                policy=PoolPolicy(
+                    warm=upstream.warm_connections,
+                    maximum=upstream.max_connections,
+                    slots=upstream.calls_per_connection,
+                    max_age=upstream.max_age_s,
+                    jitter=jitter,
+                ),
+                dial=dial(upstream),
+                host=address.host_header,
+                resource=resource,
+                credential=None if upstream.credential is None else CredentialReader(upstream.credential, environ=environ),
+                clock=clock,
+                jitter=jitter,
+                outbound=outbox,
+                on_capacity=self.dispatcher.on_capacity,
+                on_connect=self.dispatcher.on_connect,
+                log=self.log,
+            )
+            pool.waiting = lambda name=upstream.name: self.dispatcher.waiting(name)  # type: ignore[misc]
+        budgets = {name: RetryBudget() for name in self.pools}
+        for route in config.route:
+            targets = []
+            for target in route.targets:
+                key = (target.upstream, target.model)
+                if key not in self.breakers:
+                    self.breakers[key] = Breaker("/".join(key), jitter=jitter)
+                targets.append(
+                    TargetRuntime(
+                        self.pools[target.upstream],
+                        target.model,
+                        self.breakers[key],
+                        budgets[target.upstream],
+                        target.options,
+                        route.max_output_tokens,
+                    )
+                )
+            routes[route.name] = RouteRuntime(route, targets)
+        frontend = config.frontend
+        self.frontend = Frontend(
+            port,
+            self.dispatcher,
+            session=session,
+            version=__version__,
+            limits=Limits(
+                max_message_bytes=frontend.max_message_bytes,
+                max_calls_in_flight=frontend.max_calls_in_flight,
+                queue_max=frontend.queue_max,
+            ),
+            routes=[route.name for route in config.route],
+            clock=clock,
+            mono_us=mono_us,
+            wall_us=wall_us,
+            report=self.report,
+            max_message_bytes=frontend.max_message_bytes,
+            stall_timeout=frontend.stall_timeout_s,
+            jitter=jitter,
+        )
+        outbox.flush = self.frontend.flush
+
+    # ------------------------------------------------------------------ life
+
+    async def run(
+        self, shutdown: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve until `shutdown` is set, then drain. Reports started once the frontend reads its port, warm or not."""
+        async with trio.open_nursery() as sockets:
+            await sockets.start(self.frontend.run)
+            sockets.start_soon(self.pulse.run)
+            async with trio.open_nursery() as upstreams:
+                await upstreams.start(self.dispatcher.clocks.run)
+                for pool in self.pools.values():
+                    await upstreams.start(pool.run)
+                task_status.started()
+                await shutdown.wait()
+                await self._drain()
+                upstreams.cancel_scope.cancel()
+            self.frontend.flush()
+            with trio.move_on_after(FAREWELL):
+                while self.frontend.statistics().congested:
+                    await trio.sleep(0.01)
+            sockets.cancel_scope.cancel()
+
+    async def _drain(self) -> None:
+        dispatcher = self.dispatcher
+        dispatcher.draining = True
+        self.log.info("drain.started", in_flight=len(dispatcher.calls), timeout_s=self.config.frontend.drain_timeout_s)
+        with trio.move_on_after(self.config.frontend.drain_timeout_s):
+            await dispatcher.drained()
+        if dispatcher.calls:
+            self.log.warning("drain.timed_out", in_flight=len(dispatcher.calls))
+            dispatcher.fail_all("halted", "the daemon is shutting down and its drain time is over")
+        async with trio.open_nursery() as closing:
+            for pool in self.pools.values():
+                closing.start_soon(pool.close)
+
+    # ------------------------------------------------------------------ what it says of itself
+
+    def report(self) -> Report:
+        """Health, from snapshots."""
+        statistics = self.dispatcher.statistics()
+        now = self._clock()
+        return report(
+            version=__version__,
+            session=self.session,
+            pid=os.getpid(),
+            uptime=now - self._started_at,
+            draining=self.dispatcher.draining,
+            in_flight=statistics.in_flight,
+            queued=statistics.queued,
+            queue_max=self.config.frontend.queue_max,
+            loop_lag=self.pulse.lag,
+            routes=[
+                RouteHealth(name=route.name, targets=[(target.upstream, target.model) for target in route.targets])
+                for route in self.config.route
+            ],
+            upstreams=[self._health_of(pool, now) for pool in self.pools.values()],
+        )
+
+    def _health_of(self, pool: Pool, now: float) -> UpstreamHealth:
+        snapshot = pool.statistics()
+        return UpstreamHealth(
+            name=pool.name,
+            connections=snapshot.connections,
+            warm=pool.upstream.warm_connections,
+            breakers={model: breaker.state(now) for (name, model), breaker in self.breakers.items() if name == pool.name},
+            refused=snapshot.credential_refused,
+            last_error=snapshot.last_error,
+            rtt=snapshot.rtt,
+        )
+
+    def show(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
+        """The control endpoint's handlers: message type -> answer."""
+        return {"show": lambda message: shown.answer(self, message, self._clock())}
+
+
+def _call_ids(wall_us: Callable[[], int], dice: random.Random) -> Callable[[], str]:
+    """ULIDs: 48 bits of wall-clock milliseconds, 80 of dice, in Crockford's base 32 (github.com/ulid/spec)."""
+    alphabet = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+    pairs = [a + b for a in alphabet for b in alphabet]
+
+    def new() -> str:
+        number = (wall_us() // 1000) << 80 | dice.getrandbits(80)
+        return "".join([pairs[number >> shift & 1023] for shift in range(120, -1, -10)])
+
+    return new
+
+
+def real_dial(upstream: Upstream) -> Callable[[], Awaitable[trio.abc.Stream]]:
+    """TCP, proxy and TLS as configured; names are resolved anew at each connect."""
+    address = parse_url(upstream.url)
+    tls = make_tls_context(upstream.tls) if address.secure else None
+
+    async def connect() -> trio.abc.Stream:
+        return await dial(
+            address,
+            tls=tls,
+            proxy=upstream.proxy,
+            tcp_timeout=upstream.connect_timeout_s,
+            tls_timeout=upstream.tls_timeout_s,
+        )
+
+    return connect
+
+
+def real_clocks() -> dict[str, Any]:
+    """Clock and dice of real life: the keyword arguments of `Daemon`.
+
+    trio's clock has an offset of its own and never leaves the process; instants for bots are CLOCK_MONOTONIC.
+    """
+    return {
+        "clock": trio.current_time,
+        "mono_us": lambda: time.monotonic_ns() // 1000,
+        "wall_us": lambda: time.time_ns() // 1000,
+        "dice": random.Random(secrets.randbits(128)),
+        "session": secrets.token_hex(8),
+    }

@@ -1,0 +1,131 @@
+"""The daemon as a process of this host: endpoint and lock, sockets, signals, systemd. `daemon` is what runs inside."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import trio
+
+from sidecar import daemon as composition
+from sidecar.config import Config
+from sidecar.logs import configure, get_logger
+from sidecar.service.control import Control
+from sidecar.service.pulse import feed_watchdog
+from sidecar.transport import endpoint as places
+from sidecar.transport.sd_notify import Notifier, watchdog_interval
+from sidecar.transport.zmq_ping import Pinger
+from sidecar.transport.zmq_socket import RouterPort
+
+#: Control messages are short.
+CONTROL_MESSAGE_BYTES: Final = 65_536
+#: Seconds queued messages get to leave after the loop has ended.
+LINGER: Final = 0.2
+_PR_SET_DUMPABLE: Final = 4
+
+
+def first_line(config: Config, endpoint: str) -> str:
+    """What an operator wants to see first: where, who may connect, how many calls at once."""
+    who = f"group {config.frontend.group}" if config.frontend.group else f"uid {os.geteuid()} only"
+    return f"sidecar: {endpoint} · {who} · {config.frontend.max_calls_in_flight} calls at once"
+
+
+async def serve(
+    config: Config,
+    *,
+    environ: Mapping[str, str],
+    shutdown: trio.Event | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    handle_signals: bool = True,
+    dumpable: bool = False,
+) -> None:
+    """Bind, say READY, serve until SIGTERM, SIGINT or `shutdown`, drain.
+
+    Args:
+        config: checked.
+        environ: of the process.
+        shutdown: set by others to end it; signals set it too.
+        say: gets the first line, once the socket is bound.
+        handle_signals: not when another program runs this in its own process.
+        dumpable: leave the process open to debuggers and core dumps (it holds credentials).
+
+    Raises:
+        EndpointHeld: another daemon holds the endpoint.
+        EndpointError, ConfigurationError: the endpoint cannot be used.
+    """
+    if not dumpable:
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    configure(config.log, environ=environ)
+    shutdown = shutdown or trio.Event()
+    frontend = config.frontend
+    endpoint = places.resolve(frontend.endpoint, environ, uid=os.geteuid())
+    control_endpoint = places.control_of(endpoint, frontend.control_endpoint)
+    notifier = Notifier(environ)
+    log = get_logger()
+    with contextlib.ExitStack() as stack:
+        stack.callback(notifier.close)
+        stack.enter_context(places.held(endpoint, group=frontend.group))
+        stack.enter_context(places.held(control_endpoint))
+        port = RouterPort(max_message_bytes=frontend.max_message_bytes)
+        stack.callback(port.close, linger=LINGER)
+        control_port = RouterPort(max_message_bytes=CONTROL_MESSAGE_BYTES)
+        stack.callback(control_port.close)
+        with places.closed_umask():
+            port.bind(endpoint)
+            control_port.bind(control_endpoint)
+        places.open_to_group(endpoint, frontend.group)
+        places.open_to_group(control_endpoint, None)
+        seams = composition.real_clocks()
+        daemon = composition.Daemon(config, port, environ=dict(environ), dial=composition.real_dial, **seams)
+        control = Control(
+            control_port, daemon.show(), session=daemon.session, mono_us=seams["mono_us"], wall_us=seams["wall_us"]
+        )
+        async with trio.open_nursery() as nursery:
+            if handle_signals:
+                await nursery.start(_signals, shutdown, notifier, log)
+            await nursery.start(control.run)
+            await nursery.start(_run, daemon, shutdown, nursery)
+            say(first_line(config, endpoint))
+            notifier.ready(f"serving {endpoint}")
+            log.info("ready", endpoint=endpoint, group=frontend.group, calls_at_once=frontend.max_calls_in_flight)
+            interval = watchdog_interval(environ)
+            if interval is not None:
+                pinger = Pinger(endpoint)
+                stack.callback(pinger.close)
+                nursery.start_soon(feed_watchdog, notifier, interval, lambda: pinger.round_trip(interval))
+        log.info("stopped")
+
+
+async def _run(
+    daemon: composition.Daemon,
+    shutdown: trio.Event,
+    nursery: trio.Nursery,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """The daemon; when it has drained, everything beside it ends too."""
+    await daemon.run(shutdown, task_status=task_status)
+    nursery.cancel_scope.cancel()
+
+
+async def _signals(
+    shutdown: trio.Event,
+    notifier: Notifier,
+    log: Any,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """SIGTERM or SIGINT drains; a second one ends at once."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            if shutdown.is_set():
+                log.warning("stopping.now", signal=signal.Signals(number).name)
+                raise KeyboardInterrupt
+            log.info("stopping", signal=signal.Signals(number).name)
+            notifier.stopping("draining")
+            shutdown.set()

@@ -1,0 +1,99 @@
+"""What is counted and said of calls and attempts: the metrics, and one canonical line per call.
+
+Everything here reads the classification made elsewhere; nothing is judged twice.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sidecar.core.breaker import Breaker
+from sidecar.core.outcome import Outcome
+from sidecar.metrics import Metrics
+from sidecar.wire import Call, Done, Terminal
+
+if TYPE_CHECKING:
+    from sidecar.service.running_call import Attempt, RunningCall
+
+
+class Accounting:
+    """Metrics and log of the dispatcher.
+
+    Args:
+        metrics: the registry.
+        log: a bound logger.
+        routes: names that may become labels: a bot's invention must not.
+    """
+
+    def __init__(self, metrics: Metrics, log: Any, routes: frozenset[str]) -> None:
+        self.metrics = metrics
+        self.log = log
+        self.accepted = self.refused = self.done = self.failed = 0
+        self._routes = routes
+
+    def call_refused(self, call: Call, code: str) -> None:
+        """A call was refused on receipt."""
+        self.refused += 1
+        self.metrics.calls.add(call.route if call.route in self._routes else "", call.lane, code)
+
+    def call_ended(self, call: RunningCall, terminal: Terminal, code: str, *, overshoot_us: int | None) -> None:
+        """A call got its terminal."""
+        metrics, timing = self.metrics, terminal.timing
+        if isinstance(terminal, Done):
+            self.done += 1
+            usage = terminal.usage
+            for kind, count in (
+                ("input", usage.input_tokens),
+                ("output", usage.output_tokens),
+                ("cached", usage.cached_tokens),
+                ("reasoning", usage.reasoning_tokens),
+            ):
+                if count:
+                    metrics.tokens.add(terminal.upstream, terminal.model, kind, by=count)
+            if usage.estimated:
+                metrics.tokens_estimated.add(terminal.upstream)
+        else:
+            self.failed += 1
+        metrics.calls.add(call.route.name, call.lane, code)
+        assert timing is not None
+        metrics.call_time.record(timing.total_us, call.route.name)
+        metrics.queued_time.record(timing.queued_us, call.lane)
+        if timing.overhead_us is not None:
+            metrics.overhead.record(timing.overhead_us)
+        if overshoot_us is not None:
+            metrics.overshoot.record(overshoot_us)
+        self.log.info(
+            "call",
+            outcome="success" if code == "done" else "failure",
+            code=code,
+            finish=terminal.finish if isinstance(terminal, Done) else None,
+            call_id=call.call_id,
+            route=call.route.name,
+            lane=call.lane,
+            upstream=terminal.upstream,
+            model=terminal.model,
+            attempts=terminal.attempts,
+            queued_us=timing.queued_us,
+            attempt_us=timing.attempt_us,
+            first_delta_us=timing.first_delta_us,
+            total_us=timing.total_us,
+            overhead_us=timing.overhead_us,
+            uid=call.peer.uid,
+            pid=call.peer.pid,
+        )
+
+    def attempt_ended(self, attempt: Attempt, outcome: Outcome) -> None:
+        """An attempt is over, however."""
+        metrics, upstream, state = self.metrics, attempt.target.pool.name, attempt.state
+        metrics.attempts.add(upstream, outcome.kind.value)
+        if attempt.backup:
+            metrics.backups.add(upstream)
+        if state.first_content_at is not None:
+            metrics.first_delta.record(int(1e6 * (state.first_content_at - state.sent_at)), upstream, attempt.target.model)
+
+    def breaker_moved(self, breaker: Breaker, before: str, after: str, *, upstream: str, model: str) -> None:
+        """A breaker changed its state."""
+        if after == "open":
+            self.metrics.breaker_trips.add(upstream, model)
+        event = {"open": "breaker.opened", "half_open": "breaker.half_opened", "closed": "breaker.closed"}[after]
+        self.log.warning(event, upstream=upstream, model=model, previous=before, state=after)

@@ -1,0 +1,279 @@
+"""One warm, authenticated WebSocket and the attempts on it: slots in, frames out to whoever holds the slot.
+
+Its states and steps are `core.pool_policy.CONNECTION`.
+
+`_receive` is the path of a token: one call per read, one decode per frame, one flush at the end. Nothing in it
+awaits, locks, logs or sets a timer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import trio
+
+from sidecar.compression import ZstdStream
+from sidecar.core.pool_policy import CONNECTION, ConnectionState
+from sidecar.dialects.base import Codec, Content, Ending, Expiring, Faulted, Finished, Prompt, Started
+from sidecar.errors import ConnectionLost, MalformedFrame, UpstreamFault
+from sidecar.service.ports import Outbound
+from sidecar.transport.frames import TEXT
+from sidecar.transport.websocket import WebSocket
+
+
+class Attempt(Protocol):
+    """What a connection tells the holder of a slot. The dispatcher implements it; no method may block or raise."""
+
+    def on_content(self, text: str, now: float) -> None:
+        """A piece of the answer."""
+        ...
+
+    def on_started(self, event: Started) -> None:
+        """The upstream took the request."""
+        ...
+
+    def on_ending(self, now: float) -> None:
+        """The content is over; the usage may still come."""
+        ...
+
+    def on_finished(self, event: Finished, now: float) -> None:
+        """The answer ended as it should. The slot is free again."""
+        ...
+
+    def on_lost(self, fault: UpstreamFault, now: float, *, event: Faulted | None = None) -> None:
+        """The attempt failed; the slot, or the whole connection, is gone."""
+        ...
+
+
+class _Discarded:
+    """Holds the slot of a stopped attempt until its end: what still comes is nobody's."""
+
+    def on_content(self, text: str, now: float) -> None:
+        pass
+
+    def on_started(self, event: Started) -> None:
+        pass
+
+    def on_ending(self, now: float) -> None:
+        pass
+
+    def on_finished(self, event: Finished, now: float) -> None:
+        pass
+
+    def on_lost(self, fault: UpstreamFault, now: float, *, event: Faulted | None = None) -> None:
+        pass
+
+
+_DISCARDED: Final = _Discarded()
+
+
+class Connection:
+    """One connection's life, from before it is made until after it is gone.
+
+    Args:
+        key: its number in the pool.
+        codec: the dialect's state for this connection.
+        clock: the loop's time.
+        outbound: flushed at the end of every pass.
+        on_change: told when a slot came free, or the state changed.
+        inflate: the connection's zstd stream, if compression was asked for.
+        born_at: when it was decided on.
+    """
+
+    __slots__ = (
+        "_attempts", "_clock", "_codec", "_decode", "_inflate", "_on_change", "_outbound", "active", "born_at",
+        "credential", "fault", "in_rotation", "keepalive", "key", "opened_at", "pass_at", "retire_at", "rtt", "state", "stopped_by_us", "taken",
+        "websocket",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        key: int,
+        codec: Codec,
+        *,
+        clock: Callable[[], float],
+        outbound: Outbound,
+        on_change: Callable[[Connection], None],
+        inflate: ZstdStream | None,
+        born_at: float,
+    ) -> None:
+        self.key = key
+        self.state: ConnectionState = "CONNECTING"
+        self.born_at = born_at
+        self.opened_at: float | None = None
+        self.retire_at: float | None = None
+        #: which version of the credential it was authenticated with
+        self.credential: object = None
+        self.websocket: WebSocket | None = None
+        #: last keepalive's round trip, seconds
+        self.rtt: float | None = None
+        #: why it ended, where we know better than the transport (silence, a bad frame)
+        self.fault: UpstreamFault | None = None
+        #: closed because its only call was stopped: no fault of the upstream's
+        self.stopped_by_us = False
+        #: cancelled when it is gone: nobody pings it then
+        self.keepalive = trio.CancelScope()
+        #: stands in its pool's queue of connections with a free slot
+        self.in_rotation = False
+        #: slots in use, and those of them that somebody still reads
+        self.taken = 0
+        self.active = 0
+        #: when the read that is being worked on came in
+        self.pass_at = 0.0
+        self._codec = codec
+        self._decode = codec.decode
+        self._clock = clock
+        self._outbound = outbound
+        self._on_change = on_change
+        self._inflate = inflate
+        self._attempts: list[Attempt | None] = [None] * codec.slots
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.key} {self.state} {self.taken}/{len(self._attempts)}>"
+
+    # ------------------------------------------------------------------ life
+
+    def opened(self, websocket: WebSocket, now: float) -> None:
+        """The upgrade is done: calls may come."""
+        self._step("ready")
+        self.websocket = websocket
+        self.opened_at = now
+        self._on_change(self)
+
+    def drain(self) -> bool:
+        """Take no new attempt; True when nothing is on it, so that it can be closed now."""
+        if self.state == "READY" or self.state == "BUSY":
+            self._step("retire")
+        return self.active == 0
+
+    def closed(self, fault: UpstreamFault, now: float) -> None:
+        """It is gone: every attempt on it is lost."""
+        if self.state == "CLOSED":
+            return
+        self._step("closed")
+        attempts = self._attempts.copy()
+        self._attempts[:] = [None] * len(attempts)  # in place: a pass under way must find nobody here
+        self.taken = self.active = 0
+        for attempt in attempts:
+            if attempt is not None:
+                attempt.on_lost(self.fault or fault, now)
+
+    def kill(self, fault: UpstreamFault) -> None:
+        """Give it up at once, for `fault`; the task that runs it notices within milliseconds."""
+        if self.fault is None:
+            self.fault = fault
+        self.drain()
+        if self.websocket is not None:
+            self.websocket.abort()
+
+    # ------------------------------------------------------------------ slots
+
+    @property
+    def free(self) -> bool:
+        """A call may be started here now."""
+        return self.taken < len(self._attempts) and (self.state == "READY" or self.state == "BUSY")
+
+    def start(self, attempt: Attempt, prompt: Prompt) -> None:
+        """Hand an attempt to the upstream.
+
+        Raises:
+            ConnectionLost: the connection is going away; nothing was written and no slot is taken.
+        """
+        websocket = self.websocket
+        if websocket is None or not self.free:
+            raise ConnectionLost(reason="not ready", how="local")
+        slot = self._attempts.index(None)
+        websocket.send_text(self._codec.encode(slot, prompt))
+        self._attempts[slot] = attempt
+        self.taken += 1
+        self.active += 1
+        self._step("taken")
+
+    def stop(self, attempt: Attempt) -> None:
+        """Nobody wants this attempt any more: alone, it takes the connection with it; else its frames are dropped.
+
+        There is no cancel in either dialect: closing is the only way to stop the upstream's work (and the bill).
+        """
+        if attempt not in self._attempts:
+            return
+        slot = self._attempts.index(attempt)
+        self._attempts[slot] = _DISCARDED
+        self.active -= 1
+        if self.active == 0:
+            self.stopped_by_us = True
+            self.kill(ConnectionLost(1000, "its only call was stopped", how="local"))
+        else:
+            self._codec.discard(slot)
+
+    def conclude(self, attempt: Attempt, now: float) -> None:
+        """The usage of an ended answer did not come in time: end it without."""
+        if attempt in self._attempts:
+            self._handle(self._codec.conclude(self._attempts.index(attempt)), now)
+
+    # ------------------------------------------------------------------ the path of a token
+
+    def receive(self, messages: list[tuple[int, bytes]]) -> None:
+        """One read's messages: decode, hand on, flush once.
+
+        Raises:
+            MalformedFrame: the connection cannot be trusted any more; the transport retires it.
+        """
+        self.pass_at = now = self._clock()
+        attempts = self._attempts
+        decode = self._decode
+        for opcode, payload in messages:
+            if opcode != TEXT:
+                payload = self._inflated(payload)  # noqa: PLW2901 - one name for the frame, whatever it came in
+            for event in decode(payload):
+                if type(event) is Content:
+                    attempt = attempts[event.slot]
+                    if attempt is not None:
+                        attempt.on_content(event.text, now)
+                else:
+                    self._handle(event, now)
+        self._outbound.flush()
+
+    def _handle(self, event: Started | Ending | Finished | Faulted | Expiring | Content, now: float) -> None:
+        """Everything that is not content: a few frames per answer."""
+        if isinstance(event, Expiring):
+            self.retire_at = now
+            self._on_change(self)
+            return
+        if isinstance(event, Faulted) and event.slot is None:
+            # An error of the whole connection: all of it is lost, and nothing more may come of it.
+            self.kill(event.error)
+            self.closed(event.error, now)
+            self._on_change(self)
+            return
+        assert event.slot is not None
+        attempt = self._attempts[event.slot]
+        if attempt is None:
+            return
+        if isinstance(event, Started):
+            attempt.on_started(event)
+        elif isinstance(event, Ending):
+            attempt.on_ending(now)
+        elif isinstance(event, Finished):
+            self._release(event.slot)
+            attempt.on_finished(event, now)
+            self._on_change(self)
+        elif isinstance(event, Faulted):
+            self._release(event.slot)
+            attempt.on_lost(event.error, now, event=event)
+            self._on_change(self)
+
+    def _release(self, slot: int) -> None:
+        if self._attempts[slot] is not _DISCARDED:
+            self.active -= 1
+        self._attempts[slot] = None
+        self.taken -= 1
+        self._step("idle" if self.taken == 0 and self.state == "BUSY" else "released")
+
+    def _inflated(self, payload: bytes) -> bytes:
+        if self._inflate is None:
+            raise MalformedFrame("a binary frame, and no compression was agreed on", close_code=1003)
+        return self._inflate.feed(payload)
+
+    def _step(self, event: str) -> None:
+        self.state = CONNECTION.after(self.state, event)

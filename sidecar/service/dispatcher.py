@@ -1,0 +1,477 @@
+"""Takes calls from the frontend and sees each to its one terminal: admission, parking, clocks, accounting.
+
+The order a call passes through: deadline > admission > (parking) > breaker > budget > lease > stream. The dispatcher
+is synchronous but for its clocks' task; `running_call` has the steps of one call.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from typing import Final
+
+import trio
+from msgspec import Struct, structs
+
+from sidecar.config import Frontend
+from sidecar.core.admission import Admission, Admitted, Shed
+from sidecar.core.breaker import Permit
+from sidecar.core.call import Call as CallPolicy
+from sidecar.core.outcome import Outcome
+from sidecar.dialects.base import Faulted, Finished, Prompt, Started
+from sidecar.dialects.options import InvalidOption, UnsupportedOption
+from sidecar.dialects.facts import estimate_usage
+from sidecar.errors import CODES
+from sidecar.service.accounting import Accounting
+from sidecar.service.clocks import Clocked, Clocks
+from sidecar.service.pool import Pool
+from sidecar.service.ports import Outbound, Peer, Reply
+from sidecar.service.routes import RouteRuntime, TargetRuntime
+from sidecar.service.running_call import Attempt, RunningCall
+from sidecar.wire import Accepted, Call, Done, Failed, Options, Terminal, Timing, Usage
+
+#: A bot's own send time is believed when it is at most this far ahead, or behind (another time namespace else).
+_SENT_AHEAD_US: Final = 1_000
+_SENT_BEHIND_US: Final = 3_600_000_000
+_LANE_RANK: Final = {"exit": 0, "entry": 1, "research": 2}
+
+
+class DispatcherStatistics(Struct, frozen=True, kw_only=True):
+    """Calls now and so far."""
+
+    in_flight: int
+    queued: int
+    parked: int
+    accepted: int
+    refused: int
+    done: int
+    failed: int
+
+
+class Dispatcher:
+    """See the module.
+
+    Args:
+        routes: by name.
+        frontend: limits.
+        clock, mono_us, wall_us: the loop's time in seconds; CLOCK_MONOTONIC and wall clock in microseconds.
+        jitter: 0 <= x < 1.
+        new_call_id: -> an id no other call of this or an earlier session had.
+        session: of this daemon.
+        outbound: flushed at the end of each sweep of the clocks.
+        accounting: what is counted and said.
+    """
+
+    def __init__(
+        self,
+        routes: dict[str, RouteRuntime],
+        frontend: Frontend,
+        *,
+        clock: Callable[[], float],
+        mono_us: Callable[[], int],
+        wall_us: Callable[[], int],
+        jitter: Callable[[], float],
+        new_call_id: Callable[[], str],
+        session: str,
+        outbound: Outbound,
+        accounting: Accounting,
+    ) -> None:
+        self.routes = routes
+        self.clock = clock
+        self.clocks = Clocks(clock, outbound.flush, self._guarded)
+        self.draining = False
+        self.calls: dict[str, RunningCall] = {}
+        #: set when the last call ended while draining
+        self.idle = trio.Event()
+        self._admission = Admission(frontend.max_calls_in_flight, frontend.queue_max, jitter=jitter)
+        self._parked: dict[str, list[tuple[int, float, int, RunningCall]]] = {}
+        self._waiting: dict[str, int] = {}
+        self._sequence = 0
+        self._mono_us = mono_us
+        self._wall_us = wall_us
+        self._jitter = jitter
+        self._new_call_id = new_call_id
+        self._session = session
+        self._outbound = outbound
+        self._accounting = accounting
+        self._log = accounting.log
+
+    # ------------------------------------------------------------------ a call comes in
+
+    def submit(self, call: Call, reply: Reply, peer: Peer, *, recv_mono_us: int, ignored: list[str]) -> RunningCall | Failed:
+        """See `ports.CallHandler`."""
+        now = self.clock()
+        mono_now = self._mono_us()
+        refusal, route, options = self._examine(call)
+        timeout_us = int(1000 * (call.timeout_ms or (route.config.timeout_ms if route else 1000.0)))
+        sent = call.sent_mono_us
+        if sent is None or not recv_mono_us - _SENT_BEHIND_US <= sent <= recv_mono_us + _SENT_AHEAD_US:
+            sent = recv_mono_us
+        deadline_mono_us = sent + timeout_us
+        if refusal is None and deadline_mono_us <= mono_now:
+            refusal = _refusal(call, "deadline_exceeded", "the deadline had passed when the call was received")
+        if refusal is None and self.draining:
+            refusal = _refusal(call, "draining", "the daemon is shutting down", retry_after_ms=self._jittered_ms(0.5))
+        if refusal is not None or route is None:
+            assert refusal is not None
+            self._accounting.call_refused(call, refusal.code)
+            return refusal
+        config = route.config
+        policy = CallPolicy(
+            targets=len(route.targets),
+            # One microsecond on the safe side of two roundings: a deadline is never early.
+            deadline=now + (deadline_mono_us - mono_now + 1) / 1e6,
+            first_delta_timeout=(call.first_delta_timeout_ms or config.first_delta_timeout_ms) / 1000,
+            idle_timeout=(call.idle_timeout_ms or config.idle_timeout_ms) / 1000,
+            restart=call.on_lost == "restart",
+            jitter=self._jitter,
+        )
+        running = RunningCall(
+            self, call, reply, peer, route, options, policy,
+            call_id=self._new_call_id(), received_at=now - (mono_now - recv_mono_us) / 1e6,
+            recv_mono_us=recv_mono_us, deadline_mono_us=deadline_mono_us,
+        )  # fmt: skip
+        decision = self._admission.offer(running.call_id, call.lane, policy.deadline, now)
+        if isinstance(decision, Shed) and decision.key == running.call_id:
+            self._accounting.call_refused(call, "overloaded")
+            return _refusal(
+                call, "overloaded", "too many calls in flight and queued", retry_after_ms=max(1, int(decision.retry_after * 1000))
+            )
+        self.calls[running.call_id] = running
+        if isinstance(decision, Shed):
+            self._shed(decision)
+        if isinstance(decision, Admitted):
+            # Nothing can come back before this step is over: what it decides on receipt is refused, not accepted.
+            running.on_receipt = True
+            self._guarded(running, self._admit_call(running), now)
+            running.on_receipt = False
+            if running.refusal is not None:
+                return running.refusal
+        self._accounting.accepted += 1
+        reply.accept(
+            Accepted(
+                id=call.id,
+                call_id=running.call_id,
+                session=self._session,
+                recv_mono_us=recv_mono_us,
+                deadline_mono_us=deadline_mono_us,
+                route=route.name,
+                ignored=ignored,
+            )
+        )
+        self.clocks.arm(running)
+        return running
+
+    def _examine(self, call: Call) -> tuple[Failed | None, RouteRuntime | None, list[Options]]:
+        """What can be decided on receipt, before a clock is read."""
+        route = self.routes.get(call.route)
+        if route is None:
+            known = ", ".join(sorted(self.routes))
+            return _refusal(call, "unknown_route", f"no route of that name; this daemon has: {known}"), None, []
+        options: list[Options] = []
+        try:
+            for target in route.targets:
+                merged = target.options(call.options)
+                unsupported = target.pool.dialect.unsupported(merged)
+                if unsupported:
+                    if route.config.unsupported_options == "fail":
+                        names = ", ".join(unsupported)
+                        return (
+                            _refusal(call, "unsupported_option", f"{names}: upstream {target.pool.name} cannot take it"),
+                            route,
+                            [],
+                        )
+                    merged = _without(merged, unsupported)
+                options.append(merged)
+        except UnsupportedOption as error:
+            return _refusal(call, "unsupported_option", str(error)), route, []
+        except InvalidOption as error:
+            return _refusal(call, "invalid_request", str(error)), route, []
+        return None, route, options
+
+    # ------------------------------------------------------------------ waiting
+
+    def park(self, call: RunningCall, targets: list[TargetRuntime], until: float) -> None:
+        """Wait for a connection of one of `targets`, at most `until` before looking again anyway."""
+        call.policy.park(until)
+        call.parked_in = tuple({target.pool.name: None for target in targets})
+        self._sequence += 1
+        entry = (_LANE_RANK[call.lane], call.policy.deadline, self._sequence, call)
+        for target in targets:
+            name = target.pool.name
+            heapq.heappush(self._parked.setdefault(name, []), entry)
+            self._waiting[name] = self._waiting.get(name, 0) + 1
+            target.pool.poke()
+        self.clocks.arm(call)
+
+    def unpark(self, call: RunningCall) -> None:
+        """It waits no more; its entries in the heaps are passed over when they come up."""
+        for name in call.parked_in:
+            self._waiting[name] -= 1
+        call.parked_in = ()
+
+    def waiting(self, pool: str) -> int:
+        """How many calls wait for a connection of `pool`."""
+        return self._waiting.get(pool, 0)
+
+    def on_capacity(self, pool: Pool) -> None:
+        """A connection of `pool` came free, or none will: parked calls look again, the most urgent first."""
+        heap = self._parked.get(pool.name)
+        if not heap:
+            return
+        now = self.clock()
+        # Calls that find nothing park again, with a later sequence: look at each at most once.
+        entries, self._parked[pool.name] = heap, []
+        while entries:
+            entry = heapq.heappop(entries)
+            call = entry[3]
+            if call.ended or pool.name not in call.parked_in:
+                continue
+            if not pool.free_slots() and pool.may_connect_at() < call.policy.deadline:
+                heapq.heappush(entries, entry)
+                break
+            self._guarded(call, call.seek, now)
+        for entry in entries:
+            heapq.heappush(self._parked[pool.name], entry)
+
+    # ------------------------------------------------------------------ terminals
+
+    def finish_done(self, call: RunningCall, attempt: Attempt, event: Finished, now: float) -> None:
+        """The call is answered."""
+        usage = event.usage or self._estimate(call, attempt)
+        started = attempt.reported if isinstance(attempt.reported, Started) else None
+        if call.pieces:
+            call.reply.text("".join(call.pieces))
+        self._finish(
+            call,
+            Done(
+                id=call.id,
+                call_id=call.call_id,
+                finish=event.finish,
+                deltas=0,
+                usage=usage,
+                route=call.route.name,
+                upstream=attempt.target.pool.name,
+                model=attempt.target.model,
+                model_reported=event.model or (started.model if started else None),
+                attempts=call.policy.made,
+                backup_used=attempt.backup,
+                upstream_request_id=event.upstream_request_id or (started.upstream_request_id if started else None),
+                timing=self._timing(call, attempt, now),
+                wall_us=self._wall_us(),
+            ),
+            "done",
+        )
+
+    def finish_lost(self, call: RunningCall, outcome: Outcome, now: float, attempt: Attempt | None = None) -> None:
+        """The upstream's failure becomes the call's."""
+        self.finish_failed(
+            call,
+            outcome.code,
+            outcome.message,
+            retryable=outcome.retryable and call.policy.made <= 1,
+            retry_after=outcome.retry_after,
+            outcome=outcome,
+            attempt=attempt,
+        )
+
+    def finish_failed(
+        self,
+        call: RunningCall,
+        code: str,
+        message: str,
+        *,
+        retryable: bool | None = None,
+        retry_after: float | None = None,
+        outcome: Outcome | None = None,
+        attempt: Attempt | None = None,
+    ) -> None:
+        """The call ends without an answer."""
+        if call.ended:
+            return
+        attempt = attempt or call.winner
+        if retryable is None:
+            retryable = CODES.get(code) == "never_sent"
+        if call.pieces:
+            call.reply.text("".join(call.pieces))
+        reported = attempt.reported if attempt is not None else None
+        self._finish(
+            call,
+            Failed(
+                id=call.id,
+                code=code,
+                message=message,
+                retryable=retryable,
+                retry_after_ms=max(1, int(1000 * retry_after * (1 + 0.2 * self._jitter()))) if retry_after is not None and retryable else None,
+                phase=call.policy.phase(),
+                call_id=call.call_id,
+                usage=(isinstance(reported, Faulted) and reported.usage or self._estimate(call, attempt)) if attempt else None,
+                route=call.route.name,
+                upstream=attempt.target.pool.name if attempt else None,
+                model=attempt.target.model if attempt else None,
+                model_reported=reported.model if isinstance(reported, Started) else None,
+                attempts=call.policy.made,
+                backup_used=bool(attempt and attempt.backup),
+                upstream_request_id=reported.upstream_request_id if reported is not None else None,
+                upstream_status=outcome.upstream_status if outcome else None,
+                upstream_code=outcome.upstream_code if outcome else None,
+                timing=self._timing(call, attempt, self.clock()),
+                wall_us=self._wall_us(),
+            ),
+            code,
+        )
+
+    def _finish(self, call: RunningCall, terminal: Terminal, code: str) -> None:
+        self.unpark(call)
+        self.calls.pop(call.call_id, None)
+        reply = call.reply
+        abandoned = call.abandoned
+        call.forget()
+        if call.on_receipt:
+            assert isinstance(terminal, Failed)
+            call.refusal = Failed(
+                id=terminal.id,
+                code=code,
+                message=terminal.message,
+                retryable=terminal.retryable,
+                retry_after_ms=terminal.retry_after_ms,
+                route=terminal.route,
+            )
+        elif not abandoned:
+            reply.finish(terminal)
+        overshoot = max(0, self._mono_us() - call.deadline_mono_us) if code == "deadline_exceeded" else None
+        self._accounting.call_ended(call, terminal, code, overshoot_us=overshoot)
+        now = self.clock()
+        if call.admitted is False:
+            self._admission.remove(call.call_id)
+        elif call.admitted:
+            for key in self._admission.leave(call.call_id):
+                admitted = self.calls[str(key)]
+                self._guarded(admitted, self._admit_call(admitted), now)
+        if not self.calls:
+            self.idle.set()
+
+    def _admit_call(self, call: RunningCall) -> Callable[[float], None]:
+        def admit(now: float) -> None:
+            call.admitted = True
+            call.policy.admitted()
+            if call.queued_until is None and now > call.received_at:
+                call.waiting_since = call.received_at
+            call.seek(now)
+            if not call.ended:
+                self.clocks.arm(call)
+
+        return admit
+
+    def _shed(self, decision: Shed) -> None:
+        loser = self.calls.get(str(decision.key))
+        if loser is not None:
+            loser.admitted = None  # the admission has let go of it already
+            self.finish_failed(
+                loser, "overloaded", "shed from the queue for a more urgent call", retry_after=decision.retry_after
+            )
+
+    def _timing(self, call: RunningCall, attempt: Attempt | None, now: float) -> Timing:
+        received_at = call.received_at
+
+        def since(at: float | None) -> int | None:
+            return None if at is None else max(0, int(1e6 * (at - received_at)))
+
+        ended_at = self.clock()
+        overhead = call.overhead + (ended_at - now)
+        return Timing(
+            queued_us=since(call.queued_until if call.queued_until is not None else ended_at) or 0,
+            attempt_us=since(attempt.state.sent_at) if attempt is not None else None,
+            first_delta_us=since(call.first_delta_at),
+            total_us=since(ended_at) or 0,
+            overhead_us=max(0, int(1e6 * overhead)),
+        )
+
+    @staticmethod
+    def _estimate(call: RunningCall, attempt: Attempt | None) -> Usage:
+        index = call.route.targets.index(attempt.target) if attempt is not None else 0
+        return estimate_usage(call.prompt(index), call.length)
+
+    # ------------------------------------------------------------------ accounting and life
+
+    def record(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
+        """An attempt is over, however: breaker and metrics read the same outcome."""
+        target = attempt.target
+        before = target.breaker.state(now)
+        target.breaker.record(attempt.permit, outcome, now, slow=attempt.state.overtaken)
+        self._accounting.attempt_ended(attempt, outcome)
+        self._say_moved(target, before, now)
+
+    def on_connect(self, pool: Pool, outcome: Outcome | None) -> None:
+        """A connect of `pool` worked (None) or failed: a failure counts against every breaker of the upstream."""
+        now = self.clock()
+        if outcome is None or not outcome.counts_against_breaker:
+            return
+        seen: set[int] = set()
+        for route in self.routes.values():
+            for target in route.targets:
+                if target.pool is pool and id(target.breaker) not in seen:
+                    seen.add(id(target.breaker))
+                    before = target.breaker.state(now)
+                    permit = target.breaker.admit(now)
+                    if isinstance(permit, Permit):
+                        target.breaker.record(permit, outcome, now)
+                    self._say_moved(target, before, now)
+
+    def _say_moved(self, target: TargetRuntime, before: str, now: float) -> None:
+        after = target.breaker.state(now)
+        if after != before:
+            self._accounting.breaker_moved(target.breaker, before, after, upstream=target.pool.name, model=target.model)
+
+    async def drained(self) -> None:
+        """Wait until no call is in flight."""
+        while self.calls:
+            self.idle = trio.Event()
+            await self.idle.wait()
+
+    def fail_all(self, code: str, message: str) -> None:
+        """End every call: the drain's time is over."""
+        for call in list(self.calls.values()):
+            call.end(code, message)
+        self._outbound.flush()
+
+    def statistics(self) -> DispatcherStatistics:
+        """A snapshot for health and metrics."""
+        admission = self._admission.statistics()
+        return DispatcherStatistics(
+            in_flight=admission.in_flight,
+            queued=admission.queued,
+            parked=sum(1 for call in self.calls.values() if call.parked_in),
+            accepted=self._accounting.accepted,
+            refused=self._accounting.refused,
+            done=self._accounting.done,
+            failed=self._accounting.failed,
+        )
+
+    def _guarded(self, call: Clocked, step: Callable[[float], None], now: float) -> None:
+        """THE guard of one call: a bug in one call's step ends that call (`internal`) and no other."""
+        try:
+            step(now)
+        except Exception as error:
+            self._log.error("call.internal_error", error=type(error).__name__, exc_info=True)
+            assert isinstance(call, RunningCall)
+            self._contain(call)
+
+    def _contain(self, call: RunningCall) -> None:
+        for attempt in call.attempts:
+            attempt.connection.stop(attempt)
+        call.attempts.clear()
+        self.finish_failed(call, "internal", "an error of the daemon's own; its log has the details")
+
+    def _jittered_ms(self, seconds: float) -> int:
+        return max(1, int(1000 * seconds * (0.5 + self._jitter())))
+
+
+def _refusal(call: Call, code: str, message: str, *, retry_after_ms: int | None = None) -> Failed:
+    """A `failed` alone: no `accepted` came before it, and it ends no call in flight."""
+    retryable = CODES.get(code) == "never_sent"
+    return Failed(id=call.id, code=code, message=message, retryable=retryable, retry_after_ms=retry_after_ms, route=call.route)
+
+
+def _without(options: Options, names: list[str]) -> Options:
+    return structs.replace(options, **dict.fromkeys(names))

@@ -1,0 +1,445 @@
+"""Keeps one upstream's connections warm: decides synchronously (`core.pool_policy`), acts in tasks.
+
+Each connection is one task from its dial to its end (`_live`), beside it one for its keepalive. The pool's own task
+asks the policy what to open and what to retire, whenever something changed or the policy's clock falls due.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn, cast
+
+import trio
+from msgspec import Struct, structs
+
+from sidecar.compression import ZstdStream
+from sidecar.config import Upstream
+from sidecar.core.outcome import Outcome, classify
+from sidecar.core.pool_policy import ConnectionView, Open, PoolPolicy, Retire
+from sidecar.credentials import CredentialReader, Secret
+from sidecar.dialects.base import Dialect
+from sidecar.errors import ConnectFailed, ConnectionLost, CredentialError, MalformedFrame, UpgradeRefused, UpstreamFault
+from sidecar.service.connection import Connection
+from sidecar.service.ports import Outbound
+from sidecar.transport.websocket import WebSocket, run_websocket
+
+#: Seconds a graceful close may take before the socket is dropped.
+CLOSE_TIMEOUT = 2.0
+
+
+class PoolStatistics(Struct, frozen=True, kw_only=True):
+    """What one upstream's pool looks like now. `connections` counts by state; times in seconds."""
+
+    name: str
+    url: str
+    connections: dict[str, int]
+    slots_free: int
+    opened: int
+    failed: int
+    lost: int
+    last_error: str | None
+    rtt: float | None
+    credential_refused: bool
+    compression: bool
+
+
+class Pool:
+    """One upstream's connections.
+
+    Args:
+        upstream: its configuration.
+        dialect: makes a codec for each connection.
+        policy: what to open and what to retire.
+        dial: -> a connected byte stream (TCP, proxy and TLS done), or raises `ConnectFailed`.
+        host, resource: for the upgrade request.
+        credential: where the key lies; None for an upstream without one.
+        clock, jitter: the loop's time, 0 <= x < 1.
+        outbound: flushed after every pass.
+        on_capacity: told when a call could be started here.
+        on_connect: told of each connect's outcome (None: it worked), for breakers and logs.
+        log: a bound logger's methods: event, **fields.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        *,
+        dialect: Dialect,
+        policy: PoolPolicy,
+        dial: Callable[[], Awaitable[trio.abc.Stream]],
+        host: str,
+        resource: str,
+        credential: CredentialReader | None,
+        clock: Callable[[], float],
+        jitter: Callable[[], float],
+        outbound: Outbound,
+        on_capacity: Callable[[Pool], None],
+        on_connect: Callable[[Pool, Outcome | None], None],
+        log: Any,
+    ) -> None:
+        self.name = upstream.name
+        self.upstream = upstream
+        self.dialect = dialect
+        self.connections: dict[int, Connection] = {}
+        #: connects refused because of the credential: calls are not parked for this pool
+        self.refusal: Outcome | None = None
+        self.last_error: str | None = None
+        self.waiting: Callable[[], int] = lambda: 0
+        self._policy = policy
+        self._dial = dial
+        self._host = host
+        self._resource = resource
+        self._credential = credential
+        self._secret: Secret | None = None
+        self._clock = clock
+        self._jitter = jitter
+        self._outbound = outbound
+        self._on_capacity = on_capacity
+        self._on_connect = on_connect
+        self._log = log
+        self._free: deque[Connection] = deque()
+        self._next_key = 0
+        self._wake = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self._rechecking = False
+        self._connecting = 0
+        self._compression = upstream.compression == "zstd-stream"
+        self._opened = self._failed = self._lost = 0
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.name} {self.counts()}>"
+
+    # ------------------------------------------------------------------ leases: synchronous
+
+    def lease(self, *, exclude: frozenset[int] = frozenset()) -> Connection | None:
+        """A connection that can take a call now, the one that waited longest first; None when there is none.
+
+        The caller starts its attempt on it in the same step; nothing is reserved.
+        """
+        free = self._free
+        skipped: list[Connection] = []
+        found = None
+        while free:
+            connection = free.popleft()
+            connection.in_rotation = False
+            if not connection.free:
+                continue  # taken, draining or gone since: it comes back by `_changed`
+            if connection.key in exclude:
+                skipped.append(connection)
+                continue
+            found = connection
+            break
+        for connection in skipped:
+            self._rotate(connection)
+        return found
+
+    def leased(self, connection: Connection) -> None:
+        """What `lease` gave was used, or was not needed: keep it in rotation while it has a free slot."""
+        self._rotate(connection)
+        self.poke()
+
+    def _rotate(self, connection: Connection) -> None:
+        if connection.free and not connection.in_rotation:
+            connection.in_rotation = True
+            self._free.append(connection)
+
+    def free_slots(self) -> bool:
+        """Whether `lease` would give something (unless it is excluded)."""
+        return any(connection.free for connection in self._free)
+
+    def credential_refused(self, connection: Connection, outcome: Outcome) -> Outcome:
+        """An answer said that the key is bad: move on to a newer key if there is one, else stop offering this upstream.
+
+        Returns:
+            how the attempt is judged: to be tried again at once when the key has changed since.
+        """
+        self.retire(connection, "credential refused")
+        if self._secret is not None and connection.credential != self._secret:
+            return structs.replace(outcome, retry="now")
+        if self._nursery is not None and not self._rechecking:
+            self._rechecking = True
+            self._nursery.start_soon(self._recheck, outcome)
+        # While the credential is being read anew the call may wait for what comes of it.
+        return structs.replace(outcome, retry="backoff")
+
+    async def _recheck(self, outcome: Outcome) -> None:
+        try:
+            changed = await self._credential_changed()
+        finally:
+            self._rechecking = False
+        if changed:
+            self._move_to_new_credential()
+        else:
+            self._log.error("credential.refused", upstream=self.name, reason=outcome.message)
+            self._policy.connect_failed(self._clock(), outcome)
+            self.refusal = outcome
+            for connection in list(self.connections.values()):
+                if connection.credential == self._secret:
+                    self.retire(connection, "credential refused")
+        self._on_capacity(self)
+        self._wake.set()
+        self._outbound.flush()
+
+    def may_connect_at(self) -> float:
+        """The earliest instant at which a call parked now could get a connection; inf when nothing is to be expected."""
+        if any(c.state == "CONNECTING" or c.state == "BUSY" for c in self.connections.values()):
+            return self._clock()
+        return math.inf if self.refusal is not None else self._policy.may_connect_at
+
+    def ready(self) -> int:
+        """How many connections stand and take calls (READY or BUSY)."""
+        return sum(c.state == "READY" or c.state == "BUSY" for c in self.connections.values())
+
+    def poke(self) -> None:
+        """Something changed that the policy may want to act on."""
+        # The queue of free ones may hold a stale entry or two; `decide` counts for itself.
+        idle = len(self._free) + self._connecting
+        if self._policy.needs_decision(idle, len(self.connections), self.waiting(), self._clock()):
+            self._wake.set()
+
+    # ------------------------------------------------------------------ tasks
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Keep the pool as the policy wants it, until cancelled. Cancelling drops every connection."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            if self._credential is not None:
+                nursery.start_soon(self._watch_credential, self._credential)
+            while True:
+                self._wake = trio.Event()
+                now = self._clock()
+                for decision in self._policy.decide(now, self._views(), self.waiting()):
+                    match decision:
+                        case Open():
+                            nursery.start_soon(self._live, self._new_connection(now), nursery)
+                        case Retire(key=key, reason=reason):
+                            self.retire(self.connections[key], reason)
+                with trio.move_on_at(self._policy.next_wakeup_at()):
+                    await self._wake.wait()
+
+    async def close(self, code: int = 1001, reason: str = "going away") -> None:
+        """Close every connection gracefully, within `CLOSE_TIMEOUT`."""
+        async with trio.open_nursery() as nursery:
+            for connection in list(self.connections.values()):
+                if connection.websocket is not None:
+                    connection.drain()
+                    nursery.start_soon(self._close, connection, code, reason)
+
+    async def _live(self, connection: Connection, nursery: trio.Nursery) -> None:
+        """One connection, from its dial to its end."""
+        fault: UpstreamFault
+        self._connecting += 1
+        try:
+            headers = await self._headers(connection)
+
+            def opened(websocket: WebSocket) -> None:
+                self._opened += 1
+                self._connecting -= 1
+                self.refusal = None
+                now = self._clock()
+                connection.retire_at = self._policy.retire_at_for(now)
+                self._policy.connected(now)
+                self._on_connect(self, None)
+                connection.opened(websocket, now)
+                nursery.start_soon(self._keepalive, connection)
+                self._outbound.flush()
+
+            fault = await run_websocket(
+                self._dial,
+                self._host,
+                self._resource,
+                connection.receive,
+                headers=headers,
+                upgrade_timeout=self.upstream.upgrade_timeout_s,
+                task_status=cast("trio.TaskStatus[WebSocket]", _OnStarted(opened)),
+                lost=lambda how: self._ended(connection, how),
+            )
+        except (ConnectFailed, UpgradeRefused, ConnectionLost, MalformedFrame) as error:
+            fault = error
+        except CredentialError as error:
+            fault = ConnectFailed("credential", str(error))
+        if connection.opened_at is None:
+            self._connecting -= 1
+            await self._connect_failed(fault, self._clock())
+        self._ended(connection, fault)
+        connection.keepalive.cancel()
+        del self.connections[connection.key]
+        self._wake.set()
+
+    def _ended(self, connection: Connection, fault: UpstreamFault) -> None:
+        """A connection is of no use any more: told as soon as the transport knows, which may be before its task ends."""
+        if connection.state == "CLOSED":
+            return
+        now = self._clock()
+        fault = connection.fault or fault
+        if connection.stopped_by_us:
+            self._policy.stopped_by_us(now)
+        elif connection.opened_at is not None and not (isinstance(fault, ConnectionLost) and fault.how == "local"):
+            self._lost += 1
+            self.last_error = str(fault)
+            self._policy.lost(now, fault, lived=now - connection.opened_at)
+            self._log.info("connection.lost", upstream=self.name, reason=str(fault))
+            if isinstance(fault, MalformedFrame) and self._compression and fault.reason.startswith("zstd"):
+                # A stream that cannot be decoded once will not be the next time: plain JSON from here on.
+                self._compression = False
+                self._log.warning("compression.off", upstream=self.name, reason=fault.reason)
+        connection.closed(fault, now)
+        self._wake.set()
+        self._on_capacity(self)  # parked calls look again: here, elsewhere, or give up
+        self._outbound.flush()
+
+    async def _connect_failed(self, fault: UpstreamFault, now: float) -> None:
+        outcome = classify(fault)
+        self._failed += 1
+        self.last_error = str(fault)
+        if outcome.credential_refused and await self._credential_changed():
+            # Rotated under our feet: one immediate try with the new one.
+            self._policy.credential_changed(now)
+            self._log.info("credential.changed", upstream=self.name)
+        else:
+            self._policy.connect_failed(now, outcome)
+            first = self.refusal is None
+            self.refusal = outcome if outcome.credential_refused else None
+            if outcome.credential_refused and first:
+                self._log.error("credential.refused", upstream=self.name, reason=str(fault))
+            else:
+                self._log.warning("connect.failed", upstream=self.name, reason=str(fault))
+        self._on_connect(self, outcome)
+
+    async def _keepalive(self, connection: Connection) -> None:
+        """Ping now and then for the round trip; the transport gives up a peer that stays silent."""
+        websocket = connection.websocket
+        assert websocket is not None
+        with connection.keepalive:
+            while True:
+                await trio.sleep(self.upstream.ping_interval_s * (0.9 + 0.2 * self._jitter()))
+                try:
+                    connection.rtt = await websocket.ping(self.upstream.pong_timeout_s)
+                except ConnectionLost:
+                    return
+
+    async def _watch_credential(self, credential: CredentialReader) -> NoReturn:
+        """Move connections to a new credential when it changes, replacement first."""
+        while True:
+            while self._secret is None:
+                await trio.sleep(1.0)  # unreadable so far: the connects say so, and read it when they can
+            self._secret = await credential.changed(self._secret)
+            self._move_to_new_credential()
+
+    def _move_to_new_credential(self) -> None:
+        now = self._clock()
+        self._log.info("credential.changed", upstream=self.name)
+        for connection in self.connections.values():
+            if connection.credential != self._secret:
+                connection.retire_at = now
+        self._policy.credential_changed(now)
+        self.refusal = None
+        self._wake.set()
+
+    async def _credential_changed(self) -> bool:
+        """Read the credential anew: is it another one? An unreadable one is not."""
+        if self._credential is None:
+            return False
+        old = self._secret
+        try:
+            self._secret = await self._credential.fetch()
+        except CredentialError as error:
+            self.last_error = str(error)
+            return False
+        return old is not None and self._secret != old
+
+    async def _headers(self, connection: Connection) -> list[tuple[bytes, bytes]]:
+        headers = [(name.encode(), value.encode()) for name, value in self.upstream.headers.items()]
+        if self._credential is not None:
+            if self._secret is None:
+                self._secret = await self._credential.fetch()
+            connection.credential = self._secret
+            headers.append((b"Authorization", b"Bearer " + self._secret.reveal().encode()))
+        return headers
+
+    # ------------------------------------------------------------------ inside
+
+    def _new_connection(self, now: float) -> Connection:
+        self._next_key += 1
+        connection = Connection(
+            self._next_key,
+            self.dialect.codec(slots=self.upstream.calls_per_connection),
+            clock=self._clock,
+            outbound=self._outbound,
+            on_change=self._changed,
+            inflate=ZstdStream() if self._compression else None,
+            born_at=now,
+        )
+        self.connections[connection.key] = connection
+        return connection
+
+    def _changed(self, connection: Connection) -> None:
+        """A connection opened, or got a slot back."""
+        if connection.free:
+            self._rotate(connection)
+            self._on_capacity(self)
+        elif connection.state == "DRAINING" and connection.active == 0 and connection.fault is None:
+            self.retire(connection, "drained")
+        self.poke()
+
+    def retire(self, connection: Connection, reason: str) -> None:
+        """Take it out of service: closed now, or when the last call on it is over."""
+        if connection.drain() and self._nursery is not None:
+            self._nursery.start_soon(self._close, connection, 1000, reason)
+        self._wake.set()
+
+    async def _close(self, connection: Connection, code: int, reason: str) -> None:
+        if connection.websocket is None:
+            return
+        if connection.fault is None:
+            connection.fault = ConnectionLost(code, reason, how="local")
+        await connection.websocket.close(code, reason, timeout=CLOSE_TIMEOUT)
+
+    def _views(self) -> list[ConnectionView]:
+        return [
+            ConnectionView(
+                key=c.key,
+                state=c.state,
+                opened_at=c.born_at if c.opened_at is None else c.opened_at,
+                taken=c.taken,
+                retire_at=c.retire_at,
+            )
+            for c in self.connections.values()
+        ]
+
+    def counts(self) -> dict[str, int]:
+        """Connections by state."""
+        counts: dict[str, int] = {}
+        for connection in self.connections.values():
+            counts[connection.state] = counts.get(connection.state, 0) + 1
+        return counts
+
+    def statistics(self) -> PoolStatistics:
+        """A snapshot for health, metrics and `show upstreams`."""
+        rtts = [c.rtt for c in self.connections.values() if c.rtt is not None]
+        return PoolStatistics(
+            name=self.name,
+            url=self.upstream.url,
+            connections=self.counts(),
+            slots_free=sum(c.free for c in self.connections.values()),
+            opened=self._opened,
+            failed=self._failed,
+            lost=self._lost,
+            last_error=self.last_error,
+            rtt=min(rtts) if rtts else None,
+            credential_refused=self.refusal is not None,
+            compression=self._compression,
+        )
+
+
+class _OnStarted:
+    """A `task_status` that calls: a connection's task must not end when it reports ready."""
+
+    def __init__(self, call: Callable[[WebSocket], None]) -> None:
+        self._call = call
+
+    def started(self, value: Any = None) -> None:
+        self._call(value)

@@ -1,0 +1,403 @@
+"""One call at work: acts out the verdicts of `core.call` on pools, breakers and the bot's reply.
+
+Every method is one synchronous step, started by a bot's message, a pass of an upstream, a pool with room, or a due
+clock; whoever starts it flushes afterwards. There is no task per call.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+from sidecar.core.breaker import Permit, Refusal
+from sidecar.core.call import AttemptState, End, Seek, State
+from sidecar.core.call import Call as CallPolicy
+from sidecar.core.outcome import CANCELLED, DEADLINE, FIRST_DELTA_TIMEOUT, IDLE_TIMEOUT, SUCCESS, Outcome, classify
+from sidecar.dialects.base import ENDING_GRACE, Faulted, Finished, Prompt, Started
+from sidecar.errors import ConnectionLost, MalformedFrame, UpstreamFault
+from sidecar.service.connection import Connection
+from sidecar.service.ports import Peer, Reply
+from sidecar.service.routes import RouteRuntime, TargetRuntime
+from sidecar.wire import Call, ChatMessage, Failed, Options, Restarted
+
+if TYPE_CHECKING:
+    from sidecar.service.dispatcher import Dispatcher
+
+#: Characters of one answer beyond which the upstream is taken to have lost its mind.
+MAX_ANSWER_CHARACTERS: Final = 1 << 20
+
+
+class Attempt:
+    """One try on one connection: what the connection tells it, told on to the call."""
+
+    __slots__ = ("backup", "call", "connection", "permit", "reported", "state", "target")
+
+    def __init__(self, call: RunningCall, target: TargetRuntime, connection: Connection, permit: Permit) -> None:
+        #: started beside one that was still running
+        self.backup = bool(call.attempts)
+        self.call = call
+        self.target = target
+        self.connection = connection
+        self.permit = permit
+        self.state: AttemptState = None  # type: ignore[assignment]  # set as soon as the request is written
+        #: what the upstream said of itself: request id, model
+        self.reported: Started | Finished | Faulted | None = None
+
+    def on_content(self, text: str, now: float) -> None:
+        """THE HOT PATH: two tests, two stores, one append."""
+        call = self.call
+        if call.winner is not self and not call.first_content(self, now):
+            return
+        self.state.last_content_at = now
+        call.length += len(text)
+        call.emit(text)
+        if call.length > MAX_ANSWER_CHARACTERS:
+            self.connection.stop(self)
+            call.lost(self, MalformedFrame(f"an answer of more than {MAX_ANSWER_CHARACTERS} characters"), now)
+
+    def on_started(self, event: Started) -> None:
+        self.reported = event
+
+    def on_ending(self, now: float) -> None:
+        self.call.ending(self, now)
+
+    def on_finished(self, event: Finished, now: float) -> None:
+        self.call.finished(self, event, now)
+
+    def on_lost(self, fault: UpstreamFault, now: float, *, event: Faulted | None = None) -> None:
+        if event is not None:
+            self.reported = event
+        self.call.lost(self, fault, now)
+
+
+class RunningCall:
+    """A call from its acceptance to its terminal; the frontend holds it as its `Ticket`."""
+
+    __slots__ = (
+        "_dispatcher", "_lost_connections", "_messages", "_options", "_instructions", "abandoned", "admitted", "armed_at",
+        "attempts", "call_id", "deadline_mono_us", "emit", "ended", "first_delta_at", "id", "ignored", "lane",
+        "length", "on_receipt", "overhead", "parked_in", "peer", "pieces", "policy", "queued_until", "received_at",
+        "recv_mono_us", "refusal", "reply", "route", "stream", "waited", "waiting_since", "winner",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        call: Call,
+        reply: Reply,
+        peer: Peer,
+        route: RouteRuntime,
+        options: list[Options],
+        policy: CallPolicy,
+        *,
+        call_id: str,
+        received_at: float,
+        recv_mono_us: int,
+        deadline_mono_us: int,
+    ) -> None:
+        self.id = call.id
+        self.call_id = call_id
+        self.reply = reply
+        self.peer = peer
+        self.route = route
+        self.lane = call.lane
+        self.stream = call.stream
+        self.policy = policy
+        self.received_at = received_at
+        self.recv_mono_us = recv_mono_us
+        self.deadline_mono_us = deadline_mono_us
+        self.ended = False
+        self.abandoned = False
+        #: being received: what fails now is a refusal, `refusal`, and no terminal
+        self.on_receipt = False
+        self.refusal: Failed | None = None
+        #: in flight (True), queued (False), or let go of by the admission itself (None)
+        self.admitted: bool | None = False
+        self.armed_at = math.inf
+        #: targets' pools this call waits in for a connection
+        self.parked_in: tuple[str, ...] = ()
+        self.attempts: list[Attempt] = []
+        self.winner: Attempt | None = None
+        #: `stream: false`: what came so far; nothing is committed before the terminal
+        self.pieces: list[str] = []
+        self.emit = reply.text if call.stream else self.pieces.append
+        self.length = 0
+        self.first_delta_at: float | None = None
+        self.queued_until: float | None = None
+        #: seconds the daemon itself spent, and since when it has been waiting for others
+        self.overhead = 0.0
+        self.waiting_since: float | None = None
+        self._dispatcher = dispatcher
+        self._messages = tuple(call.messages) if call.messages is not None else (ChatMessage(role="user", content=call.input or ""),)
+        self._instructions = call.instructions
+        self._options = options
+        self._lost_connections: frozenset[tuple[str, int]] = frozenset()
+
+    def __repr__(self) -> str:
+        return f"<RunningCall {self.call_id} {self.policy!r}>"
+
+    # ------------------------------------------------------------------ Ticket: the frontend's side
+
+    def end(self, code: str, message: str) -> None:
+        """See `ports.Ticket`."""
+        if not self.ended:
+            self._stop_attempts(CANCELLED)
+            self._dispatcher.finish_failed(self, code, message)
+
+    def abandon(self) -> None:
+        """See `ports.Ticket`."""
+        if not self.ended:
+            self.abandoned = True
+            self._stop_attempts(CANCELLED)
+            self._dispatcher.finish_failed(self, "cancelled", "the bot is gone")
+
+    # ------------------------------------------------------------------ Clocked: the clocks' side
+
+    def next_wakeup_at(self) -> float:
+        """See `clocks.Clocked`."""
+        return self.policy.next_wakeup_at()
+
+    def tick(self, now: float) -> None:
+        """Act on every clock that has fallen due; the deadline comes first and leaves no other."""
+        while not self.ended:
+            due = self.policy.due(now)
+            if due is None:
+                return
+            if due.clock == "deadline":
+                self._deadline(now)
+            elif due.clock == "seek":
+                self.seek(now)
+            elif due.clock == "first_delta":
+                if self.policy.want_backup():
+                    self.seek(now)
+            else:
+                attempt = next((a for a in self.attempts if a.state is due.attempt), None)
+                if attempt is None:
+                    continue
+                if due.clock == "conclude":
+                    attempt.connection.conclude(attempt, now)
+                else:
+                    attempt.connection.stop(attempt)
+                    self._lost(attempt, IDLE_TIMEOUT, now)
+
+    # ------------------------------------------------------------------ attempts
+
+    def seek(self, now: float) -> None:
+        """Start the attempt that the policy wants, on the first candidate that can take it; else wait, else end."""
+        policy = self.policy
+        if self.ended or not policy.seeking:
+            return
+        self._dispatcher.unpark(self)
+        targets = self.route.targets
+        candidates = policy.candidates(now)
+        may_come: list[TargetRuntime] = []
+        reopens_at = connects_at = math.inf
+        refused: Outcome | None = None
+        for index in candidates:
+            target = targets[index]
+            pool = target.pool
+            connection = pool.lease(exclude=frozenset(key for name, key in self._lost_connections if name == pool.name))
+            if connection is None:
+                if pool.refusal is not None:
+                    refused = refused or pool.refusal
+                    continue
+                at = pool.may_connect_at()
+                connects_at = min(connects_at, at)
+                if at < policy.deadline:
+                    if target.breaker.state(now) != "open":
+                        may_come.append(target)
+                    else:
+                        reopens_at = min(reopens_at, target.breaker.next_wakeup_at())
+                continue
+            permit = target.breaker.admit(now)
+            if isinstance(permit, Refusal):
+                pool.leased(connection)
+                reopens_at = min(reopens_at, now + permit.retry_after)
+                continue
+            if policy.made and not target.budget.withdraw(now):
+                target.breaker.give_back(permit)
+                pool.leased(connection)
+                continue
+            if self._start(index, target, connection, permit, now):
+                return
+        if policy.attempts:
+            # A backup was wanted beside the attempt in hand; wait for a connection, not for a breaker.
+            if may_come:
+                self._dispatcher.park(self, may_come, math.inf)
+            else:
+                policy.give_up_backup()
+            return
+        if may_come:
+            self._wait(may_come, reopens_at, now)
+        elif policy.retry_is_due_later(now):
+            self._wait([], math.inf, now)
+        else:
+            self._nobody(refused, reopens_at, connects_at, now)
+
+    def _wait(self, targets: list[TargetRuntime], until: float, now: float) -> None:
+        if self.waiting_since is None:
+            self.waiting_since = now
+        self._dispatcher.park(self, targets, until)
+
+    def _nobody(self, refused: Outcome | None, reopens_at: float, connects_at: float, now: float) -> None:
+        """No target can take this call before its deadline: say so now, not then."""
+        first = self.policy.first_outcome
+        if first is not None:
+            self._dispatcher.finish_lost(self, first, now)
+        elif refused is not None:
+            self._dispatcher.finish_lost(self, refused, now)
+        elif reopens_at < math.inf:
+            self._dispatcher.finish_failed(
+                self, "breaker_open", "every target's breaker is open", retry_after=max(0.0, reopens_at - now)
+            )
+        else:
+            self._dispatcher.finish_failed(
+                self,
+                "no_connection",
+                "no connection to any target is due before the deadline",
+                retry_after=max(0.0, connects_at - now) if connects_at < math.inf else 1.0,
+            )
+
+    def _start(self, index: int, target: TargetRuntime, connection: Connection, permit: Permit, now: float) -> bool:
+        attempt = Attempt(self, target, connection, permit)
+        prompt = self.prompt(index)
+        dispatcher = self._dispatcher
+        try:
+            connection.start(attempt, prompt)
+        except ConnectionLost:
+            target.breaker.give_back(permit)
+            return self._again(index, target, now)
+        target.pool.leased(connection)
+        if not self.policy.made:
+            target.budget.deposit(now)
+        sent_at = dispatcher.clock()
+        if self.waiting_since is not None:
+            self.overhead += sent_at - now
+            self.waiting_since = None
+        else:
+            self.overhead += sent_at - (now if self.policy.made else self.received_at)
+        if self.queued_until is None:
+            self.queued_until = now
+        attempt.state = self.policy.started(index, sent_at)
+        self.attempts.append(attempt)
+        if self.policy.made > 1 and self.stream and self.reply.committed:
+            self.reply.restart(
+                Restarted(id=self.id, attempt=attempt.state.number, upstream=target.pool.name, model=target.model)
+            )
+        dispatcher.clocks.arm(self)
+        return True
+
+    def prompt(self, index: int) -> Prompt:
+        """What target `index` is asked."""
+        return Prompt(
+            model=self.route.targets[index].model,
+            messages=self._messages,
+            instructions=self._instructions,
+            options=self._options[index],
+            store=self.route.config.store,
+        )
+
+    def _again(self, index: int, target: TargetRuntime, now: float) -> bool:
+        """The leased connection was gone already: the next one of the same pool, if there is one."""
+        connection = target.pool.lease()
+        if connection is None:
+            self._dispatcher.park(self, [target], math.inf)
+            return True  # parked: not refused
+        permit = target.breaker.admit(now)
+        if isinstance(permit, Refusal):
+            target.pool.leased(connection)
+            return False
+        return self._start(index, target, connection, permit, now)
+
+    def first_content(self, attempt: Attempt, now: float) -> bool:
+        """Content of an attempt that does not answer yet: it does from here, unless another one does."""
+        if self.ended or self.winner is not None or attempt not in self.attempts:
+            return False
+        losers = self.policy.content(attempt.state, now)
+        self.winner = attempt
+        self._dispatcher.unpark(self)
+        for loser in losers:
+            self._stop(next(a for a in self.attempts if a.state is loser), FIRST_DELTA_TIMEOUT, now)
+        attempt.target.observed_first_delta(now - attempt.state.sent_at)
+        if self.first_delta_at is None:
+            self.first_delta_at = now
+        self._dispatcher.clocks.arm(self)
+        return True
+
+    def ending(self, attempt: Attempt, now: float) -> None:
+        """The content of an attempt is over; its usage may still come."""
+        if attempt in self.attempts:
+            self.policy.ending(attempt.state, now + ENDING_GRACE)
+            self._dispatcher.clocks.arm(self)
+
+    def finished(self, attempt: Attempt, event: Finished, now: float) -> None:
+        """An attempt ended as it should: the call is done."""
+        if self.ended or attempt not in self.attempts:
+            return
+        attempt.reported = event
+        self.attempts.remove(attempt)
+        self._dispatcher.record(attempt, SUCCESS, now)
+        self.policy.finished(attempt.state)
+        for loser in self.attempts.copy():
+            self._stop(loser, FIRST_DELTA_TIMEOUT, now)
+        self.winner = attempt
+        self._dispatcher.finish_done(self, attempt, event, now)
+
+    def lost(self, attempt: Attempt, fault: UpstreamFault, now: float) -> None:
+        """The upstream or the connection failed an attempt."""
+        if not self.ended and attempt in self.attempts:
+            outcome = classify(fault)
+            if outcome.retire_connection:
+                attempt.target.pool.retire(attempt.connection, outcome.code)
+            if outcome.credential_refused:
+                outcome = attempt.target.pool.credential_refused(attempt.connection, outcome)
+            self._lost(attempt, outcome, now)
+
+    def _lost(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
+        self.attempts.remove(attempt)
+        self._lost_connections |= {(attempt.target.pool.name, attempt.connection.key)}
+        self._dispatcher.record(attempt, outcome, now)
+        committed = self.stream and self.reply.committed
+        verdict = self.policy.lost(attempt.state, outcome, now, committed=committed, usual=attempt.target.first_delta)
+        if isinstance(verdict, End):
+            self._stop_attempts(CANCELLED)
+            self._dispatcher.finish_lost(self, verdict.outcome, now, attempt)
+            return
+        if self.winner is attempt:
+            self.winner = None
+            self.length = 0
+            self.pieces.clear()
+        if isinstance(verdict, Seek):
+            self.waiting_since = None
+            self.seek(now)
+            if not self.ended:
+                self._dispatcher.clocks.arm(self)
+
+    def _deadline(self, now: float) -> None:
+        for attempt in self.attempts.copy():
+            self._stop(attempt, self.policy.deadline_outcome(attempt.state, now), now)
+        self._dispatcher.finish_failed(self, "deadline_exceeded", "the deadline passed")
+
+    def _stop(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
+        self.attempts.remove(attempt)
+        attempt.connection.stop(attempt)
+        self._dispatcher.record(attempt, outcome, now)
+
+    def _stop_attempts(self, outcome: Outcome) -> None:
+        now = self._dispatcher.clock()
+        for attempt in self.attempts.copy():
+            self._stop(attempt, outcome, now)
+
+    def forget(self) -> None:
+        """The terminal is queued: let go of prompt and text, so that a stale clock holds nothing big."""
+        self.ended = True
+        if self.policy.state is not State.ENDED:
+            self.policy.end()
+        self._messages = ()
+        self._instructions = None
+        self.pieces = []
+        self.emit = _ignore
+
+
+def _ignore(_: str) -> None:
+    """Content after the terminal is nobody's."""

@@ -1,0 +1,83 @@
+"""What `sidecar show` is told: snapshots of upstreams, calls and stats, as plain data. No prompt, no text, no key."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from sidecar.daemon import Daemon
+
+
+def answer(daemon: Daemon, message: dict[str, Any], now: float) -> dict[str, Any]:
+    """The answer to `{"type": "show", "what": ...}`.
+
+    Raises:
+        KeyError: `what` is nothing that can be shown.
+    """
+    what = message.get("what")
+    data: Any = {"upstreams": _upstreams, "calls": _calls, "stats": _stats}[str(what)](daemon, now)
+    return {"type": "shown", "what": what, "data": data}
+
+
+def _upstreams(daemon: Daemon, now: float) -> list[dict[str, Any]]:
+    rows = []
+    for pool in daemon.pools.values():
+        row = msgspec.to_builtins(pool.statistics())
+        row["rtt_us"] = None if row["rtt"] is None else int(1e6 * row.pop("rtt"))
+        row.pop("rtt", None)
+        row["waiting"] = pool.waiting()
+        row["policy"] = repr(pool._policy)  # noqa: SLF001 - its repr is made for people
+        row["breakers"] = [
+            _in_milliseconds(msgspec.to_builtins(breaker.statistics(now)), now)
+            for (name, _), breaker in daemon.breakers.items()
+            if name == pool.name
+        ]
+        rows.append(row)
+    return rows
+
+
+def _in_milliseconds(row: dict[str, Any], now: float) -> dict[str, Any]:
+    """The loop's instants mean nothing outside: say how long from now."""
+    at = row.pop("next_wakeup_at")
+    row["next_wakeup_ms"] = None if at == float("inf") else max(0, round(1000 * (at - now)))
+    return row
+
+
+def _calls(daemon: Daemon, now: float) -> list[dict[str, Any]]:
+    return [
+        {
+            "call_id": call.call_id,
+            "route": call.route.name,
+            "lane": call.lane,
+            "phase": call.policy.phase(),
+            "attempts": call.policy.made,
+            "upstreams": [attempt.target.pool.name for attempt in call.attempts],
+            "age_ms": round(1000 * (now - call.received_at)),
+            "remaining_ms": round(1000 * (call.policy.deadline - now)),
+            "characters": call.length,
+            "uid": call.peer.uid,
+            "pid": call.peer.pid,
+            "label": call.peer.label,
+        }
+        for call in daemon.dispatcher.calls.values()
+    ]
+
+
+def _stats(daemon: Daemon, now: float) -> list[Any]:
+    metrics = daemon.metrics
+    statistics = daemon.dispatcher.statistics()
+    metrics.in_flight.set(value=statistics.in_flight)
+    metrics.queued.set(value=statistics.queued + statistics.parked)
+    frontend = daemon.frontend.statistics()
+    metrics.bots.set(value=frontend.peers)
+    metrics.loop_lag.set(value=daemon.pulse.lag)
+    metrics.connections.clear()
+    for pool in daemon.pools.values():
+        for state, count in pool.counts().items():
+            metrics.connections.set(pool.name, state, value=count)
+    metrics.breakers.clear()
+    for (name, model), breaker in daemon.breakers.items():
+        metrics.breakers.set(name, model, value={"closed": 0, "half_open": 0.5, "open": 1}[breaker.state(now)])
+    return list(metrics.collect())
