@@ -13,9 +13,12 @@ import trio
 from sidecar.simulator import frames
 from sidecar.simulator.behaviour import Behaviour, piece, words
 from sidecar.simulator.counters import Counters
+from sidecar.simulator.metronome import Metronome
 from sidecar.simulator.voices import PLACEHOLDER, Fault, Request, Voice
 
 _BLOCK: Final = 2048  # tokens rendered at once
+_BACKLOG: Final = 1 << 20
+_BACKED_UP: Final = 0.01  # seconds until a token is tried again that a slow reader kept back
 _encode = msgspec.json.Encoder().encode
 
 
@@ -24,6 +27,12 @@ class Line(Protocol):
 
     counters: Counters
     compressed: bool
+    metronome: Metronome
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that the client's kernel has not taken yet."""
+        ...
 
     def say(self, payload: bytes) -> None:
         """One message, compressed if that was agreed."""
@@ -115,19 +124,23 @@ class Act:
         if self.behaviour.cadence_s == 0:
             await self._flood(goal)
             return
-        cadence, jitter, counters = self.behaviour.cadence_s, self.behaviour.jitter, self.line.counters
-        due = self._next_at
-        while self.sent < goal:
-            at = due + (cadence * jitter * (2 * self._dice.random() - 1) if jitter else 0.0)
-            if at > trio.current_time():
-                await trio.sleep_until(at)
-            else:
-                await self.line.drained()
-            self.line.say(self.voice.delta(_encode(self._text(self.sent))))
+        if self.sent >= goal:
+            return
+        cadence, counters, line = self.behaviour.cadence_s, self.line.counters, self.line
+        swing = cadence * self.behaviour.jitter
+
+        def step() -> float | None:
+            if line.backlog > _BACKLOG:
+                return trio.current_time() + _BACKED_UP
+            line.say(self.voice.delta(_encode(self._text(self.sent))))
             self.sent += 1
             counters.tokens += 1
-            due += cadence
-        self._next_at = due
+            self._next_at += cadence
+            if self.sent >= goal:
+                return None
+            return self._next_at + swing * (2 * self._dice.random() - 1) if swing else self._next_at
+
+        await line.metronome.play(self._next_at, step)
 
     def _text(self, index: int) -> str:
         if self.behaviour.stamp:
@@ -163,7 +176,7 @@ class Act:
         """The answer so far."""
         if self.behaviour.stamp:
             return "".join(self._stamps) + self._extra
-        return "".join(piece(self._words, index) for index in range(self.sent)) + self._extra
+        return _joined(self._words, self.sent) + self._extra
 
     @property
     def usage(self) -> tuple[int, int] | None:
@@ -205,12 +218,21 @@ class _Prefab:
 
 
 @lru_cache(maxsize=32)
+def _joined(cycle: tuple[str, ...], number: int) -> str:
+    return "".join(piece(cycle, index) for index in range(number))
+
+
+@lru_cache(maxsize=64)
 def _rendered(prefab: _Prefab, cycle: tuple[str, ...], offset: int, first: bool) -> bytes:  # noqa: FBT001 -- lru_cache
     voice = prefab.voice.prefab()
     start = 0 if first else offset + len(cycle)
     texts = [_encode(piece(cycle, start + index)) for index in range(min(prefab.number, len(cycle) + 1))]
-    parts = []
+    parts: list[bytes] = []
+    heads: dict[int, bytes] = {}
     for index in range(prefab.number):
-        text = texts[index] if index < len(texts) else texts[(index - 1) % len(cycle) + 1]
-        parts.append(frames.frame(voice.delta(text)))
+        payload = voice.delta(texts[index] if index < len(texts) else texts[(index - 1) % len(cycle) + 1])
+        size = len(payload)
+        if size not in heads:
+            heads[size] = frames.header(size)
+        parts += heads[size], payload
     return b"".join(parts)

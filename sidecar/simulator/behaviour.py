@@ -132,7 +132,7 @@ def words(behaviour: Behaviour, dice: random.Random) -> tuple[str, ...]:
     if behaviour.text is not None:
         return tuple(behaviour.text.split()) or ("",)
     sentence = _SENTENCE.split()
-    start = dice.randrange(len(sentence))
+    start = 5 * dice.randrange(len(sentence) // 5)
     return tuple(sentence[start:] + sentence[:start])
 
 

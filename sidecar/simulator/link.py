@@ -101,7 +101,10 @@ class Link:
         if self._tls is None:
             self._push(data)
         else:
-            self._tls.write(data)
+            try:
+                self._tls.write(data)
+            except OSError:
+                return  # after the client's own farewell
             self._push(self._outgoing.read())
 
     def _push(self, data: bytes | memoryview) -> None:
@@ -154,6 +157,11 @@ class Link:
             self._pushed = trio.Event()
             if self._last:
                 self.finish()
+
+    @property
+    def backlog(self) -> int:
+        """Bytes waiting for the kernel to take them."""
+        return len(self._pending)
 
     @property
     def abandoned(self) -> bool:

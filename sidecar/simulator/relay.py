@@ -16,6 +16,7 @@ from sidecar.simulator import door
 from sidecar.simulator.behaviour import Behaviour, known, steer
 from sidecar.simulator.counters import Counters
 from sidecar.simulator.link import Link
+from sidecar.simulator.metronome import Metronome
 from sidecar.simulator.scenarios import Plan
 from sidecar.simulator.session import Session
 
@@ -74,7 +75,9 @@ class Relay:
         self.keys: Collection[str] | None = keys
         self.counters = Counters()
         self.mono_us = mono_us
+        self.metronome = Metronome()
         self.port = 0
+        self._host = ""
         self._dialects, self._tls, self._compression = frozenset(dialects), tls, compression
         self._plans: dict[str, Plan] = {"": Plan(scenario, seed)}
         self._links: dict[Link, trio.CancelScope] = {}
@@ -160,27 +163,39 @@ class Relay:
 
     # -------------------------------------------------------------------------------------------------- serving
 
-    async def serve(
-        self, host: str = "127.0.0.1", port: int = 0, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
-    ) -> NoReturn:
-        """Serve until cancelled; `nursery.start` gives the bound port.
+    def bind(self, host: str = "127.0.0.1", port: int = 0) -> int:
+        """Listen; who connects waits for `serve`. Returns the bound port.
 
         Raises:
             ValueError: `host` is not a loopback address.
             OSError: the port is taken.
+        """
+        host = "127.0.0.1" if host == "localhost" else host
+        if not ipaddress.ip_address(host).is_loopback:
+            raise ValueError(f"{host} is not a loopback address: a simulated relay is for this machine only")
+        self._host = host
+        self._listener = self._listen(host, port)
+        self.port = self._listener.getsockname()[1]
+        return self.port
+
+    async def serve(
+        self, host: str = "127.0.0.1", port: int = 0, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+    ) -> NoReturn:
+        """Serve until cancelled; `nursery.start` gives the bound port. `bind` is done here unless it was before.
+
+        Raises:
+            ValueError, OSError: as `bind`.
 
         Cancellation: connections are closed with 1001, at once, and calls in flight counted as cut.
         """
-        if not ipaddress.ip_address("127.0.0.1" if host == "localhost" else host).is_loopback:
-            raise ValueError(f"{host} is not a loopback address: a simulated relay is for this machine only")
-        host = "127.0.0.1" if host == "localhost" else host
-        self._listener = self._listen(host, port)
-        self.port = self._listener.getsockname()[1]
+        if self._listener is None:
+            self.bind(host, port)
         try:
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.metronome.run)
                 task_status.started(self.port)
                 while True:
-                    listener = await self._listening(host)
+                    listener = await self._listening()
                     try:
                         await trio.lowlevel.wait_readable(listener)
                         sock, _ = listener.accept()
@@ -197,10 +212,10 @@ class Relay:
                 self._listener.close()
                 self._listener = None
 
-    async def _listening(self, host: str) -> socket.socket:
+    async def _listening(self) -> socket.socket:
         if self._listener is None:
             await self._resumed.wait()
-            self._listener = self._listen(host, self.port)
+            self._listener = self._listen(self._host, self.port)
         return self._listener
 
     @staticmethod

@@ -17,6 +17,7 @@ from sidecar.simulator.behaviour import Behaviour, steer, steering_of
 from sidecar.simulator.counters import Counters, Stop
 from sidecar.simulator.fates import fate
 from sidecar.simulator.link import Link
+from sidecar.simulator.metronome import Metronome
 from sidecar.simulator.scenarios import scenario
 from sidecar.simulator.voices import (
     ChatVoice,
@@ -44,6 +45,7 @@ class Host(Protocol):
     slots: int
     lanes: int
     mono_us: Callable[[], int]
+    metronome: Metronome
 
     def next_call(self, group: str) -> int:
         """The number of a call that was just understood."""
@@ -75,7 +77,7 @@ class Session:
     def __init__(
         self, host: Host, link: Link, *, dialect: str, group: str, behaviour: Behaviour, compressed: bool
     ) -> None:
-        self.host, self.link, self.counters = host, link, host.counters
+        self.host, self.link, self.counters, self.metronome = host, link, host.counters, host.metronome
         self.dialect, self.group, self.behaviour, self.compressed = dialect, group, behaviour, compressed
         self._zstd: zstandard.ZstdCompressionObj | None = None
         self._scope = trio.CancelScope()
@@ -266,6 +268,11 @@ class Session:
             self.link.send(frames.frame(self.deflate(payload), frames.BINARY))
         else:
             self.link.send(frames.frame(payload))
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that the client's kernel has not taken yet."""
+        return self.link.backlog
 
     def raw(self, data: bytes) -> None:
         """Bytes below the WebSocket."""
