@@ -1,0 +1,242 @@
+"""Waits: full jitter for calls, decorrelated jitter and first delays for connects."""
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.core.backoff import LONE_LOSS_AFTER, TRANSITIONS, ConnectBackoff, full_jitter
+from sidecar.core.outcome import classify
+from sidecar.core.transitions import IllegalTransition
+from sidecar.errors import ConnectFailed, ConnectionLost, MalformedFrame, UpgradeRefused
+
+FAILED = classify(ConnectFailed("tcp", "refused"))
+REFUSED = classify(UpgradeRefused(401, {}))
+CUT = ConnectionLost(1006, how="eof")
+GOING = ConnectionLost(1001, how="close")
+
+
+def low():
+    return 0.0
+
+
+def high():
+    return 1.0
+
+
+def half():
+    return 0.5
+
+
+@given(st.integers(min_value=-3, max_value=10_000), st.floats(0, 1, exclude_max=True))
+def test_full_jitter_stays_within_its_bounds(attempt, chance):
+    """U(0, min(cap, base * 2^(attempt-1))), for any attempt."""
+    wait = full_jitter(attempt, jitter=lambda: chance)
+    assert 0 <= wait <= min(2.0, 0.1 * 2 ** min(max(attempt - 1, 0), 60))
+
+
+def test_full_jitter_doubles_up_to_the_cap():
+    """The ceilings are 0.1, 0.2, 0.4 ... 2 s."""
+    assert [full_jitter(n, jitter=high) for n in (1, 2, 3, 5, 6, 70)] == [0.1, 0.2, 0.4, 1.6, 2.0, 2.0]
+
+
+def test_a_fresh_backoff_lets_connects_start_at_once():
+    """Nothing has happened: no wait."""
+    backoff = ConnectBackoff()
+    assert backoff.next_attempt_at == -math.inf
+    assert repr(backoff) == "<ConnectBackoff steady failures=0 delay=0.000>"
+    backoff.connected(5)
+    assert backoff.next_attempt_at <= 5
+
+
+def test_the_first_failure_waits_up_to_a_second_then_decorrelated():
+    """First U(0, 1), then min(10, U(0.25, 3 * previous)), never above the cap."""
+    backoff = ConnectBackoff()
+    now, waits = 100.0, []
+    for _ in range(7):
+        backoff.failed(FAILED, now, high)
+        waits.append(backoff.next_attempt_at - now)
+        now = backoff.next_attempt_at
+    assert waits == pytest.approx([1, 0.75, 2.25, 6.75, 10, 10, 10])
+    assert backoff.statistics().failures == 7
+    assert backoff.statistics().state == "waiting"
+
+
+def test_failures_of_one_handful_grow_the_wait_once():
+    """Sixteen connects that were started together and fail together are one piece of news."""
+    backoff = ConnectBackoff()
+    backoff.failed(FAILED, 0, half)
+    at = backoff.next_attempt_at
+    for _ in range(15):
+        backoff.failed(FAILED, 0.1, high)
+    assert backoff.next_attempt_at == at
+
+
+@pytest.mark.parametrize(
+    ("fault", "spread"),
+    [
+        (CUT, 1),
+        (ConnectionLost(1011, how="close"), 1),
+        (ConnectionLost(1006, how="silence"), 1),
+        (MalformedFrame("?"), 1),
+        (GOING, 5),
+        (ConnectionLost(1012, how="close"), 5),
+        (ConnectionLost(1013, how="close"), 5),
+    ],
+)
+def test_the_first_delay_after_a_loss(fault, spread):
+    """U(0, 1 s) after a cut, U(0, 5 s) when the server went in good order and all its clients come back."""
+    backoff = ConnectBackoff()
+    backoff.lost(fault, 10, high)
+    assert backoff.next_attempt_at == pytest.approx(10 + spread)
+    gentle = ConnectBackoff()
+    gentle.lost(fault, 10, low)
+    assert gentle.next_attempt_at == pytest.approx(10)
+
+
+def test_stragglers_of_one_outage_draw_nothing_new():
+    """64 connections lost together: one draw, unless a wider kind of outage shows."""
+    backoff = ConnectBackoff()
+    backoff.lost(CUT, 10, half)
+    backoff.lost(CUT, 10.01, high)
+    assert backoff.next_attempt_at == pytest.approx(10.5)
+    backoff.lost(GOING, 10.02, half)
+    assert backoff.next_attempt_at == pytest.approx(12.52)
+    backoff.lost(GOING, 10.03, high)
+    assert backoff.next_attempt_at == pytest.approx(12.52)
+
+
+def test_a_connection_that_did_not_last_lets_the_wait_grow():
+    """Taken in and thrown out again, over and over: decorrelated growth, as if it had failed."""
+    backoff, now, waits = ConnectBackoff(), 0.0, []
+    for _ in range(6):
+        backoff.connected(now)
+        now += 0.5
+        backoff.lost(CUT, now, high)
+        waits.append(backoff.next_attempt_at - now)
+        now = backoff.next_attempt_at
+    assert waits == pytest.approx([1, 2.25, 6.75, 10, 10, 10])
+    assert backoff.early_attempt_at == backoff.next_attempt_at, "no shortcut"
+
+
+def test_sixty_stable_seconds_forget_the_growth():
+    """After a minute without trouble an outage starts from its first delay again."""
+    backoff = ConnectBackoff()
+    for at in (0, 20, 40):
+        backoff.failed(FAILED, at, high)
+    backoff.connected(100)
+    backoff.connected(120)  # a rotation's connect does not start the minute anew
+    backoff.failed(FAILED, 161, high)
+    assert backoff.next_attempt_at == pytest.approx(162)
+    soon = ConnectBackoff()
+    for at in (0, 20, 40):
+        soon.failed(FAILED, at, high)
+    soon.connected(100)
+    soon.failed(FAILED, 130, high)
+    assert soon.next_attempt_at == pytest.approx(130 + 6.75), "not stable yet: the growth goes on"
+
+
+def test_the_age_of_the_lost_connection_decides_when_known():
+    """One old connection lost just after a new one was opened is no sign of flapping."""
+    backoff = ConnectBackoff()
+    backoff.connected(100)
+    backoff.lost(CUT, 101, high, lived=3000)
+    assert backoff.next_attempt_at == pytest.approx(102)
+    assert backoff.early_attempt_at == pytest.approx(101 + LONE_LOSS_AFTER)
+    backoff.failed(FAILED, 101.5, high)
+    assert backoff.early_attempt_at == backoff.next_attempt_at, "a failed connect ends the shortcut"
+
+
+def test_retry_after_is_a_floor_that_nothing_lowers():
+    """Retry-After plus U(0, 20 %); a success of another connect does not lift it."""
+    backoff = ConnectBackoff()
+    throttled = classify(UpgradeRefused(429, {"retry-after": "20"}))
+    backoff.failed(throttled, 0, high)
+    assert backoff.next_attempt_at == pytest.approx(24)
+    backoff.connected(1)
+    assert backoff.next_attempt_at == pytest.approx(24)
+    assert backoff.early_attempt_at == pytest.approx(24)
+    backoff.failed(classify(UpgradeRefused(429, {"retry-after": "1"})), 2, low)
+    assert backoff.next_attempt_at == pytest.approx(24)
+
+
+def test_a_refused_credential_waits_long_and_says_so():
+    """401: from 30 s up to 5 min, no hot loop, until a connect succeeds."""
+    backoff, now, waits = ConnectBackoff(), 0.0, []
+    for _ in range(4):
+        backoff.failed(REFUSED, now, high)
+        assert backoff.refused
+        waits.append(backoff.next_attempt_at - now)
+        now = backoff.next_attempt_at
+    assert waits == pytest.approx([90, 270, 300, 300])
+    backoff.connected(now)
+    assert not backoff.refused
+    backoff.failed(FAILED, now + 1, high)
+    assert backoff.next_attempt_at == pytest.approx(now + 2), "the long waits are forgotten"
+
+
+def test_a_refusal_outweighs_the_failures_around_it():
+    """Within its wait neither a failed straggler nor a lost connection shortens the refusal; afterwards one may."""
+    backoff = ConnectBackoff()
+    backoff.failed(FAILED, 0, high)
+    backoff.failed(REFUSED, 0.1, low)
+    assert backoff.next_attempt_at == pytest.approx(30.1)
+    backoff.failed(FAILED, 0.2, high)
+    backoff.failed(REFUSED, 0.3, high)
+    backoff.lost(CUT, 0.4, high)
+    assert backoff.refused
+    assert backoff.next_attempt_at == pytest.approx(30.1)
+    backoff.failed(FAILED, 31, high)
+    assert not backoff.refused
+    assert backoff.next_attempt_at == pytest.approx(32)
+
+
+def test_a_new_credential_is_tried_at_once():
+    """`credential_changed` clears a refusal, and nothing else."""
+    backoff = ConnectBackoff()
+    backoff.failed(REFUSED, 0, high)
+    backoff.credential_changed()
+    assert not backoff.refused
+    assert backoff.next_attempt_at == -math.inf
+    backoff.failed(FAILED, 1, high)
+    at = backoff.next_attempt_at
+    backoff.credential_changed()
+    assert backoff.next_attempt_at == at
+
+
+def test_the_table_refuses_what_it_does_not_know():
+    """An unknown event raises."""
+    with pytest.raises(IllegalTransition, match="connect backoff: 'explode' in state 'steady'"):
+        TRANSITIONS.after("steady", "explode")
+
+
+events = st.lists(
+    st.tuples(st.sampled_from(["failed", "refused", "cut", "going", "connected", "changed"]), st.floats(0, 100)),
+    max_size=60,
+)
+
+
+@given(events, st.integers())
+def test_waits_are_bounded_whatever_happens(history, seed):
+    """No wait is longer than 10 s, or 5 min while refused; and no two failures in a row are without any wait."""
+    backoff, chance, now = ConnectBackoff(), random.Random(seed).random, 0.0
+    for event, gap in history:
+        now += gap
+        if event == "failed":
+            backoff.failed(FAILED, now, chance)
+        elif event == "refused":
+            backoff.failed(REFUSED, now, chance)
+        elif event in {"cut", "going"}:
+            backoff.lost(CUT if event == "cut" else GOING, now, chance)
+        elif event == "connected":
+            backoff.connected(now)
+            assert backoff.next_attempt_at <= now
+        else:
+            backoff.credential_changed()
+        assert backoff.next_attempt_at - now <= (300 if backoff.refused else 10)
+        assert backoff.early_attempt_at <= backoff.next_attempt_at
+        if event == "refused":
+            assert backoff.refused
+            assert backoff.next_attempt_at > now

@@ -1,0 +1,316 @@
+"""The one classifier: every fault has one meaning, and the table is the table of the specification."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.core import outcome as o
+from sidecar.core.outcome import Kind, classify
+from sidecar.core.retry_after import MAX_RETRY_AFTER, retry_after_of, seconds
+from sidecar.errors import (
+    CODES,
+    ConnectFailed,
+    ConnectionLost,
+    MalformedFrame,
+    UpgradeRefused,
+    UpstreamError,
+    UpstreamFault,
+)
+
+
+def error(code=None, *, status=None, type=None, message="m", retry_after=None):
+    return classify(UpstreamError(message, code=code, type=type, status=status, retry_after=retry_after))
+
+
+def test_every_code_is_a_code_of_the_wire():
+    """A terminal never carries a code that `proto/wire.md` does not list."""
+    for rule in o.RULES:
+        assert rule.code in CODES, rule
+    for constant in (o.FIRST_DELTA_TIMEOUT, o.IDLE_TIMEOUT, o.DEADLINE, o.CANCELLED):
+        assert constant.code in CODES
+
+
+def test_no_key_stands_in_two_rows():
+    """One upstream code, status or close code has one meaning."""
+    for field in ("codes", "generic", "statuses", "closes", "phrases"):
+        keys = [key for rule in o.RULES for key in getattr(rule, field)]
+        assert len(keys) == len(set(keys)), field
+    codes = {code for rule in o.RULES for code in rule.codes}
+    assert not codes & {code for rule in o.RULES for code in rule.generic}
+    assert all(o._key(code) == code for code in codes), "keys are spelled as they are looked up"
+
+
+def test_rejected_ignored_and_throttled_by_429_are_not_counted():
+    """The breaker counts what the upstream did wrong, never what the call, the credential or the bot did."""
+    for rule in o.RULES:
+        if rule.kind in {Kind.REJECTED, Kind.IGNORED} or rule is o.THROTTLED:
+            assert not rule.counted, rule
+        else:
+            assert rule.counted, rule
+
+
+@pytest.mark.parametrize("stage", ["resolve", "tcp", "proxy", "tls", "upgrade"])
+@pytest.mark.parametrize("timed_out", [False, True])
+def test_a_failed_connect_counts_and_may_be_tried_again(stage, timed_out):
+    """Whatever step a connect failed at: a failure of the upstream, retriable, on the same one after a backoff."""
+    said = classify(ConnectFailed(stage, "refused", timed_out=timed_out))
+    assert (said.kind, said.code, said.retry) == (Kind.FAILURE, "no_connection", "backoff")
+    assert said.counts_against_breaker
+    assert not said.credential_refused
+
+
+def test_an_unreadable_credential_is_not_the_upstreams_fault():
+    """A secret that cannot be read goes the way of a refused one; a slow credential command is an ordinary failure."""
+    assert classify(ConnectFailed("credential", "no such file")).credential_refused
+    assert not classify(ConnectFailed("credential", "cap", timed_out=True)).credential_refused
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "wire", "retry", "counted"),
+    [
+        (1000, Kind.FAILURE, "upstream_lost", "backoff", True),
+        (1001, Kind.IGNORED, "upstream_lost", "now", False),
+        (1002, Kind.FAILURE, "upstream_lost", "backoff", True),
+        (1005, Kind.FAILURE, "upstream_lost", "backoff", True),
+        (1006, Kind.FAILURE, "upstream_lost", "backoff", True),
+        (1008, Kind.REJECTED, "upstream_auth", "next_target", False),
+        (1009, Kind.REJECTED, "upstream_refused", "never", False),
+        (1011, Kind.FAILURE, "upstream_error", "backoff", True),
+        (1012, Kind.IGNORED, "upstream_lost", "now", False),
+        (1013, Kind.THROTTLED, "upstream_error", "backoff", True),
+        (1015, Kind.FAILURE, "upstream_lost", "backoff", True),
+        (3000, Kind.REJECTED, "upstream_auth", "next_target", False),
+        (4001, Kind.FAILURE, "upstream_lost", "backoff", True),
+        (4401, Kind.REJECTED, "upstream_auth", "next_target", False),
+        (4402, Kind.REJECTED, "insufficient_quota", "next_target", False),
+        (4429, Kind.THROTTLED, "upstream_rate_limited", "backoff", False),
+        (4503, Kind.FAILURE, "upstream_error", "backoff", True),
+        (4999, Kind.FAILURE, "upstream_lost", "backoff", True),
+        (0, Kind.FAILURE, "upstream_lost", "backoff", True),
+    ],
+)
+def test_close_codes(code, kind, wire, retry, counted):
+    """Every close code means what resilience.md says, and the connection is always gone."""
+    said = classify(ConnectionLost(code, how="close"))
+    assert (said.kind, said.code, said.retry, said.counts_against_breaker) == (kind, wire, retry, counted)
+    assert said.retire_connection
+
+
+@pytest.mark.parametrize("how", ["eof", "reset", "silence"])
+def test_a_cut_is_a_cut(how):
+    """EOF, reset and a missing pong are the same to the call."""
+    said = classify(ConnectionLost(how=how))
+    assert (said.kind, said.code, said.retry) == (Kind.FAILURE, "upstream_lost", "backoff")
+
+
+def test_our_own_close_blames_nobody():
+    """A connection that we closed under a call: another one at once, nothing counted."""
+    said = classify(ConnectionLost(1006, how="local"))
+    assert (said.kind, said.retry, said.counts_against_breaker) == (Kind.IGNORED, "now", False)
+
+
+def test_a_malformed_frame_retires_the_connection():
+    """Bytes that cannot be trusted: the attempt is lost and the connection with it."""
+    said = classify(MalformedFrame("not JSON"))
+    assert (said.code, said.retry, said.retire_connection) == ("upstream_lost", "backoff", True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "wire", "retry"),
+    [
+        ({"code": "rate_limit_exceeded"}, "upstream_rate_limited", "backoff"),
+        ({"code": "rate_limit_exceeded", "status": 429}, "upstream_rate_limited", "backoff"),
+        ({"type": "tokens", "status": 429}, "upstream_rate_limited", "backoff"),
+        ({"status": 429}, "upstream_rate_limited", "backoff"),
+        ({"code": "insufficient_quota", "status": 429}, "insufficient_quota", "next_target"),
+        ({"type": "insufficient_quota", "status": 429}, "insufficient_quota", "next_target"),
+        ({"status": 429, "message": "You exceeded your current quota, check"}, "insufficient_quota", "next_target"),
+        ({"status": 402}, "insufficient_quota", "next_target"),
+        ({"code": "context_length_exceeded", "status": 400}, "context_length_exceeded", "never"),
+        ({"status": 400, "message": "This model's maximum context length is 8192"}, "context_length_exceeded", "never"),
+        ({"code": "content_filter", "status": 400}, "content_filter", "never"),
+        ({"code": "model_not_found", "status": 404}, "model_not_found", "next_target"),
+        ({"code": "DeploymentNotFound", "status": 404}, "model_not_found", "next_target"),
+        ({"status": 404}, "upstream_refused", "never"),
+        ({"code": "invalid_api_key", "type": "invalid_request_error", "status": 401}, "upstream_auth", "next_target"),
+        ({"code": "401", "type": "auth_error"}, "upstream_auth", "next_target"),
+        ({"code": "401"}, "upstream_auth", "next_target"),
+        ({"status": 403}, "upstream_auth", "next_target"),
+        ({"code": "previous_response_not_found", "status": 400}, "upstream_refused", "never"),
+        ({"code": "websocket_connection_limit_reached", "status": 400}, "upstream_lost", "now"),
+        ({"code": "response_already_in_flight"}, "upstream_error", "now"),
+        ({"code": "concurrent_request"}, "upstream_error", "now"),
+        ({"code": "websocket_stream_limit_reached"}, "upstream_error", "now"),
+        ({"code": "invalid_stream_id"}, "upstream_error", "now"),
+        ({"code": "server_error"}, "upstream_error", "backoff"),
+        ({"type": "server_error", "status": 500}, "upstream_error", "backoff"),
+        ({"status": 529}, "upstream_error", "backoff"),
+        ({"status": 599}, "upstream_error", "backoff"),
+        ({"status": 418}, "upstream_refused", "never"),
+        ({"type": "invalid_request_error"}, "upstream_refused", "never"),
+        ({"type": "invalid_request_error", "status": 503}, "upstream_error", "backoff"),
+        ({}, "upstream_error", "backoff"),
+        ({"code": "", "type": ""}, "upstream_error", "backoff"),
+        ({"status": 7}, "upstream_error", "backoff"),
+        ({"code": "9" * 5000}, "upstream_error", "backoff"),
+    ],
+)
+def test_errors_in_the_upstreams_own_words(fields, wire, retry):
+    """Specific code or type, then status, then the generic type; the message only where those leave it open."""
+    said = error(**fields)
+    assert (said.code, said.retry) == (wire, retry)
+
+
+def test_what_the_upstream_said_is_passed_on():
+    """Status, code, message and wait of the upstream reach the bot's terminal."""
+    said = error("rate_limit_exceeded", status=429, message="slow down", retry_after=2.5)
+    assert said.retry_after == 2.5
+    assert said.upstream_status == 429
+    assert said.upstream_code == "rate_limit_exceeded"
+    assert said.message == "slow down"
+    assert said.retryable
+    assert error("429").upstream_status == 429, "a status in `code` is one"
+    assert error(None, type="server_error").upstream_code == "server_error"
+    assert error(message="").message, "never an empty message"
+
+
+def test_the_connection_limit_retires_the_connection_and_a_server_error_does_not():
+    """An error frame ends a call; only some end the connection."""
+    assert error("websocket_connection_limit_reached").retire_connection
+    assert error("invalid_api_key").retire_connection
+    assert not error("server_error").retire_connection
+
+
+def refused(status, headers=None, body=b""):
+    return classify(UpgradeRefused(status, headers or {}, body))
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "wire", "retry", "kind"),
+    [
+        (401, b"", "upstream_auth", "next_target", Kind.REJECTED),
+        (403, b'{"detail":"no"}', "upstream_auth", "next_target", Kind.REJECTED),
+        (402, b"", "insufficient_quota", "next_target", Kind.REJECTED),
+        (429, b"", "upstream_rate_limited", "backoff", Kind.THROTTLED),
+        (429, b'{"error":{"code":"insufficient_quota"}}', "insufficient_quota", "next_target", Kind.REJECTED),
+        (
+            429,
+            b'{"error":{"message":"You exceeded your current quota"}}',
+            "insufficient_quota",
+            "next_target",
+            Kind.REJECTED,
+        ),
+        (429, b'{"error":{"message":"slow down"}}', "upstream_rate_limited", "backoff", Kind.THROTTLED),
+        (404, b'{"code":"model_not_found"}', "model_not_found", "next_target", Kind.REJECTED),
+        (404, b"", "upstream_refused", "next_target", Kind.FAILURE),
+        (400, b'{"error":{"code":"context_length_exceeded"}}', "upstream_refused", "next_target", Kind.FAILURE),
+        (301, b"", "upstream_refused", "next_target", Kind.FAILURE),
+        (200, b"", "upstream_refused", "next_target", Kind.FAILURE),
+        (500, b"", "upstream_error", "backoff", Kind.FAILURE),
+        (503, b"{", "upstream_error", "backoff", Kind.FAILURE),
+        (503, b"[1]", "upstream_error", "backoff", Kind.FAILURE),
+        (503, b'"x"', "upstream_error", "backoff", Kind.FAILURE),
+        (503, b"\xff\xfe", "upstream_error", "backoff", Kind.FAILURE),
+        (503, b'{"error":"text","message":7,"code":3}', "upstream_error", "backoff", Kind.FAILURE),
+        (503, b"[" * 4096, "upstream_error", "backoff", Kind.FAILURE),
+        (503, b'{"a":' * 2000, "upstream_error", "backoff", Kind.FAILURE),
+    ],
+)
+def test_refused_upgrades(status, body, wire, retry, kind):
+    """An upgrade carries no call: a refusal sends the call elsewhere, and never ends it as its own fault."""
+    said = refused(status, body=body)
+    assert (said.code, said.retry, said.kind) == (wire, retry, kind)
+    assert said.upstream_status == status
+    assert said.retire_connection
+
+
+def test_x_should_retry_false_is_believed():
+    """An upstream that says "do not retry" is not asked again for this call."""
+    assert refused(503, {"x-should-retry": "False"}).retry == "next_target"
+    assert not refused(503, {"x-should-retry": "false"}).retryable
+    assert refused(503, {"x-should-retry": "true"}).retry == "backoff"
+    assert refused(401, {"x-should-retry": "false"}).retry == "next_target"
+
+
+DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait"),
+    [
+        ({}, None),
+        ({"retry-after": "2"}, 2.0),
+        ({"retry-after": " 2.5 "}, 2.5),
+        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
+        ({"retry-after-ms": "soon", "retry-after": "9"}, 9.0),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "9" * 5000}, MAX_RETRY_AFTER),
+        ({"retry-after": "1e9"}, MAX_RETRY_AFTER),
+        ({"retry-after": DATE}, None),
+        ({"retry-after": DATE, "date": "Wed, 21 Oct 2015 07:27:30 GMT"}, 30.0),
+        ({"retry-after": DATE, "date": "Wed, 21 Oct 2015 07:29:00 GMT"}, 0.0),
+        ({"retry-after": DATE, "date": "garbage"}, None),
+        ({"retry-after": "garbage", "date": DATE}, None),
+        ({"retry-after": DATE, "date": "Wed, 21 Oct 2015 07:27:30"}, None),
+        ({"retry-after": "Wed, 21 Oct 2035 07:28:00 GMT", "date": DATE}, MAX_RETRY_AFTER),
+    ],
+)
+def test_retry_after(headers, wait):
+    """Seconds, milliseconds, or an HTTP-date against the sender's own clock; what cannot be read says nothing."""
+    assert retry_after_of(headers) == wait
+    assert refused(429, headers).retry_after == wait
+
+
+def test_seconds_takes_numbers_too():
+    """A dialect's `retry_after` may be any number, even one too big for a float."""
+    assert seconds(3) == 3.0
+    assert seconds(10**400) is None
+    assert seconds(float("nan")) is None
+
+
+def test_a_deadline_is_counted_only_when_said():
+    """The caller knows whether the attempt had waited long enough for the deadline to be the upstream's doing."""
+    assert not o.deadline(counted=False).counts_against_breaker
+    assert o.deadline(counted=True).counts_against_breaker
+    assert o.deadline(counted=True).code == o.DEADLINE.code == "deadline_exceeded"
+
+
+def test_an_unheard_of_fault_is_a_failure():
+    """The classifier is total."""
+
+    class News(UpstreamFault):
+        pass
+
+    assert classify(News("?")).code == "upstream_error"
+
+
+def test_the_table_prints_every_row():
+    """The documentation's table holds every rule and every constant, in one line each."""
+    lines = o.outcome_table().splitlines()
+    assert len(lines) == 2 + len(o.RULES) + 5
+    assert all(line.count("|") == lines[0].count("|") for line in lines)
+
+
+texts = st.one_of(st.none(), st.text(max_size=80))
+
+
+@given(st.text(max_size=600), texts, texts, st.one_of(st.none(), st.integers()), st.one_of(st.none(), st.floats()))
+def test_no_error_frame_breaks_the_classifier(message, code, type_, status, retry_after):
+    """Whatever an upstream says, there is an outcome with a code of the wire and a wait that can be waited."""
+    said = classify(UpstreamError(message, code=code, type=type_, status=status, retry_after=retry_after))
+    assert said.code in CODES
+    assert said.retry_after is None or 0 <= said.retry_after <= MAX_RETRY_AFTER
+
+
+@given(
+    st.integers(),
+    st.dictionaries(st.sampled_from(["retry-after", "retry-after-ms", "date", "x-should-retry"]), st.text(max_size=80)),
+    st.binary(max_size=200),
+)
+def test_no_refused_upgrade_breaks_the_classifier(status, headers, body):
+    """The same for upgrades."""
+    said = refused(status, headers, body)
+    assert said.retry != "never"
+    assert said.retry_after is None or 0 <= said.retry_after <= MAX_RETRY_AFTER
