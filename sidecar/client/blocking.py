@@ -99,7 +99,7 @@ class Client:
 
         Never raises (KeyboardInterrupt, SystemExit pass), never later than `timeout_ms` plus 10 ms: not for a
         dead, stopped or missing daemon, nor for wrong arguments. `Choice.reason` says why. An answer counts when it is
-        exactly one of the choices after trimming white space, quotes and a full stop, and case-folding, and is complete.
+        complete, and exactly one of the choices after trimming white space, quotes and a full stop, and case-folding.
 
         Args:
             prompt: the input.

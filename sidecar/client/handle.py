@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sidecar.client.answers import Answer, outcome_of
 from sidecar.client.session import OpenCall
-from sidecar.wire import Terminal
+from sidecar.wire import Accepted, Terminal
 
 
 class Reading:
@@ -29,6 +29,11 @@ class Reading:
     def call_id(self) -> str | None:
         """The daemon's name for it, as in its log; None before it was accepted."""
         return None if self._call.accepted is None else self._call.accepted.call_id
+
+    @property
+    def accepted(self) -> Accepted | None:
+        """The daemon's `accepted`, None before it."""
+        return self._call.accepted
 
     @property
     def text(self) -> str:

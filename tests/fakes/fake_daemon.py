@@ -8,11 +8,11 @@ A prompt that starts with ``[`` is a script, a JSON list of steps run in order:
 - ``{"batch": [steps]}``: the messages of these steps as one array, where the bot allowed it;
 - ``"silence"``: nothing more; ``"die"``: SIGKILL to itself; ``"stop"``: SIGSTOP to itself.
 
-Any other prompt is answered at once with its own text. Every message received is one line of the log, so that a test can
-count what reached a daemon, over restarts.
+Any other prompt is answered at once with its own text. Every message received is one line of the log, so that a test
+can count what reached a daemon, over restarts.
 
-As a program it is a keeper: it reads ``start`` from its standard input, forks a daemon (no import in the child, so that a
-restart takes milliseconds), and prints the child's pid once the child is bound. The test kills and stops that pid itself.
+As a program it is a keeper: it reads ``start`` from its standard input, forks a daemon (no import in the child, so that
+a restart takes milliseconds), and prints the child's pid once it is bound. The test kills and stops that pid itself.
 """
 
 from __future__ import annotations
@@ -50,10 +50,13 @@ def serve(endpoint: str, log: str, ready: int) -> None:
                     return
                 continue
             peer, payload = socket.recv_multipart()
-            message = msgspec.msgpack.decode(payload)
+            is_json = payload[:1] == b"{"
+            message = msgspec.json.decode(payload) if is_json else msgspec.msgpack.decode(payload)
             lines.write(json.dumps({"session": session, **message}) + "\n")
             lines.flush()
             for answer in answers(message, session):
+                if is_json:
+                    answer = msgspec.json.encode(msgspec.msgpack.decode(answer))
                 with contextlib.suppress(zmq.ZMQError):
                     socket.send_multipart([peer, answer], zmq.NOBLOCK)
 
