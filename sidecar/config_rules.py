@@ -9,9 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-import msgspec
-
-from sidecar.config import Config, CredentialSource, Route, Upstream, split_problem
+from sidecar.config import Config, CredentialSource, Route, Target, Upstream
+from sidecar.dialects import options
 from sidecar.errors import ConfigurationError
 from sidecar.wire import Options
 
@@ -27,8 +26,6 @@ _ENVIRONMENT_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _SECRET_HEADERS: Final = {"authorization", "proxy-authorization", "api-key", "x-api-key", "x-goog-api-key", "cookie"}
 _HANDSHAKE_HEADERS: Final = {"host", "connection", "upgrade", "content-length", "transfer-encoding", "te", "trailer"}
 _SECRET_PARAMETERS: Final = {"key", "api-key", "api_key", "apikey", "token", "access_token", "secret", "password"}
-#: What a dialect has no field for. `dialects.options` is the table; this is what a target's options are held to.
-_NOT_IN_DIALECT: Final[dict[str, frozenset[str]]] = {"responses": frozenset({"stop", "seed"}), "chat": frozenset()}
 
 
 def check(config: Config, *, where: str) -> None:
@@ -228,27 +225,25 @@ def _check_route(route: Route, upstreams: dict[str, Upstream], where: str) -> No
         if target in seen:
             raise ConfigurationError("the same target twice", where=place, mend="A retry needs no second entry")
         seen.append(target)
-        _check_options(target.options, f"{place}.options")
-        missing = sorted(_NOT_IN_DIALECT[upstreams[target.upstream].dialect] & target.options.keys())
-        if missing and route.unsupported_options == "fail":
-            raise ConfigurationError(
-                f"the dialect {upstreams[target.upstream].dialect!r} has no {', '.join(missing)}",
-                where=f"{place}.options",
-                mend='Leave it out, or set unsupported_options = "drop" in the route',
-            )
+        _check_options(target, route, upstreams[target.upstream].dialect, f"{place}.options")
 
 
-def _check_options(options: dict[str, object], where: str) -> None:
-    known = [field.encode_name for field in msgspec.structs.fields(Options)]
-    for name in options:
-        if name not in known:
-            mend = f"{_nearest(name, known)} What is not portable goes into `extra_body`"
+def _check_options(target: Target, route: Route, dialect: str, where: str) -> None:
+    for name in target.options:
+        if name not in Options.__struct_fields__:
+            mend = f"{_nearest(name, Options.__struct_fields__)} What is not portable goes into `extra_body`"
             raise ConfigurationError("unknown option", where=f"{where}.{name}", mend=mend)
     try:
-        msgspec.convert(options, Options)
-    except msgspec.ValidationError as error:
-        problem, at = split_problem(error)
-        raise ConfigurationError(problem, where=f"{where}.{at}") from None
+        merged = options.merge(target.options, {}, route.max_output_tokens)
+    except options.OptionError as error:
+        raise ConfigurationError(error.reason, where=f"{where}.{error.name}") from None
+    missing = options.unsupported(merged, dialect)
+    if missing and route.unsupported_options == "fail":
+        raise ConfigurationError(
+            f"the dialect {dialect!r} has no {', '.join(missing)}",
+            where=where,
+            mend='Leave it out, or set unsupported_options = "drop" in the route',
+        )
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

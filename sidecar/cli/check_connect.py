@@ -80,7 +80,7 @@ def check_all(config: Config, *, environ: Mapping[str, str], tell: Tell | None) 
 
 
 async def check_one(upstream: Upstream, *, environ: Mapping[str, str], tell: Tell | None = None) -> Report:
-    """Credential, name, TCP (or proxy), TLS, upgrade, and whether the credential was taken. A fault is in the report."""
+    """Credential, name, TCP (or proxy), TLS, upgrade, was the credential taken? A fault is in the report."""
     steps = _Steps(Report(upstream=upstream.name), tell)
     headers = [(name.encode(), value.encode()) for name, value in upstream.headers.items()]
     if upstream.credential is not None:

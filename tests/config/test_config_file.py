@@ -1,0 +1,435 @@
+"""The configuration file: what is taken, what is refused, and that every refusal names place and mend."""
+
+import os
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from sidecar.config import Config, Frontend, Log, load
+from sidecar.config_summary import describe, summary
+from sidecar.errors import ConfigurationError
+
+CANARY = "sk-proj-CANARY0123456789abcdefCANARY"
+
+EXAMPLE = """
+[frontend]
+endpoint = "ipc:///run/sidecar/sidecar.sock"
+group = "bots"
+max_message_bytes = 1_048_576
+max_calls_in_flight = 256
+queue_max = 512
+stall_timeout_s = 5
+drain_timeout_s = 30
+
+[[upstream]]
+name = "openai"
+url = "wss://api.openai.com/v1/responses"
+dialect = "responses"
+preset = "openai"
+credential = "openai"
+headers = { "OpenAI-Organization" = "org-..." }
+warm_connections = 8
+max_connections = 64
+calls_per_connection = 1
+max_age_s = 3300
+compression = "none"
+
+[[upstream]]
+name = "xai"
+url = "wss://api.x.ai/v1/responses"
+dialect = "responses"
+preset = "xai"
+credential = "xai"
+
+[[route]]
+name = "default"
+targets = [
+  { upstream = "openai", model = "gpt-5-mini", options = { reasoning_effort = "minimal" } },
+  { upstream = "xai", model = "grok-4-fast" },
+]
+timeout_ms = 2000
+first_delta_timeout_ms = 1200
+idle_timeout_ms = 800
+max_output_tokens = 256
+store = false
+"""
+UPSTREAM = '[[upstream]]\nname = "a"\nurl = "wss://a.example/v1"\ndialect = "responses"\n'
+ROUTE = '[[route]]\nname = "default"\ntargets = [ { upstream = "a", model = "m" } ]\n'
+
+
+def write(tmp_path: Path, text: str | bytes) -> Path:
+    """The file with this text."""
+    path = tmp_path / "sidecar.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def loaded(tmp_path: Path, text: str | bytes, environ: dict[str, str] | None = None, **overrides: object) -> Config:
+    """What `load` makes of it."""
+    return load(write(tmp_path, text), environ=environ or {}, overrides=overrides.get("flags"))  # type: ignore[arg-type]
+
+
+def refusal(tmp_path: Path, text: str | bytes, environ: dict[str, str] | None = None) -> str:
+    """What `load` says against it."""
+    with pytest.raises(ConfigurationError) as caught:
+        loaded(tmp_path, text, environ)
+    return str(caught.value)
+
+
+def test_the_documented_example_is_taken_as_it_stands(tmp_path: Path) -> None:
+    """The example of the documentation loads, and presets lie under what it says."""
+    config = loaded(tmp_path, EXAMPLE)
+    assert [upstream.name for upstream in config.upstream] == ["openai", "xai"]
+    assert config.upstream[0].max_age_s == 3300
+    assert (config.upstream[1].max_age_s, config.upstream[1].pong_timeout_s) == (1380, 15)
+    assert config.frontend == Frontend(endpoint="ipc:///run/sidecar/sidecar.sock", group="bots")
+    assert config.route[0].targets[0].options == {"reasoning_effort": "minimal"}
+
+
+def test_an_explicit_key_wins_over_its_preset(tmp_path: Path) -> None:
+    """A preset only fills in what the file does not say."""
+    text = UPSTREAM + 'preset = "xai"\nmax_age_s = 100\n' + ROUTE
+    upstream = loaded(tmp_path, text).upstream[0]
+    assert (upstream.max_age_s, upstream.pong_timeout_s) == (100, 15)
+
+
+def test_a_small_maximum_lowers_the_default_of_warm(tmp_path: Path) -> None:
+    """max_connections = 4 alone is no contradiction to a default nobody wrote."""
+    assert loaded(tmp_path, UPSTREAM + "max_connections = 4\n" + ROUTE).upstream[0].warm_connections == 4
+
+
+def test_flags_beat_environment_beats_file_beats_default(tmp_path: Path) -> None:
+    """The order of precedence, at one key, layer by layer."""
+    text = "[frontend]\nqueue_max = 2\n" + UPSTREAM + ROUTE
+    environ = {"SIDECAR_FRONTEND__QUEUE_MAX": "3", "SIDECAR_LOG__LEVEL": "error", "SIDECAR_LOG__CALLS": "false"}
+    assert loaded(tmp_path, UPSTREAM + ROUTE).frontend.queue_max == 512
+    assert loaded(tmp_path, text).frontend.queue_max == 2
+    config = loaded(tmp_path, text, environ)
+    assert config.frontend.queue_max == 3
+    assert config.log == Log(level="error", calls=False)
+    assert loaded(tmp_path, text, environ, flags={"frontend.queue_max": 4}).frontend.queue_max == 4
+    assert loaded(tmp_path, text, environ, flags={"frontend": {"queue_max": 5}}).frontend.queue_max == 5
+    assert loaded(tmp_path, text, environ, flags={"frontend.queue_max": None}).frontend.queue_max == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("SIDECAR_FRONTEND__QUEUE", "3", "Did you mean `queue_max`?"),
+        ("SIDECAR_FRONTEND__QUEUE_MAX", "many", "Expected `int`"),
+        ("SIDECAR_FRONTEND__QUEUE_MAX", "-1", ">= 0"),
+        ("SIDECAR_UPSTREAM__URL", "wss://x", "in the file only"),
+        ("SIDECAR_NONSENSE__X", "1", "frontend, log"),
+        ("SIDECAR_LOG__LEVEL", CANARY, "looks like a secret"),
+        ("SIDECAR_FRONTEND__ENDPOINT", "tcp://0.0.0.0:1", "ipc://"),
+    ],
+)
+def test_a_wrong_environment_variable_is_named(tmp_path: Path, name: str, value: str, says: str) -> None:
+    """The message names the variable (or the key it set), says what is wrong, and shows no secret."""
+    message = refusal(tmp_path, UPSTREAM + ROUTE, {name: value})
+    assert says in message
+    assert name in message or "frontend.endpoint" in message
+    assert CANARY not in message
+
+
+def test_other_variables_of_ours_and_empty_ones_are_left_alone(tmp_path: Path) -> None:
+    """SIDECAR_ENDPOINT belongs to the endpoint's own rules; an empty value counts as not set."""
+    environ = {"SIDECAR_ENDPOINT": "ipc:///x", "SIDECAR_FRONTEND__GROUP": "", "SIDECARFRONTEND__X": "1"}
+    assert loaded(tmp_path, UPSTREAM + ROUTE, environ).frontend.group is None
+
+
+def test_no_file_says_what_to_write_and_where(tmp_path: Path) -> None:
+    """The message holds a configuration that works as it stands."""
+    with pytest.raises(ConfigurationError) as caught:
+        load(tmp_path / "none.toml", environ={})
+    message = str(caught.value)
+    assert str(tmp_path / "none.toml") in message
+    assert "/etc/sidecar/sidecar.toml" in message
+    example = message[message.index("[[upstream]]") :]
+    assert loaded(tmp_path, example).route[0].name == "default"
+
+
+def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    """A directory, a FIFO nobody writes to, a path with a NUL, a file everybody can write."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    open_to_all = write(tmp_path, UPSTREAM + ROUTE)
+    open_to_all.chmod(0o666)
+    for path, says in (
+        (tmp_path, "is a directory"),
+        (fifo, "not a regular file"),
+        (Path("/dev/zero"), "not a regular file"),
+        (Path("a\0b"), "not a path"),
+        (tmp_path / "sidecar.toml" / "x", "Not a directory"),
+        (open_to_all, "everybody can write it"),
+    ):
+        with pytest.raises(ConfigurationError, match=says):
+            load(path, environ={})
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    """Permission denied, with the path."""
+    path = write(tmp_path, UPSTREAM + ROUTE)
+    path.chmod(0)
+    with pytest.raises(ConfigurationError, match="Permission denied"):
+        load(path, environ={})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"\xef\xbb\xbf" + UPSTREAM.encode(), "byte order mark"),
+        (("x = 1\n" * 3).encode("utf-16"), "byte order mark"),
+        (b'a = "ok"\nb = "\xff"\n', "not UTF-8 (line 2)"),
+        (b"x = 1\n" * 2_000_000, "larger than 1 MiB"),
+        (b"x = " + b"[" * 5000, "nested too deeply"),
+        (b"x = " + b"9" * 5000, "not valid TOML"),
+        (b"x = \n", "line 1"),
+        (b"\x00" * 100, "not valid TOML"),
+        (b"[frontend]\nqueue_max = 1\nqueue_max = 2\n", "written twice"),
+        (b"[frontend]\n[frontend]\n", "written twice"),
+        (b"[frontend]\n" + b".".join([b"a"] * 200) + b" = 1\n", "nested too deeply"),
+        (b"", "[[upstream]]"),
+        (b"frontend = 5\n", "frontend"),
+        (b"upstream = 5\n", "upstream"),
+        (b"[upstream]\nname = 'x'\n", "upstream"),
+        (b"upstream = [1]\nroute = []\n", "upstream"),
+        (b"upstream = []\nroute = []\n", "upstream"),
+        (b"[frontend]\ngroup = 2026-01-01\n", "in quotes"),
+        (b"[frontend]\nstall_timeout_s = nan\n", "finite"),
+        (b"[frontend]\nstall_timeout_s = inf\n", "finite"),
+        (b'[frontend]\ngroup = "a\\u0000b"\n', "control character"),
+    ],
+)
+def test_bytes_that_are_no_configuration_get_a_clear_word(tmp_path: Path, text: bytes, says: str) -> None:
+    """Whatever lies in the file, the answer is a ConfigurationError that names the file, in bounded memory."""
+    tracemalloc.start()
+    try:
+        message = refusal(tmp_path, text)
+        assert tracemalloc.get_traced_memory()[1] < 40 << 20
+    finally:
+        tracemalloc.stop()
+    assert says in message
+    assert "sidecar.toml" in message
+
+
+TOP, UP, RT, TG = "", "upstream", "route", "target"
+
+
+@pytest.mark.parametrize(
+    ("at", "line", "path", "says"),
+    [
+        (TOP, "[forntend]", "forntend", "Did you mean `frontend`?"),
+        (
+            TOP,
+            "[frontend]\nmax_call_in_flight = 1",
+            "frontend.max_call_in_flight",
+            "Did you mean `max_calls_in_flight`?",
+        ),
+        (TOP, "[frontend]\nmax_message_bytes = 10", "frontend.max_message_bytes", ">= 1024"),
+        (TOP, "[frontend]\nmax_message_bytes = true", "frontend.max_message_bytes", "Expected `int`"),
+        (TOP, '[frontend]\nstall_timeout_s = "5"', "frontend.stall_timeout_s", "Expected `float`"),
+        (TOP, "[frontend]\nstall_timeout_s = 0", "frontend.stall_timeout_s", "> 0"),
+        (TOP, '[frontend]\nendpoint = "tcp://127.0.0.1:5555"', "frontend.endpoint", "ipc://"),
+        (TOP, '[frontend]\nendpoint = "ipc://relative"', "frontend.endpoint", "absolute"),
+        (TOP, '[frontend]\nendpoint = "ipc://@abstract"', "frontend.endpoint", "absolute"),
+        (TOP, f'[frontend]\nendpoint = "ipc:///{"x" * 107}"', "frontend.endpoint", "107 bytes"),
+        (TOP, f'[frontend]\nendpoint = "ipc:///{"x" * 101}"', "frontend.endpoint", "control socket"),
+        (TOP, f'[frontend]\nendpoint = "ipc:///{"é" * 60}"', "frontend.endpoint", "107 bytes"),
+        (TOP, '[frontend]\nendpoint = "ipc:///a"\ncontrol_endpoint = "ipc:///a"', "frontend.control_endpoint", "same"),
+        (TOP, '[frontend]\ngroup = "a b"', "frontend.group", "group"),
+        (TOP, '[log]\nlevel = "loud"', "log.level", '"debug"'),
+        (TOP, '[log]\ncolour = "red"', "log.colour", "Known here"),
+        (UP, "warm_connection = 1", "upstream[0].warm_connection", "Did you mean `warm_connections`?"),
+        (UP, 'api_key = "x"', "upstream[0].api_key", "`credential` names where it lies"),
+        (UP, "warm_connections = 65", "upstream[0].warm_connections", "raise max_connections"),
+        (UP, "warm_connections = 9\nmax_connections = 3", "upstream[0].warm_connections", "Lower it"),
+        (UP, "calls_per_connection = 33", "upstream[0].calls_per_connection", "<= 32"),
+        (UP, "max_age_s = 0", "upstream[0].max_age_s", ">= 1"),
+        (UP, 'compression = "gzip"', "upstream[0].compression", '"zstd-stream"'),
+        (UP, 'preset = "openia"', "upstream[0].preset", '"openai"'),
+        (UP, 'proxy = "socks5://p:1"', "upstream[0].proxy", "http://"),
+        (UP, 'proxy = "http://u:pw@p:1"', "upstream[0].proxy", "password"),
+        (UP, 'proxy = "http://p:1/path"', "upstream[0].proxy", "http://"),
+        (UP, 'headers = { Authorization = "x" }', "upstream[0].headers.Authorization", "Use `credential`"),
+        (UP, 'headers = { X-API-Key = "x" }', "upstream[0].headers.X-API-Key", "Use `credential`"),
+        (UP, 'headers = { Host = "x" }', "upstream[0].headers.Host", "handshake"),
+        (UP, 'headers = { Sec-WebSocket-Protocol = "x" }', "upstream[0].headers.Sec-WebSocket-Protocol", "handshake"),
+        (UP, 'headers = { "a b" = "x" }', "upstream[0].headers", "name"),
+        (UP, 'headers = { "a:" = "x" }', "upstream[0].headers", "name"),
+        (UP, 'headers = { X-A = "x\\r\\nY: z" }', "upstream[0].headers.X-A", "line break"),
+        (UP, 'headers = { X-A = "é" }', "upstream[0].headers.X-A", "ASCII"),
+        (UP, 'headers = { X-A = "1", x-a = "2" }', "upstream[0].headers", "twice"),
+        (UP, "headers = { X-A = 1 }", "upstream[0].headers", "Expected `str`"),
+        (UP, "credential = 5", "upstream[0].credential", "{ file ="),
+        (UP, 'credential = "../openai"', "upstream[0].credential", "{ file ="),
+        (UP, 'credential = ""', "upstream[0].credential", "name"),
+        (UP, "credential = {}", "upstream[0].credential", "exactly one"),
+        (UP, 'credential = { file = "/a", env = "B" }', "upstream[0].credential", "exactly one"),
+        (UP, 'credential = { fil = "/a" }', "upstream[0].credential.fil", "Did you mean `file`?"),
+        (UP, 'credential = { file = "" }', "upstream[0].credential.file", "empty"),
+        (UP, 'credential = { env = "A=B" }', "upstream[0].credential.env", "OPENAI_API_KEY"),
+        (UP, "credential = { command = [] }", "upstream[0].credential.command", "program"),
+        (UP, 'credential = { command = "pass" }', "upstream[0].credential.command", "Expected `array"),
+        (UP, 'tls = { key_file = "k.pem" }', "upstream[0].tls", "certificate_file"),
+        (UP, 'tls = { ca_file = "" }', "upstream[0].tls.ca_file", "empty"),
+        (UP, 'tls = { ca = "x" }', "upstream[0].tls.ca", "ca_file"),
+        (RT, "timeout_ms = 0", "route[0].timeout_ms", "> 0"),
+        (RT, "timeout = 5", "route[0].timeout", "Did you mean `timeout_ms`?"),
+        (RT, 'store = "no"', "route[0].store", "Expected `bool`"),
+        (RT, "max_output_tokens = 0", "route[0].max_output_tokens", ">= 1"),
+        (RT, 'unsupported_options = "ignore"', "route[0].unsupported_options", '"drop"'),
+        (TG, 'upstream = "b", model = "m"', "route[0].targets[0].upstream", "no upstream is named 'b'"),
+        (TG, 'upstream = "a", model = ""', "route[0].targets[0].model", "length"),
+        (TG, 'upstream = "a"', "route[0].targets[0]", "model"),
+        (TG, 'upstream = "a", model = "m", modle = "m"', "route[0].targets[0].modle", "Did you mean `model`?"),
+        (TG, 'upstream = "a", model = "m", options = { temprature = 1 }', "options.temprature", "`temperature`"),
+        (TG, 'upstream = "a", model = "m", options = { temperature = 3 }', "options.temperature", "<= 2"),
+        (TG, 'upstream = "a", model = "m", options = { seed = 1 }', "route[0].targets[0].options", '"drop"'),
+        (
+            TG,
+            'upstream = "a", model = "m", options = { extra_body = { stream = true } }',
+            "options.extra_body",
+            "stream",
+        ),
+        (TG, 'upstream = "a", model = "m" }, { upstream = "a", model = "m"', "route[0].targets[1]", "twice"),
+    ],
+)
+def test_a_wrong_value_names_its_place_and_its_mend(tmp_path: Path, at: str, line: str, path: str, says: str) -> None:
+    """File, key path and what to write instead stand in every message."""
+    route = f'[[route]]\nname = "default"\ntargets = [ {{ {line} }} ]\n' if at == TG else ROUTE
+    text = (f"{line}\n" if at == TOP else "") + UPSTREAM + (f"{line}\n" if at == UP else "")
+    message = refusal(tmp_path, text + route + (f"{line}\n" if at == RT else ""))
+    assert "sidecar.toml: " in message
+    assert path in message
+    assert says in message
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("ws://api.example/v1", "loopback"),
+        ("ws://127.0.0.1.evil.example/", "loopback"),
+        ("ws://localhost.evil.example/", "loopback"),
+        ("ws://10.0.0.1/", "loopback"),
+        ("https://api.example/v1", "wss://"),
+        ("api.example", "URL"),
+        ("wss://", "no host"),
+        ("wss://:443/", "no host"),
+        ("wss://host:0/", "port 0"),
+        ("wss://host:99999/", "port"),
+        ("wss://host:x/", "port"),
+        ("wss://[::1/", "URL"),
+        ("wss://user@host/", "password"),
+        ("wss://user:hunter2@host/", "password"),
+        ("wss://host/#frag", "fragment"),
+        ("wss://host/#", "fragment"),
+        ("wss://host/?api-key=q7q7", "`credential`"),
+        ("wss://host/?a=1&TOKEN=q7q7", "`credential`"),
+        ("wss://ho st/", "URL"),
+        ("wss://höst/", "xn--"),
+        ("wss://host/" + "x" * 3000, "too long"),
+        ("", "URL"),
+    ],
+)
+def test_a_url_that_must_not_be_dialled(tmp_path: Path, url: str, says: str) -> None:
+    """No key in clear, no user, no fragment, no nonsense; the message does not repeat the URL."""
+    text = UPSTREAM.replace("wss://a.example/v1", url) + ROUTE
+    message = refusal(tmp_path, text)
+    assert "upstream[0].url" in message
+    assert says in message
+    assert "hunter2" not in message
+    assert "q7q7" not in message
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.10", "[::1]", "LOCALHOST"])
+def test_ws_is_for_loopback(tmp_path: Path, host: str) -> None:
+    """This machine may be spoken to in clear: the simulator and tests do."""
+    assert loaded(tmp_path, UPSTREAM.replace("wss://a.example", f"ws://{host}:8080") + ROUTE).upstream[0].url
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f'credential = "{CANARY}"',
+        f'credential = "{"k" * 65}"',
+        'credential = "0123456789abcdef0123456789abcdef"',
+        f'credential = {{ command = ["echo", "{CANARY}"] }}',
+        f'credential = {{ env = "{CANARY}" }}',
+        f'headers = {{ X-Key = "{CANARY}" }}',
+        f'headers = {{ "{CANARY}" = "x" }}',
+        f'preset = "{CANARY}"',
+        f'"{CANARY}" = 1',
+        f'tls = {{ ca_file = "{CANARY}" }}',
+        f"{CANARY} = ",
+        f'name2 = "{CANARY}\\q"',
+        f'max_age_s = "{CANARY}"',
+    ],
+)
+def test_a_secret_in_the_file_is_refused_and_not_repeated(tmp_path: Path, line: str) -> None:
+    """Wherever it stands, the refusal shows nothing of it, and neither does the error's repr or its cause."""
+    with pytest.raises(ConfigurationError) as caught:
+        loaded(tmp_path, UPSTREAM + line + "\n" + ROUTE)
+    told = f"{caught.value} {caught.value!r} {caught.value.__cause__!r}"
+    assert CANARY not in told
+    assert "CANARY" not in told
+    assert "kkkk" not in told
+    assert "89abcdef" not in told
+
+
+def test_names_are_unique(tmp_path: Path) -> None:
+    """Two upstreams or two routes of one name are a mistake, and the second one is named."""
+    assert "upstream[1].name" in refusal(tmp_path, UPSTREAM + UPSTREAM + ROUTE)
+    assert "route[1].name" in refusal(tmp_path, UPSTREAM + ROUTE + ROUTE)
+
+
+def test_dropping_what_a_dialect_lacks_is_the_routes_choice(tmp_path: Path) -> None:
+    """unsupported_options = "drop" takes a target whose dialect has no such option."""
+    route = ROUTE.replace('model = "m"', 'model = "m", options = { seed = 1 }') + 'unsupported_options = "drop"\n'
+    assert loaded(tmp_path, UPSTREAM + route).route[0].targets[0].options == {"seed": 1}
+
+
+def test_relative_file_names_are_seen_from_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working directory decides nothing."""
+    monkeypatch.chdir("/")
+    text = UPSTREAM + 'tls = { ca_file = "ca.pem" }\ncredential = { file = "/etc/key" }\n' + ROUTE
+    upstream = loaded(tmp_path, text).upstream[0]
+    assert upstream.tls.ca_file == str(tmp_path / "ca.pem")
+    assert upstream.credential is not None
+    assert not isinstance(upstream.credential, str)
+    assert upstream.credential.file == "/etc/key"
+
+
+def test_what_it_adds_up_to(tmp_path: Path) -> None:
+    """`describe` counts calls at once, bounded by the daemon's own limit, and `summary` says it in a line."""
+    config = loaded(tmp_path, EXAMPLE)
+    assert describe(config)["routes"][0]["calls_at_once"] == 64
+    assert "default: 64 calls at once" in summary(config)
+    assert "group bots may connect" in summary(config)
+    assert describe(config)["warnings"] == []
+    small = loaded(tmp_path, EXAMPLE, {"SIDECAR_FRONTEND__MAX_CALLS_IN_FLIGHT": "10"})
+    assert describe(small)["routes"][0]["calls_at_once"] == 10
+
+
+def test_what_is_legal_and_probably_not_meant_is_noted(tmp_path: Path) -> None:
+    """Notes, not errors: a limit of the service overrun, nothing warm, a route nobody reaches."""
+    text = (
+        UPSTREAM
+        + 'preset = "xai"\nmax_age_s = 1500\ncalls_per_connection = 4\nwarm_connections = 0\n'
+        + '[[upstream]]\nname = "b"\nurl = "wss://b.example"\ndialect = "chat"\ncalls_per_connection = 2\n'
+        + ROUTE.replace("default", "other")
+        + "store = true\n"
+    )
+    notes = "\n".join(describe(loaded(tmp_path, text))["warnings"])
+    for words in (
+        'named "default"',
+        "1500 s",
+        "runs 1 at once",
+        "handshake",
+        "no route leads",
+        "echoes `id`",
+        "keeps the",
+    ):
+        assert words in notes
