@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from sidecar import wire
+from sidecar.dialects.options import OPERATOR_FIELDS, PROTOCOL_FIELDS, TABLE
 from sidecar.errors import CODES
 
 PROTO = Path(__file__).parents[2] / "proto"
@@ -67,10 +68,15 @@ def test_each_field_of_an_inner_map_is_named(kind: type[msgspec.Struct]) -> None
 
 
 def test_the_options_stand_in_their_table() -> None:
-    """The table of options is that of the type."""
+    """The table of options is that of the types and of the dialects, with the names that a bot may not set."""
     table = _section("`call`").split("**Options.**")[1]
-    listed = {match[1] for row in _rows(table) if (match := re.match(r"`(\w+)`", row[0]))}
-    assert listed == set(wire.Options.__struct_fields__)
+    listed = {match[1]: row for row in _rows(table) if (match := re.match(r"`(\w+)`", row[0]))}
+    assert set(listed) == set(wire.Options.__struct_fields__)
+    for row in TABLE:
+        paths = [f"`{field.path}`" if field else "-" for field in (row.responses, row.chat)]
+        assert listed[row.option][2:] == paths
+    reserved = set(re.findall(r"`(\w+)`", table.split("Ten names")[1].split("### ")[0])) - {"invalid_request"}
+    assert reserved == PROTOCOL_FIELDS | OPERATOR_FIELDS
 
 
 def test_the_codes_are_those_of_the_error_tree() -> None:
