@@ -1,0 +1,410 @@
+"""Chat Completions chunks over a WebSocket.
+
+No public description of such a relay's frames exists, so this is an assumption, stated as one: up goes the body of
+`POST /v1/chat/completions` as one text frame, with an `id` of ours beside it; down come `chat.completion.chunk`
+objects, bare, or as `{id, data: {chunk}}`, or with the `data: ` of an event stream before them, and perhaps `[DONE]`.
+
+`finish_reason` ends the answer. Its usage may come with it, or in a chunk after it, or never: so an answer is in
+`Ending` first, and `conclude` ends it without. What then still comes of it (usage, `[DONE]`) is known by the id of
+the completion, or by coming before anything of the next answer, and is dropped.
+
+With several slots, frames are told apart by our `id`, echoed in the envelope or as the chunk's own id.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from sidecar.dialects import options as portable
+from sidecar.dialects.base import NOTHING, Codec, Content, Ending, Event, Faulted, Finished, JsonObject, Prompt, Started
+from sidecar.dialects.chat_frames import (
+    Choice,
+    Chunk,
+    Frame,
+    Head,
+    opens,
+    raw_content,
+    read_error,
+    read_frame,
+    read_head,
+    says_error,
+)
+from sidecar.dialects.facts import ErrorFrame, Owners, filtered, upstream_error
+from sidecar.dialects.text import REPLACEMENT, UNREADABLE, join, reread, typed
+from sidecar.errors import MalformedFrame, UpstreamError
+from sidecar.wire import Finish, Options, Usage
+
+_DONE: Final = "[DONE]"
+_FINISHES: Final[dict[str, Finish]] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+}
+
+_encode = msgspec.json.Encoder().encode
+
+# ---------------------------------------------------------------------------------------------- one connection
+
+
+class _Slot:
+    """The place of one call. `name` is the id we gave it; `completion` the one the upstream gives its chunks."""
+
+    __slots__ = (
+        "completion", "discarded", "finish", "half", "index", "model", "name", "refusal", "seen", "serial", "started",
+        "taken", "usage",
+    )  # fmt: skip
+
+    def __init__(self, index: int) -> None:
+        self.index, self.name, self.serial = index, "", 0
+        self.reset(taken=False)
+
+    def reset(self, *, taken: bool) -> None:
+        self.taken, self.discarded, self.started, self.seen = taken, False, False, False
+        self.completion: str | None = None
+        self.model: str | None = None
+        self.usage: Usage | None = None
+        #: Set by finish_reason: from there the slot is ending.
+        self.finish: Finish | None = None
+        self.half = self.refusal = ""
+
+
+class ChatCodec:
+    """One connection's conversation. See `base.Codec`."""
+
+    __slots__ = ("_live", "_named", "_orphans", "_owners", "_serial", "_slots", "slots")
+
+    def __init__(self, slots: int = 1) -> None:
+        if slots < 1:
+            raise ValueError("a connection carries at least one call")
+        self.slots = slots
+        self._slots = [_Slot(index) for index in range(slots)]
+        #: The fast path: id of a frame -> the slot whose content needs no second look.
+        self._live: dict[str | None, _Slot] = {}
+        self._named: dict[str, _Slot] = {}
+        #: Discarded after their end: nobody asks for their `conclude`, so any next frame brings it.
+        self._orphans: list[_Slot] = []
+        self._owners = Owners()
+        self._serial = 0
+
+    def __repr__(self) -> str:
+        return f"<ChatCodec {sum(slot.taken for slot in self._slots)}/{self.slots} taken>"
+
+    def encode(self, slot: int, prompt: Prompt) -> bytes:
+        """See `base.Codec.encode`."""
+        place = self._slots[slot]
+        if place.taken:
+            raise ValueError(f"slot {slot} is taken")
+        serial = self._serial + 1
+        name = f"s{slot}-{serial}"
+        messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
+        if prompt.instructions is not None:
+            messages.insert(0, {"role": "system", "content": prompt.instructions})
+        body: JsonObject = {"id": name, "model": prompt.model, "messages": messages, "stream": True}
+        body["stream_options"] = {"include_usage": True}
+        if prompt.store:
+            body["store"] = True  # never kept unless asked for; not said otherwise, as many relays know no such field
+        frame = _encode(portable.lay(body, prompt.options, "chat"))
+        place.reset(taken=True)
+        self._serial = place.serial = serial
+        place.name = name
+        self._named[name] = place
+        self._owners.declare(name, serial)
+        return frame
+
+    def decode(self, payload: bytes | memoryview) -> tuple[Event, ...]:
+        """See `base.Codec.decode`."""
+        try:
+            frame = read_frame(payload)
+        except UNREADABLE:
+            return self._odd(payload)
+        slot = self._live.get(frame.id)
+        if slot is not None:
+            chunk = frame if frame.data is None else frame.data
+            if not isinstance(chunk, str):
+                choices = chunk.choices
+                if choices and chunk.usage is None and chunk.error is None:
+                    choice = choices[0]
+                    delta = choice.delta
+                    if (
+                        delta is not None
+                        and delta.content
+                        and choice.finish_reason is None
+                        and choice.index == 0
+                        and delta.refusal is None
+                        and frame.error is None
+                    ):
+                        return (Content(slot.index, delta.content),)
+        return self._frame(frame, payload, None)
+
+    def conclude(self, slot: int) -> Finished:
+        """See `base.Codec.conclude`.
+
+        Raises:
+            ValueError: the slot is not in `Ending`.
+        """
+        place = self._slots[slot]
+        if place.finish is None:
+            raise ValueError(f"slot {slot} is not ending")
+        return self._finished(place)
+
+    def discard(self, slot: int) -> None:
+        """See `base.Codec.discard`; of a free slot: nothing. One in `Ending` is finished with any next frame."""
+        place = self._slots[slot]
+        if place.taken:
+            place.discarded, place.half = True, ""
+            self._quiet(place)
+            if place.finish is not None:
+                self._orphans.append(place)
+
+    # ------------------------------------------------------------------ frames off the fast path
+
+    def _odd(self, payload: bytes | memoryview, *, line: bool = False) -> tuple[Event, ...]:
+        """What the strict reader refused: `[DONE]`, an event stream's lines, half a pair, a field of the wrong kind."""
+        if payload[:7] == b"data: {" and not line:
+            return self.decode(payload[6:])  # at most once, for now it begins with a brace
+        try:
+            text = bytes(payload).decode().strip()
+        except UnicodeDecodeError:
+            raise MalformedFrame("not UTF-8", close_code=1007) from None
+        if text == _DONE:
+            return self._done(self._slots[0] if self.slots == 1 else None)
+        if not line and text.startswith(("data:", "event:", ":")):
+            return self._lines(text)
+        value, clean = reread(payload)
+        try:
+            frame = read_frame(clean)
+        except UNREADABLE:
+            if self._concerns_us(value):
+                raise MalformedFrame("a chunk with a field of the wrong kind") from None
+            return NOTHING
+        return self._frame(frame, clean, raw_content(value))
+
+    def _lines(self, text: str) -> tuple[Event, ...]:
+        """An event stream's lines in one frame: `data:` counts, `event:`, `id:` and comments do not."""
+        events: list[Event] = []
+        for line in text.split("\n"):
+            name, _, value = line.partition(":")
+            if name == "data":
+                payload = value.strip().encode()
+                try:
+                    frame = read_frame(payload)
+                except UNREADABLE:
+                    events += self._odd(payload, line=True)
+                else:
+                    events += self._frame(frame, payload, None)
+            elif name.strip() not in ("", "event", "id", "retry"):
+                raise MalformedFrame("a line that is not of an event stream")
+        return tuple(events)
+
+    def _concerns_us(self, value: JsonObject) -> bool:
+        """Whether a map that does not fit is a chunk or an error gone wrong, not some event unknown to us."""
+        data = value.get("data")
+        inner = data if isinstance(data, dict) else {}
+        name = value.get("id")
+        return (
+            any(key in value or key in inner for key in ("choices", "error"))
+            or value.get("type") == "error"
+            or (isinstance(name, str) and self._owners.of(name) is not None)
+        )
+
+    def _frame(self, frame: Frame, payload: bytes | memoryview, content: str | None) -> tuple[Event, ...]:
+        """One frame, the whole way. `content` is the frame's own, where halves of pairs were cleaned out of it."""
+        events = self._route(frame, payload, content)
+        if self._orphans:
+            orphans, self._orphans = self._orphans, []
+            events += tuple(self._finished(slot) for slot in orphans if slot.discarded and slot.finish is not None)
+        return events
+
+    def _route(self, frame: Frame, payload: bytes | memoryview, content: str | None) -> tuple[Event, ...]:
+        data = frame.data
+        slot, late = self._slot(frame)
+        if isinstance(data, str):
+            if data == _DONE:
+                return self._done(slot)
+            if frame.id and self._owners.of(frame.id) is not None:
+                raise MalformedFrame("an envelope that holds no chunk")
+            return NOTHING
+        chunk = data if data is not None else frame
+        if frame.error is not None or chunk.error is not None:
+            return self._error(frame, chunk, payload, slot, late=late)
+        if chunk.choices is None and says_error(payload):
+            return self._error(frame, chunk, payload, slot, late=late)
+        choice = next((choice for choice in chunk.choices or () if choice.index == 0), None)
+        if choice is None:
+            return NOTHING if slot is None or chunk.usage is None else self._usage_alone(slot, chunk)
+        piece = choice.piece()
+        if slot is None or slot.finish is not None:
+            if piece.content or piece.refusal:
+                raise MalformedFrame("content for no call, or after its end")
+            return NOTHING if slot is None or chunk.usage is None else self._usage_alone(slot, chunk)
+        return self._choice(slot, frame, chunk, choice, payload, content)
+
+    def _slot(self, frame: Frame) -> tuple[_Slot | None, bool]:
+        """The taken slot a frame belongs to (None: no call holds it), and whether it is late, of an ended call."""
+        name = frame.id
+        if self.slots > 1:
+            slot = self._named.get(name) if name is not None else None
+            return slot, slot is None and self._owners.of(name) is not None
+        only = self._slots[0]
+        owner = self._owners.of(name)
+        if not only.taken:
+            return None, owner is not None
+        if not name or owner == only.serial:
+            return only, False
+        if owner is not None:
+            if only.started or frame.data is not None or not opens(frame):
+                return None, True
+            # A role chunk says aloud that an answer begins: a relay whose ids never change is believed.
+            return only, False
+        return (only if only.completion is None else None), False
+
+    def _choice(
+        self,
+        slot: _Slot,
+        frame: Frame,
+        chunk: Chunk,
+        choice: Choice,
+        payload: bytes | memoryview,
+        content: str | None,
+    ) -> tuple[Event, ...]:
+        events: list[Event] = []
+        piece = choice.piece()
+        if not slot.started:
+            if choice.finish_reason and not frame.id and slot.serial > 1 and not (piece.content or piece.refusal):
+                raise MalformedFrame("an end that may be the last answer's")
+            self._start(slot, chunk, payload, events)
+        if frame.id and slot.completion is None:
+            slot.completion = frame.id
+            self._owners.declare(frame.id, slot.serial)
+        if chunk.usage is not None:
+            slot.usage = chunk.usage.facts()
+        if piece.refusal:
+            slot.refusal += piece.refusal
+        text = piece.content if content is None else content
+        if text and not slot.discarded:
+            slot.seen = True
+            given, slot.half = join(slot.half, text)
+            if given:
+                events.append(Content(slot.index, given))
+        if choice.finish_reason:
+            self._end(slot, choice.finish_reason, events)
+        elif not slot.discarded and not slot.half and slot.seen:
+            self._live[frame.id] = slot
+        else:
+            self._quiet(slot)
+        return tuple(events)
+
+    def _start(self, slot: _Slot, chunk: Chunk, payload: bytes | memoryview, events: list[Event]) -> None:
+        head = typed(read_head, payload, "a chunk")
+        inner = head.data if isinstance(head.data, Head) else head
+        slot.started, slot.model = True, inner.model
+        if not slot.discarded:
+            events.append(Started(slot.index, self._request_id(slot, chunk.id), slot.model))
+
+    def _request_id(self, slot: _Slot, given: str | None) -> str | None:
+        """The upstream's own id of the answer: not ours echoed."""
+        return given if given and given != slot.name else None
+
+    def _end(self, slot: _Slot, reason: str, events: list[Event]) -> None:
+        """`finish_reason` came."""
+        if slot.half:
+            events.append(Content(slot.index, REPLACEMENT))
+            slot.half = ""
+        error: UpstreamError | None = None
+        if reason == "content_filter" or slot.refusal:
+            error = filtered(slot.refusal or "the upstream's content filter stopped the answer")
+        elif reason not in _FINISHES:
+            error = UpstreamError(f"the answer ended with finish_reason {reason[:64]}", code=reason[:64])
+        if error is not None:
+            usage, request_id = slot.usage, self._request_id(slot, slot.completion)
+            self._release(slot)
+            events.append(Faulted(slot=slot.index, error=error, usage=usage, upstream_request_id=request_id))
+            return
+        slot.finish = _FINISHES[reason]
+        self._quiet(slot)
+        # Nobody waits for the usage of a discarded answer: its slot is worth more.
+        events.append(self._finished(slot) if slot.usage is not None or slot.discarded else Ending(slot.index))
+
+    def _usage_alone(self, slot: _Slot, chunk: Chunk) -> tuple[Event, ...]:
+        """A chunk with usage and nothing else of interest."""
+        assert chunk.usage is not None
+        if slot.finish is not None:
+            slot.usage = chunk.usage.facts()
+            return (self._finished(slot),)
+        if slot.started:
+            slot.usage = chunk.usage.facts()
+        return NOTHING  # before anything of this answer: the last one's, too late
+
+    def _done(self, slot: _Slot | None) -> tuple[Event, ...]:
+        if slot is None or not slot.taken:
+            return NOTHING
+        if slot.finish is not None:
+            return (self._finished(slot),)
+        if slot.seen:
+            raise MalformedFrame("[DONE] before finish_reason: the answer is cut")
+        return NOTHING  # the last answer's, too late
+
+    def _error(
+        self, frame: Frame, chunk: Chunk, payload: bytes | memoryview, slot: _Slot | None, *, late: bool
+    ) -> tuple[Event, ...]:
+        inner = frame.error if frame.error is not None else chunk.error
+        outer = typed(read_error, payload, "an error")
+        read = outer.data if isinstance(outer.data, ErrorFrame) else outer
+        error = upstream_error(msgspec.structs.replace(read, error=inner, status=read.status or outer.status))
+        if slot is None and not late and self.slots == 1 and self._slots[0].taken:
+            slot = self._slots[0]
+        if late and slot is None:
+            return NOTHING
+        if slot is not None:
+            events: list[Event] = [Content(slot.index, REPLACEMENT)] if slot.half else []
+            usage, request_id = slot.usage, self._request_id(slot, slot.completion)
+            self._release(slot)
+            return (*events, Faulted(slot=slot.index, error=error, usage=usage, upstream_request_id=request_id))
+        events = [Content(each.index, REPLACEMENT) for each in self._slots if each.half]
+        for each in self._slots:
+            self._release(each)
+        return (*events, Faulted(slot=None, error=error))
+
+    # ------------------------------------------------------------------ the end of a call
+
+    def _finished(self, slot: _Slot) -> Finished:
+        assert slot.finish is not None
+        finished = Finished(
+            slot=slot.index,
+            finish=slot.finish,
+            usage=slot.usage,
+            upstream_request_id=self._request_id(slot, slot.completion),
+            model=slot.model,
+        )
+        self._release(slot)
+        return finished
+
+    def _release(self, slot: _Slot) -> None:
+        self._quiet(slot)
+        self._named.pop(slot.name, None)
+        slot.reset(taken=False)
+
+    def _quiet(self, slot: _Slot) -> None:
+        """Take the slot off the fast path."""
+        for name in [name for name, live in self._live.items() if live is slot]:
+            del self._live[name]
+
+
+class ChatDialect:
+    """See `base.Dialect`."""
+
+    name = "chat"
+
+    def unsupported(self, options: Options) -> list[str]:
+        """See `base.Dialect.unsupported`."""
+        return portable.unsupported(options, self.name)
+
+    def codec(self, *, slots: int = 1) -> Codec:
+        """See `base.Dialect.codec`."""
+        return ChatCodec(slots)
+
+
+CHAT: Final = ChatDialect()
