@@ -61,6 +61,11 @@ _READ_ANY: Final[dict[Encoding, Callable[[Any], Any]]] = {
     MSGPACK: msgspec.msgpack.Decoder().decode,
 }
 
+_READ_FIELDS: Final[dict[Encoding, Callable[[Any], dict[str, Any]]]] = {
+    JSON: msgspec.json.Decoder(dict[str, Any]).decode,
+    MSGPACK: msgspec.msgpack.Decoder(dict[str, Any]).decode,
+}
+
 
 class _Undecodable(NamedTuple):
     problem: str
@@ -110,6 +115,9 @@ def refusal(code: str, message: str, *, name: str | None = None, retry_after_ms:
     )
 
 
+_EMPTY: Final = refusal("invalid_request", "the payload is empty; send one map, JSON or MessagePack")
+
+
 def read(payload: bytes | None, *, max_message_bytes: int) -> Intake:
     """Read one payload.
 
@@ -117,14 +125,9 @@ def read(payload: bytes | None, *, max_message_bytes: int) -> Intake:
         payload: as it came; None when the message did not have exactly one payload frame.
         max_message_bytes: over it, everything in it is refused as `too_large`.
     """
-    if payload is None:
-        return _refused(JSON, "invalid_request", "a message is one payload frame, after at most an empty delimiter")
-    if not payload:
-        return _refused(JSON, "invalid_request", "the payload is empty; send one map, JSON or MessagePack")
-    encoding = wire.encoding_of(payload)
-    if len(payload) > max_message_bytes:
-        problem = f"the payload has {len(payload)} bytes; max_message_bytes is {max_message_bytes}"
-        return Intake(encoding, [Item(refusal("too_large", problem, name=_readable_id(encoding, payload)), [])], False)
+    encoding, problem = _outside(payload, max_message_bytes)
+    if problem is not None or not payload:
+        return Intake(encoding, [Item(problem or _EMPTY, [])], False)
     if not _is_list(encoding, payload):
         return Intake(encoding, [_read_map(encoding, payload)], False)
     maps = _decode(_READ_LIST[encoding], payload)
@@ -133,6 +136,30 @@ def read(payload: bytes | None, *, max_message_bytes: int) -> Intake:
     if len(maps) > MAX_BATCH:
         return _refused(encoding, "invalid_request", f"an array holds at most {MAX_BATCH} messages")
     return Intake(encoding, [_read_map(encoding, bytes(memoryview(raw))) for raw in maps], True)
+
+
+def read_map(payload: bytes | None, *, max_message_bytes: int) -> tuple[Encoding, dict[str, Any] | Failed]:
+    """Read one payload as one map of whatever fields (the control socket's messages)."""
+    encoding, problem = _outside(payload, max_message_bytes)
+    if problem is not None:
+        return encoding, problem
+    fields = _decode(_READ_FIELDS[encoding], payload)
+    if isinstance(fields, _Undecodable):
+        return encoding, refusal("invalid_request", fields.problem)
+    return encoding, fields
+
+
+def _outside(payload: bytes | None, max_message_bytes: int) -> tuple[Encoding, Failed | None]:
+    """What can be said without reading it."""
+    if payload is None:
+        return JSON, refusal("invalid_request", "a message is one payload frame, after at most an empty delimiter")
+    if not payload:
+        return JSON, _EMPTY
+    encoding = wire.encoding_of(payload)
+    if len(payload) <= max_message_bytes:
+        return encoding, None
+    problem = f"the payload has {len(payload)} bytes; max_message_bytes is {max_message_bytes}"
+    return encoding, refusal("too_large", problem, name=_readable_id(encoding, payload))
 
 
 def _refused(encoding: Encoding, code: str, message: str) -> Intake:
