@@ -229,10 +229,14 @@ def _render(fields: MutableMapping[str, Any]) -> bytes:
     try:
         line = _as_text(fields) if _State.text else _ENCODER.encode(fields)
     except (UnicodeEncodeError, OverflowError):  # half a surrogate pair, an integer of 65 bits
-        line = _ENCODER.encode({name: ascii(value) for name, value in fields.items()})
+        line = _ENCODER.encode({name: _encodable(value) for name, value in fields.items()})
     if len(line) > MAX_LINE - 8:
         line = _ENCODER.encode({"event": fields["event"], "level": level, "reason": "a line too long"})
     return (_PRIORITIES[level] if _State.journal else b"") + line + b"\n"
+
+
+def _encodable(value: Any) -> str:
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 _ENCODER: Final = msgspec.json.Encoder()

@@ -50,7 +50,6 @@ def test_a_secret_is_not_shown() -> None:
         str(secret),
         f"{secret}",
         f"{secret!r:>20}",
-        "%s" % secret,
         repr([secret]),
         repr(ValueError(secret)),
     ]
