@@ -199,7 +199,7 @@ def _prepare_folder(path: Path, gid: int | None) -> None:
 def _only_ours(descriptor: int, path: Path) -> bool:
     """Whether the folder holds nothing but a sidecar's files: only then are its mode and group ours to set."""
     stem = path.name.removesuffix(".sock")
-    return all(name.startswith(stem) for name in os.listdir(descriptor))
+    return all(name == stem or name.startswith(f"{stem}.") for name in os.listdir(descriptor))
 
 
 def _lock(path: Path) -> int:

@@ -30,16 +30,20 @@ class Ticketed:
         self.abandoned = 0
 
     def end(self, code: str, message: str) -> None:
+        """As the frontend ends it."""
         self.ended.append(code)
         self.fail(code)
 
     def abandon(self) -> None:
+        """As the frontend gives it up."""
         self.abandoned += 1
 
     def fail(self, code: str) -> None:
+        """The terminal of a failure."""
         self.reply.finish(Failed(id=self.call.id, code=code, message=code, retryable=False, call_id=self.call_id))
 
     def done(self) -> None:
+        """The terminal of an answer."""
         self.reply.finish(
             Done(
                 id=self.call.id, call_id=self.call_id, finish="stop", deltas=0, usage=Usage(), route="default",
@@ -58,6 +62,7 @@ class Handler:
     def submit(
         self, call: Call, reply: Reply, peer: Peer, *, recv_mono_us: int, ignored: list[str]
     ) -> Ticketed | Failed:
+        """See `CallHandler`."""
         if self.refuse is not None:
             return self.refuse(call)
         ticket = Ticketed(call, reply, peer, ignored)
@@ -84,6 +89,7 @@ class House:
         )  # fmt: skip
 
     def report(self) -> wire.Report:
+        """A report of nothing."""
         return wire.Report(
             live=True, ready=False, degraded=False, draining=False, version="0", session="s", pid=1, uptime_us=1,
             in_flight=0, queued=0, loop_lag_us=0,
@@ -98,10 +104,12 @@ class House:
 
 
 def call(name: str = "a", **fields: Any) -> dict[str, Any]:
+    """A good call, with these changes."""
     return {"type": "call", "id": name, "input": "x", **fields}
 
 
 def send(bot: FakeBot, *messages: Any) -> None:
+    """Each as one JSON message."""
     for message in messages:
         bot.send(msgspec.json.encode(message))
 
@@ -116,11 +124,13 @@ def read(bot: FakeBot) -> list[Any]:
 
 
 async def settled() -> None:
+    """Everything that could run has run."""
     await trio.testing.wait_all_tasks_blocked()
 
 
 @asynccontextmanager
 async def house(**changes: Any) -> AsyncIterator[House]:
+    """A running frontend."""
     async with trio.open_nursery() as nursery:
         built = House(**changes)
         await nursery.start(built.frontend.run)
@@ -430,7 +440,7 @@ async def test_a_bot_whose_pipe_is_full_too_long_is_stopped(autojump_clock: trio
 
 
 async def test_a_stopped_bot_is_noticed_by_what_the_kernel_holds(autojump_clock: trio.testing.MockClock) -> None:
-    """Unread bytes that do not become fewer: stopped long before the pipe is full, and within a second of the timeout."""
+    """Unread bytes that do not become fewer: stopped long before the pipe is full, within a second of the timeout."""
     async with house() as h:
         bot = h.port.connect()
         ticket = await h.call(bot)

@@ -19,19 +19,23 @@ LIMIT = 4096
 
 
 def read(payload: bytes | None) -> intake.Intake:
+    """The whole payload, read."""
     return intake.read(payload, max_message_bytes=LIMIT)
 
 
 def one(payload: bytes | None) -> Any:
+    """The one message or refusal of a payload."""
     (item,) = read(payload).items
     return item.message
 
 
 def as_json(**fields: Any) -> bytes:
+    """The fields as a JSON map."""
     return json.dumps(fields).encode()
 
 
 def call(**fields: Any) -> dict[str, Any]:
+    """A good call, with these changes."""
     return {"type": "call", "id": "a", "input": "x", **fields}
 
 
@@ -199,6 +203,7 @@ NEAR = st.dictionaries(FIELD_NAMES, JUNK | st.sampled_from(["call", "a", 1, "x",
 
 
 def well_behaved(payload: bytes) -> None:
+    """Messages or refusals, all of which can be encoded again."""
     for message, ignored in read(payload).items:
         assert isinstance(message, Call | Cancel | Hello | Ping | Probe | Failed)
         # Whatever is let in can be passed on, in either encoding.
