@@ -22,7 +22,6 @@ from typing import Any, Final
 
 import trio
 
-from sidecar import __version__
 from sidecar.config import Config, Upstream
 from sidecar.core.breaker import Breaker
 from sidecar.core.health import RouteHealth, UpstreamHealth, report
@@ -41,6 +40,7 @@ from sidecar.service.pulse import Pulse
 from sidecar.service.routes import RouteRuntime, TargetRuntime
 from sidecar.transport.bot_port import BotPort
 from sidecar.transport.dial import dial, make_tls_context, parse_url
+from sidecar.version import __version__
 from sidecar.wire import Limits, Report
 
 #: Seconds that a bot has to read its last messages when the daemon goes.
@@ -126,15 +126,17 @@ class Daemon:
                 dial=dial(upstream),
                 host=address.host_header,
                 resource=resource,
-                credential=None if upstream.credential is None else CredentialReader(upstream.credential, environ=environ),
+                credential=None
+                if upstream.credential is None
+                else CredentialReader(upstream.credential, environ=environ),
                 clock=clock,
                 jitter=jitter,
                 outbound=outbox,
-                on_capacity=self.dispatcher.on_capacity,
+                on_capacity=self.dispatcher.parking.on_capacity,
                 on_connect=self.dispatcher.on_connect,
                 log=self.log,
             )
-            pool.waiting = lambda name=upstream.name: self.dispatcher.waiting(name)  # type: ignore[misc]
+            pool.waiting = lambda name=upstream.name: self.dispatcher.parking.waiting(name)  # type: ignore[misc]
         budgets = {name: RetryBudget() for name in self.pools}
         for route in config.route:
             targets = []
@@ -177,9 +179,7 @@ class Daemon:
 
     # ------------------------------------------------------------------ life
 
-    async def run(
-        self, shutdown: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def run(self, shutdown: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until `shutdown` is set, then drain. Reports started once the frontend reads its port, warm or not."""
         async with trio.open_nursery() as sockets:
             await sockets.start(self.frontend.run)
@@ -240,7 +240,9 @@ class Daemon:
             name=pool.name,
             connections=snapshot.connections,
             warm=pool.upstream.warm_connections,
-            breakers={model: breaker.state(now) for (name, model), breaker in self.breakers.items() if name == pool.name},
+            breakers={
+                model: breaker.state(now) for (name, model), breaker in self.breakers.items() if name == pool.name
+            },
             refused=snapshot.credential_refused,
             last_error=snapshot.last_error,
             rtt=snapshot.rtt,

@@ -1,25 +1,25 @@
 """Every error of the project, and the open set of `code`s a bot may see.
 
-    SidecarError
-    ├── ConfigurationError        the file, a flag or the environment is wrong (exit 78)
-    ├── CredentialError           a secret cannot be read, or must not be used as it lies there
-    ├── EndpointError             the socket path is unusable
-    │   └── EndpointHeld          another daemon holds it (exit 75)
-    ├── UpstreamFault             what an upstream, or the way to it, did wrong: facts, not judgement
-    │   ├── ConnectFailed         no connection was made: `stage` says how far it came
-    │   ├── UpgradeRefused        the upgrade was answered with an HTTP status
-    │   ├── ConnectionLost        a connection that stood is gone: close code, EOF, reset, silence
-    │   ├── MalformedFrame        bytes that are not of the protocol or the dialect
-    │   └── UpstreamError         the upstream said "error" in its own words
-    └── CallFailed                what a bot's own program sees, one class per group of codes (client)
-        ├── RequestRefused        your request: mend it
-        ├── NeverSent             nothing reached an upstream: safe to send again after retry_after_ms
-        ├── Stopped               the operator stopped it
-        ├── TimedOut              the deadline, or the idle clock
-        ├── Ended                 cancelled, superseded, slow_reader
-        ├── UpstreamFailed        the upstream's fault or refusal
-        ├── DaemonGone            daemon_unavailable, daemon_lost
-        └── InternalFailure       ours, and any code this client does not know
+SidecarError
+├── ConfigurationError        the file, a flag or the environment is wrong (exit 78)
+├── CredentialError           a secret cannot be read, or must not be used as it lies there
+├── EndpointError             the socket path is unusable
+│   └── EndpointHeld          another daemon holds it (exit 75)
+├── UpstreamFault             what an upstream, or the way to it, did wrong: facts, not judgement
+│   ├── ConnectFailed         no connection was made: `stage` says how far it came
+│   ├── UpgradeRefused        the upgrade was answered with an HTTP status
+│   ├── ConnectionLost        a connection that stood is gone: close code, EOF, reset, silence
+│   ├── MalformedFrame        bytes that are not of the protocol or the dialect
+│   └── UpstreamError         the upstream said "error" in its own words
+└── CallFailed                what a bot's own program sees, one class per group of codes (client)
+├── RequestRefused        your request: mend it
+├── NeverSent             nothing reached an upstream: safe to send again after retry_after_ms
+├── Stopped               the operator stopped it
+├── TimedOut              the deadline, or the idle clock
+├── Ended                 cancelled, superseded, slow_reader
+├── UpstreamFailed        the upstream's fault or refusal
+├── DaemonGone            daemon_unavailable, daemon_lost
+└── InternalFailure       ours, and any code this client does not know
 """
 
 from __future__ import annotations

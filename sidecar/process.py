@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import trio
 
-from sidecar import daemon as composition
+import sidecar.daemon as composition
 from sidecar.config import Config
 from sidecar.logs import configure, get_logger
 from sidecar.service.control import Control

@@ -20,7 +20,7 @@ COMMANDS: Final = {
 
 def run(argv: list[str]) -> int:
     """Run the command that `argv` names; returns its exit status (2: no such command)."""
-    from sidecar import __version__
+    from sidecar.version import __version__
 
     if argv[:1] in (["--version"], ["-V"]):
         print(f"sidecar {__version__}")

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import Final, Literal, TypeAlias, Union
+from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct
 
@@ -59,7 +59,16 @@ TRANSITIONS: Final[dict[State, frozenset[State]]] = {
 class AttemptState:
     """One try on one connection. `number` counts from 1; times are instants of the loop's clock."""
 
-    __slots__ = ("conclude_at", "first_content_at", "first_delta_at", "last_content_at", "number", "overtaken", "sent_at", "target")
+    __slots__ = (
+        "conclude_at",
+        "first_content_at",
+        "first_delta_at",
+        "last_content_at",
+        "number",
+        "overtaken",
+        "sent_at",
+        "target",
+    )
 
     def __init__(self, number: int, target: int, sent_at: float, first_delta_at: float) -> None:
         self.number, self.target, self.sent_at = number, target, sent_at
@@ -97,7 +106,7 @@ class End(Struct, frozen=True):
     outcome: Outcome
 
 
-Verdict: TypeAlias = Union[Wait, Seek, End]
+Verdict: TypeAlias = Wait | Seek | End
 
 
 class Due(Struct, frozen=True):
@@ -218,7 +227,9 @@ class Call:
         self.winner = attempt
         return losers
 
-    def lost(self, attempt: AttemptState, outcome: Outcome, now: float, *, committed: bool, usual: float = 0.0) -> Verdict:
+    def lost(
+        self, attempt: AttemptState, outcome: Outcome, now: float, *, committed: bool, usual: float = 0.0
+    ) -> Verdict:
         """An attempt failed.
 
         Args:

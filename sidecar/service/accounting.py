@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sidecar.core.breaker import Breaker
 from sidecar.core.outcome import Outcome
 from sidecar.metrics import Metrics
 from sidecar.wire import Call, Done, Terminal
 
 if TYPE_CHECKING:
-    from sidecar.service.running_call import Attempt, RunningCall
+    from sidecar.service.attempt import Attempt
+    from sidecar.service.running_call import RunningCall
 
 
 class Accounting:
@@ -89,9 +89,11 @@ class Accounting:
         if attempt.backup:
             metrics.backups.add(upstream)
         if state.first_content_at is not None:
-            metrics.first_delta.record(int(1e6 * (state.first_content_at - state.sent_at)), upstream, attempt.target.model)
+            metrics.first_delta.record(
+                int(1e6 * (state.first_content_at - state.sent_at)), upstream, attempt.target.model
+            )
 
-    def breaker_moved(self, breaker: Breaker, before: str, after: str, *, upstream: str, model: str) -> None:
+    def breaker_moved(self, before: str, after: str, *, upstream: str, model: str) -> None:
         """A breaker changed its state."""
         if after == "open":
             self.metrics.breaker_trips.add(upstream, model)

@@ -41,7 +41,12 @@ class Clocks:
         guard: runs one call's tick and contains what goes wrong in it.
     """
 
-    def __init__(self, clock: Callable[[], float], after: Callable[[], None], guard: Callable[[Clocked, Callable[[float], None], float], None]) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        after: Callable[[], None],
+        guard: Callable[[Clocked, Callable[[float], None], float], None],
+    ) -> None:
         self._clock = clock
         self._after = after
         self._guard = guard

@@ -22,8 +22,8 @@ from sidecar.transport.frames import TEXT
 from sidecar.transport.websocket import WebSocket
 
 
-class Attempt(Protocol):
-    """What a connection tells the holder of a slot. The dispatcher implements it; no method may block or raise."""
+class SlotHolder(Protocol):
+    """What a connection tells the holder of a slot (an `Attempt`); no method may block or raise."""
 
     def on_content(self, text: str, now: float) -> None:
         """A piece of the answer."""
@@ -82,10 +82,29 @@ class Connection:
     """
 
     __slots__ = (
-        "_attempts", "_clock", "_codec", "_decode", "_inflate", "_on_change", "_outbound", "active", "born_at",
-        "credential", "fault", "in_rotation", "keepalive", "key", "opened_at", "pass_at", "retire_at", "rtt", "state", "stopped_by_us", "taken",
+        "_attempts",
+        "_clock",
+        "_codec",
+        "_decode",
+        "_inflate",
+        "_on_change",
+        "_outbound",
+        "active",
+        "born_at",
+        "credential",
+        "fault",
+        "in_rotation",
+        "keepalive",
+        "key",
+        "opened_at",
+        "pass_at",
+        "retire_at",
+        "rtt",
+        "state",
+        "stopped_by_us",
+        "taken",
         "websocket",
-    )  # fmt: skip
+    )
 
     def __init__(
         self,
@@ -127,7 +146,7 @@ class Connection:
         self._outbound = outbound
         self._on_change = on_change
         self._inflate = inflate
-        self._attempts: list[Attempt | None] = [None] * codec.slots
+        self._attempts: list[SlotHolder | None] = [None] * codec.slots
 
     def __repr__(self) -> str:
         return f"<Connection {self.key} {self.state} {self.taken}/{len(self._attempts)}>"
@@ -174,7 +193,7 @@ class Connection:
         """A call may be started here now."""
         return self.taken < len(self._attempts) and (self.state == "READY" or self.state == "BUSY")
 
-    def start(self, attempt: Attempt, prompt: Prompt) -> None:
+    def start(self, attempt: SlotHolder, prompt: Prompt) -> None:
         """Hand an attempt to the upstream.
 
         Raises:
@@ -190,7 +209,7 @@ class Connection:
         self.active += 1
         self._step("taken")
 
-    def stop(self, attempt: Attempt) -> None:
+    def stop(self, attempt: SlotHolder) -> None:
         """Nobody wants this attempt any more: alone, it takes the connection with it; else its frames are dropped.
 
         There is no cancel in either dialect: closing is the only way to stop the upstream's work (and the bill).
@@ -206,7 +225,7 @@ class Connection:
         else:
             self._codec.discard(slot)
 
-    def conclude(self, attempt: Attempt, now: float) -> None:
+    def conclude(self, attempt: SlotHolder, now: float) -> None:
         """The usage of an ended answer did not come in time: end it without."""
         if attempt in self._attempts:
             self._handle(self._codec.conclude(self._attempts.index(attempt)), now)

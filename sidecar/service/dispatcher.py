@@ -6,7 +6,6 @@ is synchronous but for its clocks' task; `running_call` has the steps of one cal
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
 from typing import Final
 
@@ -18,22 +17,23 @@ from sidecar.core.admission import Admission, Admitted, Shed
 from sidecar.core.breaker import Permit
 from sidecar.core.call import Call as CallPolicy
 from sidecar.core.outcome import Outcome
-from sidecar.dialects.base import Faulted, Finished, Prompt, Started
+from sidecar.dialects.base import Finished
 from sidecar.dialects.options import InvalidOption, UnsupportedOption
-from sidecar.dialects.facts import estimate_usage
 from sidecar.errors import CODES
+from sidecar.service import terminals
 from sidecar.service.accounting import Accounting
+from sidecar.service.attempt import Attempt
 from sidecar.service.clocks import Clocked, Clocks
+from sidecar.service.parking import Parking
 from sidecar.service.pool import Pool
 from sidecar.service.ports import Outbound, Peer, Reply
 from sidecar.service.routes import RouteRuntime, TargetRuntime
-from sidecar.service.running_call import Attempt, RunningCall
-from sidecar.wire import Accepted, Call, Done, Failed, Options, Terminal, Timing, Usage
+from sidecar.service.running_call import RunningCall
+from sidecar.wire import Accepted, Call, Failed, Options, Terminal
 
 #: A bot's own send time is believed when it is at most this far ahead, or behind (another time namespace else).
 _SENT_AHEAD_US: Final = 1_000
 _SENT_BEHIND_US: Final = 3_600_000_000
-_LANE_RANK: Final = {"exit": 0, "entry": 1, "research": 2}
 
 
 class DispatcherStatistics(Struct, frozen=True, kw_only=True):
@@ -79,14 +79,12 @@ class Dispatcher:
         self.routes = routes
         self.clock = clock
         self.clocks = Clocks(clock, outbound.flush, self._guarded)
+        self.parking = Parking(clock, lambda call, now: self._guarded(call, call.seek, now))
         self.draining = False
         self.calls: dict[str, RunningCall] = {}
         #: set when the last call ended while draining
         self.idle = trio.Event()
         self._admission = Admission(frontend.max_calls_in_flight, frontend.queue_max, jitter=jitter)
-        self._parked: dict[str, list[tuple[int, float, int, RunningCall]]] = {}
-        self._waiting: dict[str, int] = {}
-        self._sequence = 0
         self._mono_us = mono_us
         self._wall_us = wall_us
         self._jitter = jitter
@@ -98,7 +96,9 @@ class Dispatcher:
 
     # ------------------------------------------------------------------ a call comes in
 
-    def submit(self, call: Call, reply: Reply, peer: Peer, *, recv_mono_us: int, ignored: list[str]) -> RunningCall | Failed:
+    def submit(
+        self, call: Call, reply: Reply, peer: Peer, *, recv_mono_us: int, ignored: list[str]
+    ) -> RunningCall | Failed:
         """See `ports.CallHandler`."""
         now = self.clock()
         mono_now = self._mono_us()
@@ -109,9 +109,10 @@ class Dispatcher:
             sent = recv_mono_us
         deadline_mono_us = sent + timeout_us
         if refusal is None and deadline_mono_us <= mono_now:
-            refusal = _refusal(call, "deadline_exceeded", "the deadline had passed when the call was received")
+            refusal = terminals.refusal(call, "deadline_exceeded", "the deadline had passed when the call was received")
         if refusal is None and self.draining:
-            refusal = _refusal(call, "draining", "the daemon is shutting down", retry_after_ms=self._jittered_ms(0.5))
+            wait_ms = self._jittered_ms(0.5)
+            refusal = terminals.refusal(call, "draining", "the daemon is shutting down", retry_after_ms=wait_ms)
         if refusal is not None or route is None:
             assert refusal is not None
             self._accounting.call_refused(call, refusal.code)
@@ -134,8 +135,11 @@ class Dispatcher:
         decision = self._admission.offer(running.call_id, call.lane, policy.deadline, now)
         if isinstance(decision, Shed) and decision.key == running.call_id:
             self._accounting.call_refused(call, "overloaded")
-            return _refusal(
-                call, "overloaded", "too many calls in flight and queued", retry_after_ms=max(1, int(decision.retry_after * 1000))
+            return terminals.refusal(
+                call,
+                "overloaded",
+                "too many calls in flight and queued",
+                retry_after_ms=max(1, int(decision.retry_after * 1000)),
             )
         self.calls[running.call_id] = running
         if isinstance(decision, Shed):
@@ -167,7 +171,8 @@ class Dispatcher:
         route = self.routes.get(call.route)
         if route is None:
             known = ", ".join(sorted(self.routes))
-            return _refusal(call, "unknown_route", f"no route of that name; this daemon has: {known}"), None, []
+            problem = f"no route of that name; this daemon has: {known}"
+            return terminals.refusal(call, "unknown_route", problem), None, []
         options: list[Options] = []
         try:
             for target in route.targets:
@@ -177,16 +182,18 @@ class Dispatcher:
                     if route.config.unsupported_options == "fail":
                         names = ", ".join(unsupported)
                         return (
-                            _refusal(call, "unsupported_option", f"{names}: upstream {target.pool.name} cannot take it"),
+                            terminals.refusal(
+                                call, "unsupported_option", f"{names}: upstream {target.pool.name} cannot take it"
+                            ),
                             route,
                             [],
                         )
                     merged = _without(merged, unsupported)
                 options.append(merged)
         except UnsupportedOption as error:
-            return _refusal(call, "unsupported_option", str(error)), route, []
+            return terminals.refusal(call, "unsupported_option", str(error)), route, []
         except InvalidOption as error:
-            return _refusal(call, "invalid_request", str(error)), route, []
+            return terminals.refusal(call, "invalid_request", str(error)), route, []
         return None, route, options
 
     # ------------------------------------------------------------------ waiting
@@ -194,77 +201,19 @@ class Dispatcher:
     def park(self, call: RunningCall, targets: list[TargetRuntime], until: float) -> None:
         """Wait for a connection of one of `targets`, at most `until` before looking again anyway."""
         call.policy.park(until)
-        call.parked_in = tuple({target.pool.name: None for target in targets})
-        self._sequence += 1
-        entry = (_LANE_RANK[call.lane], call.policy.deadline, self._sequence, call)
-        for target in targets:
-            name = target.pool.name
-            heapq.heappush(self._parked.setdefault(name, []), entry)
-            self._waiting[name] = self._waiting.get(name, 0) + 1
-            target.pool.poke()
+        self.parking.park(call, [target.pool for target in targets])
         self.clocks.arm(call)
-
-    def unpark(self, call: RunningCall) -> None:
-        """It waits no more; its entries in the heaps are passed over when they come up."""
-        for name in call.parked_in:
-            self._waiting[name] -= 1
-        call.parked_in = ()
-
-    def waiting(self, pool: str) -> int:
-        """How many calls wait for a connection of `pool`."""
-        return self._waiting.get(pool, 0)
-
-    def on_capacity(self, pool: Pool) -> None:
-        """A connection of `pool` came free, or none will: parked calls look again, the most urgent first."""
-        heap = self._parked.get(pool.name)
-        if not heap:
-            return
-        now = self.clock()
-        # Calls that find nothing park again, with a later sequence: look at each at most once.
-        entries, self._parked[pool.name] = heap, []
-        while entries:
-            entry = heapq.heappop(entries)
-            call = entry[3]
-            if call.ended or pool.name not in call.parked_in:
-                continue
-            if not pool.free_slots() and pool.may_connect_at() < call.policy.deadline:
-                heapq.heappush(entries, entry)
-                break
-            self._guarded(call, call.seek, now)
-        for entry in entries:
-            heapq.heappush(self._parked[pool.name], entry)
 
     # ------------------------------------------------------------------ terminals
 
     def finish_done(self, call: RunningCall, attempt: Attempt, event: Finished, now: float) -> None:
-        """The call is answered."""
-        usage = event.usage or self._estimate(call, attempt)
-        started = attempt.reported if isinstance(attempt.reported, Started) else None
-        if call.pieces:
-            call.reply.text("".join(call.pieces))
-        self._finish(
-            call,
-            Done(
-                id=call.id,
-                call_id=call.call_id,
-                finish=event.finish,
-                deltas=0,
-                usage=usage,
-                route=call.route.name,
-                upstream=attempt.target.pool.name,
-                model=attempt.target.model,
-                model_reported=event.model or (started.model if started else None),
-                attempts=call.policy.made,
-                backup_used=attempt.backup,
-                upstream_request_id=event.upstream_request_id or (started.upstream_request_id if started else None),
-                timing=self._timing(call, attempt, now),
-                wall_us=self._wall_us(),
-            ),
-            "done",
-        )
+        """The call is answered; `now` is when its last frame came in."""
+        timing = terminals.timing(call, attempt, step_began_at=now, now=self.clock())
+        self._finish(call, terminals.done(call, attempt, event, timing=timing, wall_us=self._wall_us()))
 
-    def finish_lost(self, call: RunningCall, outcome: Outcome, now: float, attempt: Attempt | None = None) -> None:
+    def finish_lost(self, call: RunningCall, outcome: Outcome, attempt: Attempt | None = None) -> None:
         """The upstream's failure becomes the call's."""
+        # Whatever the upstream says of trying again: when something inside has tried, the bot is not to.
         self.finish_failed(
             call,
             outcome.code,
@@ -286,68 +235,50 @@ class Dispatcher:
         outcome: Outcome | None = None,
         attempt: Attempt | None = None,
     ) -> None:
-        """The call ends without an answer."""
+        """The call ends without an answer. `retry_after` in seconds, jittered here."""
         if call.ended:
             return
         attempt = attempt or call.winner
+        now = self.clock()
         if retryable is None:
             retryable = CODES.get(code) == "never_sent"
+        retry_after_ms = None
+        if retryable and retry_after is not None:
+            retry_after_ms = max(1, int(1000 * retry_after * (1 + 0.2 * self._jitter())))
+        terminal = terminals.failed(
+            call,
+            code,
+            message,
+            attempt=attempt,
+            retryable=retryable,
+            retry_after_ms=retry_after_ms,
+            outcome=outcome,
+            timing=terminals.timing(call, attempt, step_began_at=now, now=now),
+            wall_us=self._wall_us(),
+        )
+        self._finish(call, terminal)
+
+    def _finish(self, call: RunningCall, terminal: Terminal) -> None:
+        """The one place where a call ends."""
+        code = terminal.code if isinstance(terminal, Failed) else "done"
+        self.parking.unpark(call)
+        del self.calls[call.call_id]
         if call.pieces:
             call.reply.text("".join(call.pieces))
-        reported = attempt.reported if attempt is not None else None
-        self._finish(
-            call,
-            Failed(
-                id=call.id,
-                code=code,
-                message=message,
-                retryable=retryable,
-                retry_after_ms=max(1, int(1000 * retry_after * (1 + 0.2 * self._jitter()))) if retry_after is not None and retryable else None,
-                phase=call.policy.phase(),
-                call_id=call.call_id,
-                usage=(isinstance(reported, Faulted) and reported.usage or self._estimate(call, attempt)) if attempt else None,
-                route=call.route.name,
-                upstream=attempt.target.pool.name if attempt else None,
-                model=attempt.target.model if attempt else None,
-                model_reported=reported.model if isinstance(reported, Started) else None,
-                attempts=call.policy.made,
-                backup_used=bool(attempt and attempt.backup),
-                upstream_request_id=reported.upstream_request_id if reported is not None else None,
-                upstream_status=outcome.upstream_status if outcome else None,
-                upstream_code=outcome.upstream_code if outcome else None,
-                timing=self._timing(call, attempt, self.clock()),
-                wall_us=self._wall_us(),
-            ),
-            code,
-        )
-
-    def _finish(self, call: RunningCall, terminal: Terminal, code: str) -> None:
-        self.unpark(call)
-        self.calls.pop(call.call_id, None)
-        reply = call.reply
-        abandoned = call.abandoned
         call.forget()
         if call.on_receipt:
             assert isinstance(terminal, Failed)
-            call.refusal = Failed(
-                id=terminal.id,
-                code=code,
-                message=terminal.message,
-                retryable=terminal.retryable,
-                retry_after_ms=terminal.retry_after_ms,
-                route=terminal.route,
-            )
-        elif not abandoned:
-            reply.finish(terminal)
+            call.refusal = terminals.as_refusal(terminal)
+        elif not call.abandoned:
+            call.reply.finish(terminal)
         overshoot = max(0, self._mono_us() - call.deadline_mono_us) if code == "deadline_exceeded" else None
         self._accounting.call_ended(call, terminal, code, overshoot_us=overshoot)
-        now = self.clock()
-        if call.admitted is False:
-            self._admission.remove(call.call_id)
-        elif call.admitted:
+        if call.admitted:
             for key in self._admission.leave(call.call_id):
                 admitted = self.calls[str(key)]
-                self._guarded(admitted, self._admit_call(admitted), now)
+                self._guarded(admitted, self._admit_call(admitted), self.clock())
+        elif call.admitted is False:
+            self._admission.remove(call.call_id)
         if not self.calls:
             self.idle.set()
 
@@ -370,27 +301,6 @@ class Dispatcher:
             self.finish_failed(
                 loser, "overloaded", "shed from the queue for a more urgent call", retry_after=decision.retry_after
             )
-
-    def _timing(self, call: RunningCall, attempt: Attempt | None, now: float) -> Timing:
-        received_at = call.received_at
-
-        def since(at: float | None) -> int | None:
-            return None if at is None else max(0, int(1e6 * (at - received_at)))
-
-        ended_at = self.clock()
-        overhead = call.overhead + (ended_at - now)
-        return Timing(
-            queued_us=since(call.queued_until if call.queued_until is not None else ended_at) or 0,
-            attempt_us=since(attempt.state.sent_at) if attempt is not None else None,
-            first_delta_us=since(call.first_delta_at),
-            total_us=since(ended_at) or 0,
-            overhead_us=max(0, int(1e6 * overhead)),
-        )
-
-    @staticmethod
-    def _estimate(call: RunningCall, attempt: Attempt | None) -> Usage:
-        index = call.route.targets.index(attempt.target) if attempt is not None else 0
-        return estimate_usage(call.prompt(index), call.length)
 
     # ------------------------------------------------------------------ accounting and life
 
@@ -421,7 +331,7 @@ class Dispatcher:
     def _say_moved(self, target: TargetRuntime, before: str, now: float) -> None:
         after = target.breaker.state(now)
         if after != before:
-            self._accounting.breaker_moved(target.breaker, before, after, upstream=target.pool.name, model=target.model)
+            self._accounting.breaker_moved(before, after, upstream=target.pool.name, model=target.model)
 
     async def drained(self) -> None:
         """Wait until no call is in flight."""
@@ -452,7 +362,7 @@ class Dispatcher:
         """THE guard of one call: a bug in one call's step ends that call (`internal`) and no other."""
         try:
             step(now)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - design: one of the two places
             self._log.error("call.internal_error", error=type(error).__name__, exc_info=True)
             assert isinstance(call, RunningCall)
             self._contain(call)
@@ -465,12 +375,6 @@ class Dispatcher:
 
     def _jittered_ms(self, seconds: float) -> int:
         return max(1, int(1000 * seconds * (0.5 + self._jitter())))
-
-
-def _refusal(call: Call, code: str, message: str, *, retry_after_ms: int | None = None) -> Failed:
-    """A `failed` alone: no `accepted` came before it, and it ends no call in flight."""
-    retryable = CODES.get(code) == "never_sent"
-    return Failed(id=call.id, code=code, message=message, retryable=retryable, retry_after_ms=retry_after_ms, route=call.route)
 
 
 def _without(options: Options, names: list[str]) -> Options:

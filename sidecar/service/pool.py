@@ -18,10 +18,11 @@ from sidecar.compression import ZstdStream
 from sidecar.config import Upstream
 from sidecar.core.outcome import Outcome, classify
 from sidecar.core.pool_policy import ConnectionView, Open, PoolPolicy, Retire
-from sidecar.credentials import CredentialReader, Secret
+from sidecar.credentials import CredentialReader
 from sidecar.dialects.base import Dialect
 from sidecar.errors import ConnectFailed, ConnectionLost, CredentialError, MalformedFrame, UpgradeRefused, UpstreamFault
 from sidecar.service.connection import Connection
+from sidecar.service.current_credential import CurrentCredential
 from sidecar.service.ports import Outbound
 from sidecar.transport.websocket import WebSocket, run_websocket
 
@@ -91,8 +92,7 @@ class Pool:
         self._dial = dial
         self._host = host
         self._resource = resource
-        self._credential = credential
-        self._secret: Secret | None = None
+        self._credential = CurrentCredential(credential, self._move_to_new_credential)
         self._clock = clock
         self._jitter = jitter
         self._outbound = outbound
@@ -145,7 +145,7 @@ class Pool:
             connection.in_rotation = True
             self._free.append(connection)
 
-    def free_slots(self) -> bool:
+    def has_free_slot(self) -> bool:
         """Whether `lease` would give something (unless it is excluded)."""
         return any(connection.free for connection in self._free)
 
@@ -156,7 +156,7 @@ class Pool:
             how the attempt is judged: to be tried again at once when the key has changed since.
         """
         self.retire(connection, "credential refused")
-        if self._secret is not None and connection.credential != self._secret:
+        if connection.credential != self._credential.secret:
             return structs.replace(outcome, retry="now")
         if self._nursery is not None and not self._rechecking:
             self._rechecking = True
@@ -166,7 +166,7 @@ class Pool:
 
     async def _recheck(self, outcome: Outcome) -> None:
         try:
-            changed = await self._credential_changed()
+            changed = await self._credential.reread()
         finally:
             self._rechecking = False
         if changed:
@@ -176,14 +176,14 @@ class Pool:
             self._policy.connect_failed(self._clock(), outcome)
             self.refusal = outcome
             for connection in list(self.connections.values()):
-                if connection.credential == self._secret:
+                if connection.credential == self._credential.secret:
                     self.retire(connection, "credential refused")
         self._on_capacity(self)
         self._wake.set()
         self._outbound.flush()
 
     def may_connect_at(self) -> float:
-        """The earliest instant at which a call parked now could get a connection; inf when nothing is to be expected."""
+        """The earliest instant at which a call parked now could get a connection; inf for never."""
         if any(c.state == "CONNECTING" or c.state == "BUSY" for c in self.connections.values()):
             return self._clock()
         return math.inf if self.refusal is not None else self._policy.may_connect_at
@@ -206,8 +206,7 @@ class Pool:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            if self._credential is not None:
-                nursery.start_soon(self._watch_credential, self._credential)
+            nursery.start_soon(self._credential.watch)
             while True:
                 self._wake = trio.Event()
                 now = self._clock()
@@ -233,7 +232,9 @@ class Pool:
         fault: UpstreamFault
         self._connecting += 1
         try:
-            headers = await self._headers(connection)
+            headers = [(name.encode(), value.encode()) for name, value in self.upstream.headers.items()]
+            headers += await self._credential.headers()
+            connection.credential = self._credential.secret
 
             def opened(websocket: WebSocket) -> None:
                 self._opened += 1
@@ -270,7 +271,7 @@ class Pool:
         self._wake.set()
 
     def _ended(self, connection: Connection, fault: UpstreamFault) -> None:
-        """A connection is of no use any more: told as soon as the transport knows, which may be before its task ends."""
+        """A connection is of no use any more: told as soon as the transport knows, its task may end later."""
         if connection.state == "CLOSED":
             return
         now = self._clock()
@@ -295,7 +296,7 @@ class Pool:
         outcome = classify(fault)
         self._failed += 1
         self.last_error = str(fault)
-        if outcome.credential_refused and await self._credential_changed():
+        if outcome.credential_refused and await self._credential.reread():
             # Rotated under our feet: one immediate try with the new one.
             self._policy.credential_changed(now)
             self._log.info("credential.changed", upstream=self.name)
@@ -321,44 +322,15 @@ class Pool:
                 except ConnectionLost:
                     return
 
-    async def _watch_credential(self, credential: CredentialReader) -> NoReturn:
-        """Move connections to a new credential when it changes, replacement first."""
-        while True:
-            while self._secret is None:
-                await trio.sleep(1.0)  # unreadable so far: the connects say so, and read it when they can
-            self._secret = await credential.changed(self._secret)
-            self._move_to_new_credential()
-
     def _move_to_new_credential(self) -> None:
         now = self._clock()
         self._log.info("credential.changed", upstream=self.name)
         for connection in self.connections.values():
-            if connection.credential != self._secret:
+            if connection.credential != self._credential.secret:
                 connection.retire_at = now
         self._policy.credential_changed(now)
         self.refusal = None
         self._wake.set()
-
-    async def _credential_changed(self) -> bool:
-        """Read the credential anew: is it another one? An unreadable one is not."""
-        if self._credential is None:
-            return False
-        old = self._secret
-        try:
-            self._secret = await self._credential.fetch()
-        except CredentialError as error:
-            self.last_error = str(error)
-            return False
-        return old is not None and self._secret != old
-
-    async def _headers(self, connection: Connection) -> list[tuple[bytes, bytes]]:
-        headers = [(name.encode(), value.encode()) for name, value in self.upstream.headers.items()]
-        if self._credential is not None:
-            if self._secret is None:
-                self._secret = await self._credential.fetch()
-            connection.credential = self._secret
-            headers.append((b"Authorization", b"Bearer " + self._secret.reveal().encode()))
-        return headers
 
     # ------------------------------------------------------------------ inside
 

@@ -23,7 +23,9 @@ class TargetRuntime:
 
     __slots__ = ("base_options", "breaker", "budget", "cap", "default_options", "first_delta", "model", "pool")
 
-    def __init__(self, pool: Pool, model: str, breaker: Breaker, budget: RetryBudget, base_options: dict[str, Any], cap: int) -> None:
+    def __init__(
+        self, pool: Pool, model: str, breaker: Breaker, budget: RetryBudget, base_options: dict[str, Any], cap: int
+    ) -> None:
         self.pool = pool
         self.model = model
         self.breaker = breaker

@@ -7,14 +7,15 @@ clock; whoever starts it flushes afterwards. There is no task per call.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from sidecar.core.breaker import Permit, Refusal
-from sidecar.core.call import AttemptState, End, Seek, State
 from sidecar.core.call import Call as CallPolicy
-from sidecar.core.outcome import CANCELLED, DEADLINE, FIRST_DELTA_TIMEOUT, IDLE_TIMEOUT, SUCCESS, Outcome, classify
-from sidecar.dialects.base import ENDING_GRACE, Faulted, Finished, Prompt, Started
-from sidecar.errors import ConnectionLost, MalformedFrame, UpstreamFault
+from sidecar.core.call import End, Seek, State
+from sidecar.core.outcome import CANCELLED, FIRST_DELTA_TIMEOUT, IDLE_TIMEOUT, SUCCESS, Outcome, classify
+from sidecar.dialects.base import ENDING_GRACE, Finished, Prompt
+from sidecar.errors import ConnectionLost, UpstreamFault
+from sidecar.service.attempt import Attempt
 from sidecar.service.connection import Connection
 from sidecar.service.ports import Peer, Reply
 from sidecar.service.routes import RouteRuntime, TargetRuntime
@@ -23,61 +24,44 @@ from sidecar.wire import Call, ChatMessage, Failed, Options, Restarted
 if TYPE_CHECKING:
     from sidecar.service.dispatcher import Dispatcher
 
-#: Characters of one answer beyond which the upstream is taken to have lost its mind.
-MAX_ANSWER_CHARACTERS: Final = 1 << 20
-
-
-class Attempt:
-    """One try on one connection: what the connection tells it, told on to the call."""
-
-    __slots__ = ("backup", "call", "connection", "permit", "reported", "state", "target")
-
-    def __init__(self, call: RunningCall, target: TargetRuntime, connection: Connection, permit: Permit) -> None:
-        #: started beside one that was still running
-        self.backup = bool(call.attempts)
-        self.call = call
-        self.target = target
-        self.connection = connection
-        self.permit = permit
-        self.state: AttemptState = None  # type: ignore[assignment]  # set as soon as the request is written
-        #: what the upstream said of itself: request id, model
-        self.reported: Started | Finished | Faulted | None = None
-
-    def on_content(self, text: str, now: float) -> None:
-        """THE HOT PATH: two tests, two stores, one append."""
-        call = self.call
-        if call.winner is not self and not call.first_content(self, now):
-            return
-        self.state.last_content_at = now
-        call.length += len(text)
-        call.emit(text)
-        if call.length > MAX_ANSWER_CHARACTERS:
-            self.connection.stop(self)
-            call.lost(self, MalformedFrame(f"an answer of more than {MAX_ANSWER_CHARACTERS} characters"), now)
-
-    def on_started(self, event: Started) -> None:
-        self.reported = event
-
-    def on_ending(self, now: float) -> None:
-        self.call.ending(self, now)
-
-    def on_finished(self, event: Finished, now: float) -> None:
-        self.call.finished(self, event, now)
-
-    def on_lost(self, fault: UpstreamFault, now: float, *, event: Faulted | None = None) -> None:
-        if event is not None:
-            self.reported = event
-        self.call.lost(self, fault, now)
-
-
 class RunningCall:
     """A call from its acceptance to its terminal; the frontend holds it as its `Ticket`."""
 
     __slots__ = (
-        "_dispatcher", "_lost_connections", "_messages", "_options", "_instructions", "abandoned", "admitted", "armed_at",
-        "attempts", "call_id", "deadline_mono_us", "emit", "ended", "first_delta_at", "id", "ignored", "lane",
-        "length", "on_receipt", "overhead", "parked_in", "peer", "pieces", "policy", "queued_until", "received_at",
-        "recv_mono_us", "refusal", "reply", "route", "stream", "waited", "waiting_since", "winner",
+        "_dispatcher",
+        "_instructions",
+        "_lost_connections",
+        "_messages",
+        "_options",
+        "abandoned",
+        "admitted",
+        "armed_at",
+        "attempts",
+        "call_id",
+        "deadline_mono_us",
+        "emit",
+        "ended",
+        "first_delta_at",
+        "id",
+        "ignored",
+        "lane",
+        "length",
+        "on_receipt",
+        "overhead",
+        "parked_in",
+        "peer",
+        "pieces",
+        "policy",
+        "queued_until",
+        "received_at",
+        "recv_mono_us",
+        "refusal",
+        "reply",
+        "route",
+        "stream",
+        "waited",
+        "waiting_since",
+        "winner",
     )  # fmt: skip
 
     def __init__(
@@ -128,7 +112,9 @@ class RunningCall:
         self.overhead = 0.0
         self.waiting_since: float | None = None
         self._dispatcher = dispatcher
-        self._messages = tuple(call.messages) if call.messages is not None else (ChatMessage(role="user", content=call.input or ""),)
+        self._messages = (
+            tuple(call.messages) if call.messages is not None else (ChatMessage(role="user", content=call.input or ""),)
+        )
         self._instructions = call.instructions
         self._options = options
         self._lost_connections: frozenset[tuple[str, int]] = frozenset()
@@ -187,7 +173,7 @@ class RunningCall:
         policy = self.policy
         if self.ended or not policy.seeking:
             return
-        self._dispatcher.unpark(self)
+        self._dispatcher.parking.unpark(self)
         targets = self.route.targets
         candidates = policy.candidates(now)
         may_come: list[TargetRuntime] = []
@@ -243,9 +229,9 @@ class RunningCall:
         """No target can take this call before its deadline: say so now, not then."""
         first = self.policy.first_outcome
         if first is not None:
-            self._dispatcher.finish_lost(self, first, now)
+            self._dispatcher.finish_lost(self, first)
         elif refused is not None:
-            self._dispatcher.finish_lost(self, refused, now)
+            self._dispatcher.finish_lost(self, refused)
         elif reopens_at < math.inf:
             self._dispatcher.finish_failed(
                 self, "breaker_open", "every target's breaker is open", retry_after=max(0.0, reopens_at - now)
@@ -315,7 +301,7 @@ class RunningCall:
             return False
         losers = self.policy.content(attempt.state, now)
         self.winner = attempt
-        self._dispatcher.unpark(self)
+        self._dispatcher.parking.unpark(self)
         for loser in losers:
             self._stop(next(a for a in self.attempts if a.state is loser), FIRST_DELTA_TIMEOUT, now)
         attempt.target.observed_first_delta(now - attempt.state.sent_at)
@@ -334,7 +320,6 @@ class RunningCall:
         """An attempt ended as it should: the call is done."""
         if self.ended or attempt not in self.attempts:
             return
-        attempt.reported = event
         self.attempts.remove(attempt)
         self._dispatcher.record(attempt, SUCCESS, now)
         self.policy.finished(attempt.state)
@@ -361,7 +346,7 @@ class RunningCall:
         verdict = self.policy.lost(attempt.state, outcome, now, committed=committed, usual=attempt.target.first_delta)
         if isinstance(verdict, End):
             self._stop_attempts(CANCELLED)
-            self._dispatcher.finish_lost(self, verdict.outcome, now, attempt)
+            self._dispatcher.finish_lost(self, verdict.outcome, attempt)
             return
         if self.winner is attempt:
             self.winner = None
@@ -374,9 +359,10 @@ class RunningCall:
                 self._dispatcher.clocks.arm(self)
 
     def _deadline(self, now: float) -> None:
+        in_hand = self.winner or (self.attempts[0] if self.attempts else None)
         for attempt in self.attempts.copy():
             self._stop(attempt, self.policy.deadline_outcome(attempt.state, now), now)
-        self._dispatcher.finish_failed(self, "deadline_exceeded", "the deadline passed")
+        self._dispatcher.finish_failed(self, "deadline_exceeded", "the deadline passed", attempt=in_hand)
 
     def _stop(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         self.attempts.remove(attempt)

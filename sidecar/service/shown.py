@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 
-if TYPE_CHECKING:
-    from sidecar.daemon import Daemon
+from sidecar.core.breaker import Breaker
+from sidecar.metrics import Metrics
+from sidecar.service.dispatcher import Dispatcher
+from sidecar.service.frontend import Frontend
+from sidecar.service.pool import Pool
+from sidecar.service.pulse import Pulse
 
 
-def answer(daemon: Daemon, message: dict[str, Any], now: float) -> dict[str, Any]:
+class Parts(Protocol):
+    """What there is to show: the daemon, seen from here."""
+
+    dispatcher: Dispatcher
+    frontend: Frontend
+    metrics: Metrics
+    pulse: Pulse
+    pools: dict[str, Pool]
+    breakers: dict[tuple[str, str], Breaker]
+
+
+def answer(daemon: Parts, message: dict[str, Any], now: float) -> dict[str, Any]:
     """The answer to `{"type": "show", "what": ...}`.
 
     Raises:
@@ -21,7 +36,7 @@ def answer(daemon: Daemon, message: dict[str, Any], now: float) -> dict[str, Any
     return {"type": "shown", "what": what, "data": data}
 
 
-def _upstreams(daemon: Daemon, now: float) -> list[dict[str, Any]]:
+def _upstreams(daemon: Parts, now: float) -> list[dict[str, Any]]:
     rows = []
     for pool in daemon.pools.values():
         row = msgspec.to_builtins(pool.statistics())
@@ -45,7 +60,7 @@ def _in_milliseconds(row: dict[str, Any], now: float) -> dict[str, Any]:
     return row
 
 
-def _calls(daemon: Daemon, now: float) -> list[dict[str, Any]]:
+def _calls(daemon: Parts, now: float) -> list[dict[str, Any]]:
     return [
         {
             "call_id": call.call_id,
@@ -65,7 +80,7 @@ def _calls(daemon: Daemon, now: float) -> list[dict[str, Any]]:
     ]
 
 
-def _stats(daemon: Daemon, now: float) -> list[Any]:
+def _stats(daemon: Parts, now: float) -> list[Any]:
     metrics = daemon.metrics
     statistics = daemon.dispatcher.statistics()
     metrics.in_flight.set(value=statistics.in_flight)

@@ -1,0 +1,70 @@
+"""One try of a call on one connection: what the connection tells it, told on to the call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sidecar.core.breaker import Permit
+from sidecar.core.call import AttemptState
+from sidecar.dialects.base import Faulted, Finished, Started
+from sidecar.errors import MalformedFrame, UpstreamFault
+from sidecar.service.connection import Connection
+from sidecar.service.routes import TargetRuntime
+
+if TYPE_CHECKING:
+    from sidecar.service.running_call import RunningCall
+
+#: Characters of one answer beyond which the upstream is taken to have lost its mind.
+MAX_ANSWER_CHARACTERS: Final = 1 << 20
+
+
+class Attempt:
+    """See the module. `connection.SlotHolder` for the connection's side of it.
+
+    Attributes:
+        backup: started beside one that was still running.
+        state: the policy's view of it; set as soon as the request is written.
+        started, faulted: what the upstream said of itself: request id, model, usage.
+    """
+
+    __slots__ = ("backup", "call", "connection", "faulted", "permit", "started", "state", "target")
+
+    state: AttemptState
+
+    def __init__(self, call: RunningCall, target: TargetRuntime, connection: Connection, permit: Permit) -> None:
+        self.backup = bool(call.attempts)
+        self.call = call
+        self.target = target
+        self.connection = connection
+        self.permit = permit
+        self.started: Started | None = None
+        self.faulted: Faulted | None = None
+
+    def on_content(self, text: str, now: float) -> None:
+        """THE HOT PATH: two tests, two stores, one append."""
+        call = self.call
+        if call.winner is not self and not call.first_content(self, now):
+            return
+        self.state.last_content_at = now
+        call.length += len(text)
+        call.emit(text)
+        if call.length > MAX_ANSWER_CHARACTERS:
+            self.connection.stop(self)
+            call.lost(self, MalformedFrame(f"an answer of more than {MAX_ANSWER_CHARACTERS} characters"), now)
+
+    def on_started(self, event: Started) -> None:
+        """The upstream took the request."""
+        self.started = event
+
+    def on_ending(self, now: float) -> None:
+        """The content is over; the usage may still come."""
+        self.call.ending(self, now)
+
+    def on_finished(self, event: Finished, now: float) -> None:
+        """The answer ended as it should."""
+        self.call.finished(self, event, now)
+
+    def on_lost(self, fault: UpstreamFault, now: float, *, event: Faulted | None = None) -> None:
+        """The upstream or the connection failed."""
+        self.faulted = event
+        self.call.lost(self, fault, now)

@@ -1,0 +1,61 @@
+"""The credential that an upstream's connections are authenticated with now, and what happens when it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+import trio
+
+from sidecar.credentials import CredentialReader, Secret
+from sidecar.errors import CredentialError
+
+#: Seconds between two looks at a credential that could not be read so far.
+_UNREADABLE_INTERVAL: Final = 1.0
+
+
+class CurrentCredential:
+    """One upstream's secret, read when first needed, again when it changes, and again when it is refused.
+
+    Args:
+        reader: where it lies; None for an upstream without one.
+        on_change: told when another secret is there: connections are to move to it.
+    """
+
+    def __init__(self, reader: CredentialReader | None, on_change: Callable[[], None]) -> None:
+        self._reader = reader
+        self._on_change = on_change
+        self.secret: Secret | None = None
+
+    async def headers(self) -> list[tuple[bytes, bytes]]:
+        """The Authorization header, or nothing.
+
+        Raises:
+            CredentialError: it cannot be read; the message holds nothing of it.
+        """
+        if self._reader is None:
+            return []
+        if self.secret is None:
+            self.secret = await self._reader.fetch()
+        return [(b"Authorization", b"Bearer " + self.secret.reveal().encode())]
+
+    async def reread(self) -> bool:
+        """Read it anew because it was refused: is it another one? What cannot be read is not."""
+        if self._reader is None:
+            return False
+        before = self.secret
+        try:
+            self.secret = await self._reader.fetch()
+        except CredentialError:
+            return False
+        return before is not None and self.secret != before
+
+    async def watch(self) -> NoReturn:
+        """Look for another secret for ever."""
+        reader = self._reader
+        while reader is None or self.secret is None:
+            # Nothing to compare with yet: the connects read it as soon as they can, and say so when they cannot.
+            await trio.sleep(_UNREADABLE_INTERVAL)
+        while True:
+            self.secret = await reader.changed(self.secret)
+            self._on_change()

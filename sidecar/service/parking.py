@@ -1,0 +1,79 @@
+"""Where calls wait for a connection: one heap per pool, the most urgent first (lane, then deadline).
+
+A call may wait in several heaps at once; its entries in the others are passed over when they come up.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from sidecar.service.pool import Pool
+    from sidecar.service.running_call import RunningCall
+
+_LANE_RANK: Final = {"exit": 0, "entry": 1, "research": 2}
+#: Entries of calls that wait no more are thrown out when a heap is longer than this and mostly stale.
+_COMPACT_ABOVE: Final = 1024
+
+
+class Parking:
+    """The heaps.
+
+    Args:
+        clock: the loop's time.
+        look_again: makes a parked call seek; contains what goes wrong in it.
+    """
+
+    def __init__(self, clock: Callable[[], float], look_again: Callable[[RunningCall, float], None]) -> None:
+        self._clock = clock
+        self._look_again = look_again
+        self._heaps: dict[str, list[tuple[int, float, int, RunningCall]]] = {}
+        self._waiting: dict[str, int] = {}
+        self._sequence = 0
+
+    def park(self, call: RunningCall, pools: Iterable[Pool]) -> None:
+        """The call waits for a connection of any of `pools`."""
+        self._sequence += 1
+        entry = (_LANE_RANK[call.lane], call.policy.deadline, self._sequence, call)
+        by_name = {pool.name: pool for pool in pools}
+        call.parked_in = tuple(by_name)
+        for name, pool in by_name.items():
+            heap = self._heaps.setdefault(name, [])
+            heapq.heappush(heap, entry)
+            waiting = self._waiting[name] = self._waiting.get(name, 0) + 1
+            if len(heap) > max(_COMPACT_ABOVE, 2 * waiting):
+                heap[:] = [kept for kept in heap if name in kept[3].parked_in]
+                heapq.heapify(heap)
+            pool.poke()
+
+    def unpark(self, call: RunningCall) -> None:
+        """It waits no more."""
+        for name in call.parked_in:
+            self._waiting[name] -= 1
+        call.parked_in = ()
+
+    def waiting(self, pool: str) -> int:
+        """How many calls wait for a connection of `pool`."""
+        return self._waiting.get(pool, 0)
+
+    def on_capacity(self, pool: Pool) -> None:
+        """A connection of `pool` came free, or its prospects changed: waiting calls look again."""
+        heap = self._heaps.get(pool.name)
+        if not heap:
+            return
+        now = self._clock()
+        # A call that finds nothing parks again, in the new heap: each is looked at once at most.
+        entries, self._heaps[pool.name] = heap, []
+        while entries:
+            call = entries[0][3]
+            if pool.name not in call.parked_in:
+                heapq.heappop(entries)
+                continue
+            if not pool.has_free_slot() and pool.may_connect_at() < call.policy.deadline:
+                break  # still worth waiting, for it and for all behind it that have longer
+            heapq.heappop(entries)
+            self._look_again(call, now)
+        for entry in entries:
+            heapq.heappush(self._heaps[pool.name], entry)
