@@ -167,12 +167,14 @@ class Relay:
         """Listen; who connects waits for `serve`. Returns the bound port.
 
         Raises:
-            ValueError: `host` is not a loopback address.
+            ValueError: `host` is not a loopback address, or `port` no port.
             OSError: the port is taken.
         """
         host = "127.0.0.1" if host == "localhost" else host
         if not ipaddress.ip_address(host).is_loopback:
             raise ValueError(f"{host} is not a loopback address: a simulated relay is for this machine only")
+        if not 0 <= port <= 65535:
+            raise ValueError(f"port {port} is not 0 to 65535")
         self._host = host
         self._listener = self._listen(host, port)
         self.port = self._listener.getsockname()[1]
