@@ -10,8 +10,8 @@ keys. The data of ``stats`` is a flat list of metrics::
      "samples": [{"labels": {"outcome": "done"}, "value": 17, "suffix": ""}, ...]}
 
 `suffix` is optional: a histogram's samples have ``_bucket`` (with the label ``le``, the last one ``+Inf``), ``_sum``
-and ``_count``. Names, units and label values are the daemon's; `prometheus()` only renders them, as text exposition format
-0.0.4.
+and ``_count``. Names, units and label values are the daemon's; `prometheus()` only renders them,
+as text exposition format 0.0.4.
 """
 
 from __future__ import annotations
