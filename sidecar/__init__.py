@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name in {"AsyncClient", "Client"}:
-        from sidecar import client
+        from sidecar import client  # noqa: PLC0415 - on first use
 
         return getattr(client, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

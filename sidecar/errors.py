@@ -171,7 +171,7 @@ class UpstreamError(UpstreamFault):
         message: str,
         *,
         code: str | None = None,
-        type: str | None = None,
+        type: str | None = None,  # noqa: A002 - the upstreams' word
         status: int | None = None,
         retry_after: float | None = None,
     ) -> None:

@@ -175,9 +175,9 @@ class Call:
         self._seek_at = float("inf")
 
     def __repr__(self) -> str:
-        return f"<Call {self.state.value} attempts={len(self.attempts)}/{self.made} winner={self.winner and self.winner.number}>"
-
-    # ------------------------------------------------------------------ steps
+        winner = self.winner and self.winner.number
+        return f"<Call {self.state.value} attempts={len(self.attempts)}/{self.made} winner={winner}>"
+# ------------------------------------------------------------------ steps
 
     def admitted(self) -> None:
         """Out of the queue: an attempt is wanted."""

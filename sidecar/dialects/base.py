@@ -7,7 +7,7 @@ Errors of the upstream come out as facts (`errors.UpstreamError`); `core.outcome
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Protocol, TypeAlias, Union
+from typing import Any, Final, Protocol, TypeAlias
 
 from msgspec import Struct
 
@@ -75,7 +75,7 @@ class Expiring(Struct, frozen=True):
     """The upstream will close this connection soon (vLLM's non-terminal `connection_expiring`)."""
 
 
-Event: TypeAlias = Union[Content, Started, Ending, Finished, Faulted, Expiring]
+Event: TypeAlias = Content | Started | Ending | Finished | Faulted | Expiring
 
 #: What most frames give: nothing to act on.
 NOTHING: Final[tuple[Event, ...]] = ()

@@ -39,7 +39,7 @@ class Reply(Protocol):
         ...
 
     def finish(self, terminal: Terminal) -> None:
-        """Queue the terminal after all text. The frontend fills in `deltas`, `partial` and, for `stream: false`, `text`.
+        """Queue the terminal after all text. The frontend fills in `deltas`, `partial`, and `text` if nothing streamed.
 
         After it the reply takes nothing more, and the bot may use the id again.
         """
