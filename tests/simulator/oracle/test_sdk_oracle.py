@@ -1,0 +1,59 @@
+"""The simulator before a foreign judge: the openai SDK, in an environment of its own (it pins websockets < 16)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[3]
+
+
+def _environment() -> Path:
+    """The oracle's interpreter: made once in $SIDECAR_ORACLE_VENV, or else in the temporary folder."""
+    chosen = os.environ.get("SIDECAR_ORACLE_VENV")
+    folder = Path(chosen) if chosen else Path(tempfile.gettempdir()) / f"sidecar-oracle-{os.getuid()}"
+    python, ready = folder / "bin" / "python", folder / "sidecar-oracle-ready"
+    wanted = tomllib.loads((_ROOT / "pyproject.toml").read_text())["dependency-groups"]["oracle"]
+    if not chosen and folder.exists() and folder.stat().st_uid != os.getuid():
+        pytest.skip(f"{folder} belongs to somebody else; set SIDECAR_ORACLE_VENV")
+    if ready.exists() and ready.read_text() == repr(wanted):
+        return python
+    steps = [[sys.executable, "-m", "venv", str(folder)], [str(python), "-m", "pip", "install", "-q", *wanted]]
+    for step in steps:
+        done = subprocess.run(step, capture_output=True, text=True, timeout=240, check=False)
+        if done.returncode:
+            pytest.skip(f"the oracle's packages cannot be installed: {done.stderr.strip()[-300:]}")
+    ready.write_text(repr(wanted))
+    return python
+
+
+@pytest.mark.oracle
+@pytest.mark.timeout(300)
+def test_every_frame_is_the_sdks_and_the_sdk_converses() -> None:
+    """Each frame of each honest scenario validates as a `ResponsesServerEvent`; the SDK's clients read the answers."""
+    python = _environment()
+    relay = subprocess.Popen(
+        [sys.executable, "-m", "sidecar", "sim", "--json", "--for-s", "120", "--max-age-s", "3"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert relay.stdout is not None
+        url = json.loads(relay.stdout.readline())["url"]
+        check = Path(__file__).with_name("check.py")
+        done = subprocess.run([str(python), str(check), url], capture_output=True, text=True, timeout=100, check=False)
+    finally:
+        relay.terminate()
+        relay.communicate(timeout=10)
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads(done.stdout)
+    assert seen["types"]["response.output_text.delta"] > 100
+    assert {"error", "response.failed", "response.incomplete", "response.refusal.delta"} <= set(seen["types"])
+    assert relay.returncode == 0
