@@ -1,5 +1,7 @@
 """Admission: never more in flight than allowed, the better call first, the worse call shed."""
 
+# ruff: noqa: D102  (a state machine's rules are named for what they do)
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from sidecar.core.transitions import IllegalTransition
 
 
 def admission(limit=1, queue=2):
+    """One place and a queue of two, unless said."""
     return Admission(limit, queue, jitter=lambda: 0.5)
 
 
@@ -25,7 +28,7 @@ def test_places_first_then_the_queue_then_overloaded():
 
 
 def test_the_higher_lane_goes_first_then_the_earlier_deadline_then_who_came_first():
-    """exit > entry > research; within a lane by deadline; equals in the order they came."""
+    """Exit > entry > research; within a lane by deadline; equals in the order they came."""
     it = admission(1, 10)
     it.offer("now", "entry", 1, 0)
     for key, lane, deadline in [

@@ -19,14 +19,17 @@ GOING = ConnectionLost(1001, how="close")
 
 
 def low():
+    """The shortest wait."""
     return 0.0
 
 
 def high():
+    """The longest wait."""
     return 1.0
 
 
 def half():
+    """The middle."""
     return 0.5
 
 

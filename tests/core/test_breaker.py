@@ -1,5 +1,7 @@
 """The breaker: it trips for what counts, lets one trial at a time through, and believes no stale news."""
 
+# ruff: noqa: D102  (a state machine's rules are named for what they do)
+
 import math
 import random
 
@@ -19,10 +21,12 @@ REJECTED = o.classify(UpstreamError("too long", code="context_length_exceeded"))
 
 
 def breaker(**fields):
+    """A breaker whose dice always show the middle."""
     return Breaker("openai/gpt", jitter=lambda: 0.5, **fields)
 
 
 def one(it, what, now, **fields):
+    """One admitted attempt, ended at once."""
     permit = it.admit(now)
     assert isinstance(permit, Permit), it
     it.record(permit, what, now, **fields)

@@ -9,12 +9,14 @@ ROUTES = (RouteHealth(name="default", targets=(("openai", "gpt"), ("xai", "grok"
 
 
 def upstream(name="openai", *, ready=2, busy=0, connecting=0, **fields):
+    """A healthy upstream, unless said."""
     return UpstreamHealth(
         name=name, connections={"READY": ready, "BUSY": busy, "CONNECTING": connecting}, warm=2, **fields
     )
 
 
 def said(upstreams=None, **fields):
+    """The report of a healthy daemon, unless said."""
     given = {
         "version": "0.1.0",
         "session": "s",

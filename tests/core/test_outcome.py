@@ -18,8 +18,9 @@ from sidecar.errors import (
 )
 
 
-def error(code=None, *, status=None, type=None, message="m", retry_after=None):
-    return classify(UpstreamError(message, code=code, type=type, status=status, retry_after=retry_after))
+def error(code=None, *, message="m", **fields):
+    """The outcome of an error in the upstream's own words."""
+    return classify(UpstreamError(message, code=code, **fields))
 
 
 def test_every_code_is_a_code_of_the_wire():
@@ -182,6 +183,7 @@ def test_the_connection_limit_retires_the_connection_and_a_server_error_does_not
 
 
 def refused(status, headers=None, body=b""):
+    """The outcome of a refused upgrade."""
     return classify(UpgradeRefused(status, headers or {}, body))
 
 

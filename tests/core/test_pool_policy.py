@@ -1,5 +1,8 @@
 """The pool's policy: spares ready, replacements first, no herd, and never more than it may have."""
 
+# ruff: noqa: D102  (a state machine's rules are named for what they do)
+
+import itertools
 import math
 import random
 
@@ -20,11 +23,12 @@ GOING = ConnectionLost(1001, how="close")
 
 
 def policy(**fields):
+    """Two spares, four at most, dice that show the middle, unless said."""
     return PoolPolicy(**({"warm": 2, "maximum": 4, "jitter": lambda: 0.5} | fields))
 
 
 def views(*states, retire_at=None, first=1):
-    """"R" idle, "B" busy, "C" connecting, "D" draining, "X" closed; lower case: due for rotation since 0."""
+    """Connections by letter: "R" idle, "B" busy, "C" connecting, "D" draining, "X" closed; lower case: due for rotation."""
     names = {"R": "READY", "B": "BUSY", "C": "CONNECTING", "D": "DRAINING", "X": "CLOSED"}
     return [
         ConnectionView(
@@ -104,7 +108,7 @@ def test_rotation_is_replacement_first():
 
 
 def test_rotation_at_the_maximum_goes_one_above_it():
-    """warm = maximum: the replacement may stand beside the old one, the allowance at a time."""
+    """With warm = maximum: the replacement may stand beside the old one, the allowance at a time."""
     it = policy(warm=4)
     assert counts(it.decide(10, views("rrRR"), 0)) == (1, [])
     assert counts(it.decide(10, views("rrRRC"), 0)) == (0, [])
@@ -151,7 +155,7 @@ def test_one_too_many_is_let_go():
 
 
 def test_without_spares_wanted_a_due_connection_just_goes():
-    """warm 0: nothing is kept ready, nothing is replaced."""
+    """With warm 0: nothing is kept ready, nothing is replaced."""
     assert counts(policy(warm=0).decide(10, views("r"), 0)) == (0, [1])
 
 
@@ -238,7 +242,7 @@ def test_rotations_are_spread():
     due = sorted(it.retire_at_for(1000) for _ in range(64))
     assert due[0] > 1000 + 3300 * 0.8
     assert due[-1] <= 1000 + 3300
-    assert min(b - a for a, b in zip(due, due[1:], strict=False)) > 660 / 64 / 4
+    assert min(b - a for a, b in itertools.pairwise(due)) > 660 / 64 / 4
 
 
 @pytest.mark.parametrize("bad", [{"warm": -1}, {"maximum": 0}, {"slots": 0}, {"burst": 0}, {"max_age": 0}])
