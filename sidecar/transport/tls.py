@@ -219,9 +219,12 @@ class TlsStream(trio.abc.Stream):
                         await self._socket.wait_send_all_might_not_block()
                     continue
                 chunk, self._unsent = self._unsent, bytearray()
-                self._broken = True  # until it is through: a torn record cannot be mended
-                await self.transport.send_all(chunk)
-                self._broken = False
+                whole = False
+                try:
+                    await self.transport.send_all(chunk)
+                    whole = True
+                finally:
+                    self._broken = self._broken or not whole  # a torn record cannot be mended
 
     def abort(self) -> None:
         """Close a socket transport now, without a word; other kinds are closed by `aclose`."""

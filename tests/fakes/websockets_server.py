@@ -1,4 +1,4 @@
-"""A WebSocket server on the `websockets` package, in a thread with its own asyncio loop: somebody else's code to talk to.
+"""A WebSocket server on the `websockets` package, in a thread with its own asyncio loop: somebody else's code.
 
     with websockets_server(handler) as server:          # ws
     with websockets_server(handler, tls=context) as server:  # wss
