@@ -1,10 +1,14 @@
 """The configuration file: what is taken, what is refused, and that every refusal names place and mend."""
 
+import contextlib
 import os
+import tempfile
 import tracemalloc
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sidecar.config import Config, Frontend, Log, load
 from sidecar.config_summary import describe, summary
@@ -433,3 +437,46 @@ def test_what_is_legal_and_probably_not_meant_is_noted(tmp_path: Path) -> None:
         "keeps the",
     ):
         assert words in notes
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_configuration_or_a_configuration_error(noise: bytes) -> None:
+    """Nothing else comes out of `load`, whatever lies in the file."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(ConfigurationError):
+        load(write(Path(folder), noise), environ={})
+
+
+values = st.recursive(
+    st.none().map(lambda _: "nan")
+    | st.integers(-(1 << 70), 1 << 70).map(str)
+    | st.floats(allow_nan=False, allow_infinity=False).map(repr)
+    | st.sampled_from(
+        ["true", '""', '"x"', '"wss://h"', "1979-05-27", "07:32:00", "[]", "{}", '"\\u0000"', '"\\U0010ffff"']
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda items: f"[{', '.join(items)}]")
+        | st.lists(inner, max_size=3).map(
+            lambda items: (
+                "{"
+                + ", ".join(f"{key} = {item}" for key, item in zip(("file", "name", "model"), items, strict=False))
+                + "}"
+            )
+        )
+    ),
+    max_leaves=6,
+)
+keys = st.sampled_from(
+    ["name", "url", "dialect", "credential", "headers", "tls", "targets", "endpoint", "group", "max_age_s"]
+)
+heads = st.sampled_from(["[frontend]", "[[upstream]]", "[[route]]", "[log]", "[upstream]", "[[frontend]]", "[x.y]", ""])
+
+
+@given(st.lists(st.tuples(heads, st.dictionaries(keys, values, max_size=4)), max_size=5), st.booleans())
+def test_any_tables_are_a_configuration_or_a_configuration_error(
+    tables: list[tuple[str, dict[str, str]]], complete: bool
+) -> None:
+    """Values of every kind in every place: refused in words, or taken."""
+    text = "\n".join(head + "\n" + "\n".join(f"{k} = {v}" for k, v in table.items()) for head, table in tables)
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(ConfigurationError):
+        config = load(write(Path(folder), (UPSTREAM + ROUTE if complete else "") + text), environ={})
+        assert summary(config)
