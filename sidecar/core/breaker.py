@@ -130,7 +130,8 @@ class Breaker:
     """
 
     __slots__ = (
-        "_closed_at", "_consecutive", "_consecutive_limit", "_growth", "_jitter", "_name", "_open_base", "_open_cap",
+        "_closed_at", "_consecutive", "_consecutive_limit", "_growth", "_jitter", "_name", "_no_way_in", "_open_base",
+        "_open_cap",
         "_open_until", "_permit", "_rate", "_rate_minimum", "_refused", "_slow_rate", "_stale", "_state", "_successes",
         "_trial", "_trial_timeout", "_trial_until", "_trials", "_trials_needed", "_trips", "_window", "_window_width",
     )  # fmt: skip
@@ -166,6 +167,7 @@ class Breaker:
         self._trial: Permit | None = None
         self._trial_until = -math.inf
         self._successes = 0
+        self._no_way_in = False  # the last trip was a failed connect's
         self._trips = self._refused = self._trials = self._stale = 0
 
     def admit(self, now: float) -> Permit | Refusal:
@@ -221,6 +223,29 @@ class Breaker:
         if (failed or slow) and self._too_bad(now):
             self._trip(now)
 
+    def connect_failed(self, outcome: Outcome, now: float) -> None:
+        """A connect to the upstream failed; no permit was needed for it.
+
+        Closed, it counts like an attempt. Half-open, it is the trial that failed (unless a call's trial is out, which
+        knows better). Open, it says nothing new.
+        """
+        if not outcome.counts_against_breaker or self.state(now) == "open":
+            return
+        permit = self.admit(now)
+        if isinstance(permit, Permit):
+            trips = self._trips
+            self.record(permit, outcome, now)
+            self._no_way_in = self._no_way_in or self._trips > trips
+
+    def connected(self, now: float) -> None:
+        """A connect succeeded. If the breaker is open because none did, its reason is gone: a trial may go at once.
+
+        A breaker that calls have opened waits its time: an upstream in trouble mostly takes connections still.
+        """
+        if self._no_way_in and self._state == "open" and self._open_until > now:
+            self._open_until = now
+        self._no_way_in = False
+
     def give_back(self, permit: Permit) -> None:
         """Hand a permit back unused (no connection was to be had): as if it had never been asked for."""
         if permit.trial and permit is self._trial:
@@ -272,6 +297,7 @@ class Breaker:
         self._open_until = now + max(self._open_base, longest / 2 * (1 + self._jitter()))
         self._growth += 1
         self._trips += 1
+        self._no_way_in = False
 
     def _close(self, now: float) -> None:
         self._step("close")

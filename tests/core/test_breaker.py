@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sidecar.core import outcome as o
 from sidecar.core.breaker import TRANSITIONS, Breaker, Permit, Refusal
 from sidecar.core.transitions import IllegalTransition
-from sidecar.errors import ConnectionLost, UpstreamError
+from sidecar.errors import ConnectFailed, ConnectionLost, UpstreamError
 
 FAILURE = o.classify(ConnectionLost())
 THROTTLED = o.classify(UpstreamError("slow down", status=429))
@@ -214,6 +214,59 @@ def test_a_lost_trial_expires():
     assert it.statistics(33).trials == 2
 
 
+NO_WAY_IN = o.classify(ConnectFailed("tcp", "refused"))
+
+
+def test_failed_connects_count_and_open_it():
+    """Five connects that fail in a row: no call need fail to find out. Further ones say nothing new."""
+    it = breaker()
+    for _ in range(5):
+        it.connect_failed(NO_WAY_IN, 0)
+    assert it.state(0) == "open"
+    at = it.next_wakeup_at()
+    it.connect_failed(NO_WAY_IN, 0.5)
+    assert it.next_wakeup_at() == at
+    it.connect_failed(o.classify(ConnectFailed("credential", "no file")), 100)
+    assert it.state(100) == "half_open", "a credential is not the upstream's fault"
+
+
+def test_a_failed_connect_is_a_failed_trial():
+    """Its time over, nobody asked yet, and no way in: open again, for longer; but a call's trial knows better."""
+    it = tripped()
+    it.connect_failed(NO_WAY_IN, 1.5)
+    assert it.next_wakeup_at() == pytest.approx(4.5)
+    trial = it.admit(4.5)
+    it.connect_failed(NO_WAY_IN, 4.6)
+    assert it.state(4.6) == "half_open"
+    it.record(trial, o.SUCCESS, 4.7)
+
+
+def test_a_connect_that_succeeds_ends_an_outage_of_connects():
+    """Open because nothing could be reached: the first connection lets a trial through at once, and only one."""
+    it = breaker()
+    for _ in range(5):
+        it.connect_failed(NO_WAY_IN, 0)
+    it.connected(0.2)
+    assert it.state(0.2) == "half_open"
+    assert isinstance(it.admit(0.2), Permit)
+    assert isinstance(it.admit(0.2), Refusal)
+
+
+def test_a_connect_that_succeeds_does_not_pardon_failing_calls():
+    """Open because calls failed: it waits its time, whatever connects do; closed, a connect changes nothing."""
+    it = tripped()
+    it.connected(0.2)
+    assert it.state(0.2) == "open"
+    it.connect_failed(NO_WAY_IN, 2)
+    assert it.state(2) == "open"
+    one_more = it.next_wakeup_at()
+    it.connected(one_more + 1)
+    assert it.next_wakeup_at() == one_more, "its time was over already"
+    fresh = breaker()
+    fresh.connected(0)
+    assert fresh.state(0) == "closed"
+
+
 def test_an_illegal_transition_raises_and_changes_nothing():
     """An open breaker cannot trip, a closed one cannot close."""
     for state, event in (("open", "trip"), ("closed", "close"), ("open", "close"), ("closed", "half_open")):
@@ -268,6 +321,13 @@ class BreakerMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0))
     def never_used(self, which):
         self.it.give_back(self.out.pop(which % len(self.out))[0])
+
+    @rule(good=st.booleans())
+    def connect(self, good):
+        if good:
+            self.it.connected(self.now)
+        else:
+            self.it.connect_failed(NO_WAY_IN, self.now)
 
     @invariant()
     def counts_are_sane(self):

@@ -28,7 +28,7 @@ def policy(**fields):
 
 
 def views(*states, retire_at=None, first=1):
-    """Connections by letter: "R" idle, "B" busy, "C" connecting, "D" draining, "X" closed; lower case: due for rotation."""
+    """Connections by letter: Ready and idle, Busy, Connecting, Draining, X closed; lower case: due for rotation."""
     names = {"R": "READY", "B": "BUSY", "C": "CONNECTING", "D": "DRAINING", "X": "CLOSED"}
     return [
         ConnectionView(
