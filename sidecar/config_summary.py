@@ -124,7 +124,7 @@ def summary(config: Config, *, endpoint: str | None = None) -> str:
     lines.extend(
         f"{upstream['name']}: {upstream['warm_connections']} warm, at most {upstream['max_connections']} connections "
         f"of {upstream['calls_per_connection']}, rotated within {upstream['max_age_s']:g} s, "
-        f"credential from {upstream['credential']}"
+        + ("no credential" if upstream["credential"] == "none" else f"credential from {upstream['credential']}")
         for upstream in sums["upstreams"]
     )
     lines.append(f"in all: {frontend['max_calls_in_flight']} in flight, {frontend['queue_max']} more wait")
