@@ -5,7 +5,7 @@ A prompt that starts with ``[`` is a script, a JSON list of steps run in order:
 - ``"accept"``; ``{"accept": {...fields}}``; ``{"delta": "text"}``; ``{"done": {...}}``; ``{"failed": {...}}``;
   ``{"restarted": {}}``: messages, with the fields a real daemon would fill in (given ones win);
 - ``{"message": {...}}``: any map, `id` filled in when missing; ``{"raw": "hex"}``: any bytes;
-- ``{"batch": [steps]}``: the messages of these steps as one array, where the bot allowed it;
+- ``{"flood": n}``: so many deltas; ``{"batch": [steps]}``: the messages of these steps as one array, where the bot allowed it;
 - ``"silence"``: nothing more; ``"die"``: SIGKILL to itself; ``"stop"``: SIGSTOP to itself.
 
 Any other prompt is answered at once with its own text. Every message received is one line of the log, so that a test
@@ -41,6 +41,7 @@ def serve(endpoint: str, log: str, ready: int) -> None:
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket, Path(log).open("a") as lines:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.SNDTIMEO, 5000)
         socket.bind(endpoint)
         os.write(ready, b"1")
         os.close(ready)
@@ -58,7 +59,7 @@ def serve(endpoint: str, log: str, ready: int) -> None:
                 if is_json:
                     answer = msgspec.json.encode(msgspec.msgpack.decode(answer))
                 with contextlib.suppress(zmq.ZMQError):
-                    socket.send_multipart([peer, answer], zmq.NOBLOCK)
+                    socket.send_multipart([peer, answer])
 
 
 def answers(message: dict[str, Any], session: str) -> Any:
@@ -114,6 +115,10 @@ def play(steps: list[Any], call: dict[str, Any], session: str, now: int, batch: 
                 made = {"id": call["id"], **value}
             case "raw":
                 yield bytes.fromhex(value)
+                continue
+            case "flood":
+                for seq in range(value):
+                    yield pack({"type": "delta", "id": call["id"], "seq": seq, "text": "x" * 50})
                 continue
             case "batch":
                 yield pack(list(play(value, call, session, now, batch=True)))
@@ -183,8 +188,9 @@ class FakeDaemon:
 
     def signal(self, number: signal.Signals) -> None:
         """SIGKILL, SIGSTOP or SIGCONT to the daemon."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, number)
+        if self.pid > 0:  # 0 would be our own process group
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """As a crash: the socket file stays."""
