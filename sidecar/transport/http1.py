@@ -7,7 +7,7 @@ first bytes, not by a timeout.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 import h11
@@ -102,7 +102,7 @@ async def refusal(receive: Receive, head: bytes, rest: bytes) -> UpgradeRefused 
     return UpgradeRefused(answer.status_code, fold(answer.headers), bytes(body[:MAX_BODY]))
 
 
-def fold(headers: h11._headers.Headers | list[tuple[bytes, bytes]] | tuple[tuple[bytes, bytes], ...]) -> dict[str, str]:
+def fold(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """Header pairs -> one value for each lower-case name, repeated ones joined by a comma."""
     folded: dict[str, str] = {}
     for name, value in headers:

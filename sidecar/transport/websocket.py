@@ -72,7 +72,8 @@ class WebSocket:
         self._open = False  # the upgrade is done
         self._refuse: Fault | None = None  # why nothing more can be sent
         self._lost: Fault | None = None  # how it ended; set once
-        self._complaint = "not understood"  # why the library did not take the 101 response
+        self._upgrading = trio.CancelScope()
+        self._complaint: str | None = None  # why the library gave up the upgrade
         self._gone = trio.Event()  # the reader is through
 
     # --- what the connection's owner calls
@@ -192,7 +193,8 @@ class WebSocket:
 
     def _over(self) -> None:
         """The task of this connection is through: cancelled from outside, or after its end."""
-        self._retire(self._closed_error("cancelled"), 1001, ours=True)
+        # Without a fault known it was cancelled from outside; after a failed write nobody has been told yet.
+        self._retire(self._closed_error("cancelled"), 1001, ours=self._refuse is None)
         self._gone.set()
 
     def _how_it_ended(self) -> Fault:
@@ -299,7 +301,7 @@ class WebSocket:
     async def _upgrade(self, host: str, resource: str, headers: list[tuple[bytes, bytes]], timeout: float) -> bytes:
         """Ask for the WebSocket. Returns the bytes that came behind the 101 response."""
         opened = trio.Event()
-        with trio.move_on_after(timeout):
+        with trio.move_on_after(timeout) as self._upgrading:
             self._nursery.start_soon(self._run_library, host, resource, headers, opened)
             try:
                 receive = self._stream.receive_some
@@ -313,13 +315,18 @@ class WebSocket:
                 raise await refusal(lambda: receive(_READ), head, rest)
             self._handover.feed(0, head)
             await opened.wait()
-            if self._library is None:
-                raise ConnectFailed("upgrade", f"the 101 response is not a WebSocket's: {self._complaint}")
+            assert self._library is not None
             self.upgrade_headers = fold(self._library.handshake_headers)
             self.opened_at = self.last_inbound_at = trio.current_time()
             self._open = True
             return rest
+        if self._complaint is not None:
+            raise ConnectFailed("upgrade", f"this is no WebSocket handshake: {self._complaint}")
         raise ConnectFailed("upgrade", f"no complete answer in {timeout:g} s", timed_out=True)
+
+    def _give_up(self, complaint: str = "not understood") -> None:
+        self._complaint = complaint
+        self._upgrading.cancel()
 
     async def _run_library(
         self, host: str, resource: str, headers: list[tuple[bytes, bytes]], opened: trio.Event
@@ -327,7 +334,7 @@ class WebSocket:
         """trio-websocket and its reader task, in a nursery of their own: only its errors are taken for its errors."""
         try:
             async with trio.open_nursery() as nursery:
-                self._handover.on_close = opened.set
+                self._handover.on_close = self._give_up
                 self._library = await trio_websocket.wrap_client_stream(
                     nursery,
                     self._handover,  # type: ignore[arg-type]  # its documentation says "arbitrary stream"
@@ -341,8 +348,8 @@ class WebSocket:
         except* _LIBRARY_ERRORS as group:
             if self._open:
                 self._retire(MalformedFrame("a control frame that cannot be answered"), 1002)
-            self._complaint = _complaint(group)
-            opened.set()
+            else:
+                self._give_up(_complaint(group))
 
 
 #: What escapes trio-websocket when a handshake is not one, its dependencies' errors included.
@@ -438,6 +445,8 @@ async def run_websocket(
         if websocket is not None:
             websocket._over()  # noqa: SLF001
         await trio.aclose_forcefully(stream)
+    if failure is None and not websocket._open:  # noqa: SLF001
+        failure = ConnectFailed("upgrade", "connection reset before the answer")
     if failure is not None:
         raise failure
     return websocket._how_it_ended()  # noqa: SLF001

@@ -29,6 +29,7 @@ class Owner:
         self.arrived = trio.Event()
         self.told_event = trio.Event()
         self.websocket: WebSocket
+        self.sink_now: Callable[[Messages], None] | None = None  # a test's own
 
     @property
     def messages(self) -> Messages:
@@ -37,6 +38,9 @@ class Owner:
 
     def sink(self, messages: Messages) -> None:
         """One read's messages."""
+        if self.sink_now is not None:
+            self.sink_now(messages)
+            return
         self.reads.append(messages)
         self.arrived.set()
 

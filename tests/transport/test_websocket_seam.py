@@ -6,12 +6,10 @@ import pytest
 import trio
 import trio.testing
 
-from sidecar.errors import ConnectionLost
+from sidecar.errors import ConnectFailed, ConnectionLost, MalformedFrame
 from sidecar.transport.frames import CLOSE, CONTINUATION, PING, PONG, TEXT, encode_server_frame
-from tests.fakes.raw_upstream import (
-    over_memory,
-    unmask,
-)
+from sidecar.transport.websocket import run_websocket
+from tests.fakes.raw_upstream import Owner, drain, over_memory, request, switching, unmask
 
 
 async def test_the_byte_stream_seam(autojump_clock: trio.testing.MockClock) -> None:
@@ -122,3 +120,116 @@ async def test_ping_ends_with_the_connection(autojump_clock: trio.testing.MockCl
                 await owner.websocket.ping(60)
         assert (caught.value.how, caught.value.close_code, caught.value.reason) == ("close", 1013, "soon")
         assert trio.current_time() - started == pytest.approx(1)
+
+
+async def test_peer_that_stops_reading_for_good(autojump_clock: trio.testing.MockClock) -> None:
+    """A write that fails while nothing can be read retires the connection, and the owner is told."""
+    async with over_memory() as (owner, peer):
+        peer.receive_stream.close()
+        started = trio.current_time()
+        owner.websocket.send_text(b"into the void")
+        ended = await owner.end(10)
+        assert trio.current_time() - started <= 0.5
+        assert isinstance(ended, ConnectionLost)
+        assert ended.how == "reset"
+        assert owner.told == [ended]
+        with pytest.raises(ConnectionLost):
+            owner.websocket.send_text(b"late")
+
+
+async def test_a_send_that_nobody_takes_is_counted(autojump_clock: trio.testing.MockClock) -> None:
+    """Bytes the peer does not read are pending; silence retires the connection all the same."""
+    ours, theirs = trio.testing.lockstep_stream_pair()
+    owner = Owner()
+
+    async def dialer() -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        return ours
+
+    async def answer() -> None:
+        await theirs.send_all(switching(await request(theirs)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer)
+        websocket = await nursery.start(owner.run, dialer, {})
+        for _ in range(3):
+            websocket.send_text(b"x" * 1000)
+        assert websocket.pending_bytes > 3000
+        with pytest.raises(ConnectionLost) as caught:
+            await websocket.ping(5)
+        assert caught.value.how == "silence"
+        assert (await owner.end()).close_code == 1006
+        assert websocket.pending_bytes == 0
+
+
+async def test_write_fails_during_the_upgrade(autojump_clock: trio.testing.MockClock) -> None:
+    """A stream that takes no request fails the upgrade in half a second, as a failure to connect."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    theirs.receive_stream.close()
+
+    async def dialer() -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        return ours
+
+    with pytest.raises(ConnectFailed) as caught, trio.fail_after(1):
+        await run_websocket(dialer, "h", "/", print, headers=[])
+    assert caught.value.stage == "upgrade"
+
+
+@pytest.mark.parametrize(("host", "resource"), [("h", "/\u00e9"), ("h", "/a b"), ("a..b", "/"), ("h\r\nX: y", "/")])
+async def test_a_request_that_cannot_be_written(
+    autojump_clock: trio.testing.MockClock, host: str, resource: str
+) -> None:
+    """A host or path that HTTP cannot carry fails at once, whoever let it through."""
+    ours, _theirs = trio.testing.memory_stream_pair()
+
+    async def dialer() -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        return ours
+
+    started = trio.current_time()
+    with pytest.raises(ConnectFailed) as caught:
+        await run_websocket(dialer, host, resource, print, headers=[])
+    assert (caught.value.stage, caught.value.timed_out) == ("upgrade", False)
+    assert trio.current_time() == started
+
+
+async def test_a_bug_in_the_sink_is_not_hidden(autojump_clock: trio.testing.MockClock) -> None:
+    """An exception of the sink other than MalformedFrame comes out, and the stream is closed."""
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def dialer() -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        return ours
+
+    def sink(_: object) -> None:
+        raise ValueError("a bug")
+
+    async with trio.open_nursery() as nursery:
+
+        async def peer() -> None:
+            await theirs.send_all(switching(await request(theirs)) + encode_server_frame(TEXT, b"x"))
+            await drain(theirs)
+
+        nursery.start_soon(peer)
+        with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="a bug")):
+            await run_websocket(dialer, "h", "/", sink, headers=[])
+
+
+@pytest.mark.parametrize("how", ["abort", "refuse"])
+async def test_the_sink_may_end_it(autojump_clock: trio.testing.MockClock, how: str) -> None:
+    """A sink may abort its own connection in the middle of a read; nothing more is delivered."""
+    async with over_memory() as (owner, peer):
+
+        def sink(messages: list[tuple[int, bytes]]) -> None:
+            owner.reads.append(messages)
+            if how == "refuse":
+                raise MalformedFrame("no")
+            owner.websocket.abort()
+
+        owner.sink_now = sink
+        await peer.send_all(encode_server_frame(TEXT, b"one"))
+        with trio.fail_after(1):
+            await owner.ended.wait()
+        assert owner.messages == [(TEXT, b"one")]
+        assert len(owner.told) == (how == "refuse")
