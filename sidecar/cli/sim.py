@@ -126,7 +126,11 @@ def run(argv: list[str]) -> int:
         )
         relay.bind(settings["host"], settings["port"])
         if settings["port_file"] is not None:
-            Path(settings["port_file"]).write_text(f"{relay.port}\n", encoding="ascii")
+            try:
+                Path(settings["port_file"]).write_text(f"{relay.port}\n", encoding="ascii")
+            except OSError as problem:
+                relay.unbind()
+                raise ValueError(f"--port-file: {problem}") from None
     except (ValueError, ssl.SSLError, FileNotFoundError, PermissionError) as problem:
         print(f"sidecar sim: {problem}", file=sys.stderr)
         return 2

@@ -15,7 +15,7 @@ _SHORT: Final = 126
 _MEDIUM: Final = 127
 
 
-class Violation(Exception):  # noqa: N818 -- it is what the client did
+class Violation(Exception):
     """The client broke the protocol; `code` is what to close with."""
 
     def __init__(self, code: int, reason: str) -> None:

@@ -180,6 +180,12 @@ class Relay:
         self.port = self._listener.getsockname()[1]
         return self.port
 
+    def unbind(self) -> None:
+        """Undo `bind`, where `serve` never came."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
     async def serve(
         self, host: str = "127.0.0.1", port: int = 0, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
     ) -> NoReturn:
@@ -210,9 +216,7 @@ class Relay:
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     nursery.start_soon(self._welcome, Link(sock, self.counters))
         finally:
-            if self._listener is not None:
-                self._listener.close()
-                self._listener = None
+            self.unbind()
 
     async def _listening(self) -> socket.socket:
         if self._listener is None:

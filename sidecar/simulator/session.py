@@ -129,7 +129,7 @@ class Session:
                 return
 
     async def _ignore(self) -> None:
-        while not self.link.abandoned:  # noqa: ASYNC110 -- the kernel's state has no event but reading
+        while not self.link.abandoned:
             await trio.sleep(0.05)
 
     async def _age(self, limit: float, warn: bool) -> None:  # noqa: FBT001 -- a task's arguments

@@ -46,7 +46,7 @@ class Fault(Struct, frozen=True, kw_only=True):
         return frame
 
 
-class RequestRefused(Exception):  # noqa: N818 -- a refusal, not a mistake of ours
+class RequestRefused(Exception):
     """The request is not one; `fault` says why, `lane` whom to tell."""
 
     def __init__(self, fault: Fault, lane: str | None = None) -> None:
