@@ -27,7 +27,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from sidecar.config import Log
-from sidecar.config_source import scrub
+from sidecar.config.source import scrub
 
 #: What may be logged. Kernel facts of a bot (uid, pid) yes; what a bot or an upstream wrote, no.
 _NAMES: Final = """

@@ -34,7 +34,7 @@ def run(argv: list[str]) -> int:
         return EXIT_CONFIGURATION
     status = 0
     if not arguments.json:
-        from sidecar.config_summary import summary
+        from sidecar.config.summary import summary
 
         print(summary(config, endpoint=result["endpoint"]))
         for note in result["notes"]:
@@ -58,7 +58,7 @@ def _validate(path: Path | None) -> tuple[Config, dict[str, Any]]:
     import grp
 
     from sidecar.config import load
-    from sidecar.config_summary import describe
+    from sidecar.config.summary import describe
     from sidecar.credentials import CredentialReader
     from sidecar.transport.dial import make_tls_context
     from sidecar.transport.endpoint import control_of, resolve

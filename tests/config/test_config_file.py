@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.config import Config, Frontend, Log, load
-from sidecar.config_summary import describe, summary
+from sidecar.config.summary import describe, summary
 from sidecar.errors import ConfigurationError
 
 CANARY = "sk-proj-CANARY0123456789abcdefCANARY"

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from sidecar.config import CredentialSource, Frontend, Log, Route, Target, Tls, Upstream, load
-from sidecar.presets import PRESETS
+from sidecar.config.presets import PRESETS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 SECTIONS = {

@@ -1,0 +1,21 @@
+"""What an operator wrote: TOML in, frozen structs out, every mistake named with its file, key path and mend."""
+
+from __future__ import annotations
+
+from sidecar.config.load import load
+from sidecar.config.model import Config, CredentialSource, Frontend, Log, Route, Target, Tls, Upstream
+from sidecar.config.source import DEFAULT_PATH, EXAMPLE
+
+__all__ = [
+    "DEFAULT_PATH",
+    "EXAMPLE",
+    "Config",
+    "CredentialSource",
+    "Frontend",
+    "Log",
+    "Route",
+    "Target",
+    "Tls",
+    "Upstream",
+    "load",
+]

@@ -1,0 +1,101 @@
+"""The configuration's shape: frozen structs, strict, with a unit in every name and a default that is right for most."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+PositiveSeconds = Annotated[float, Meta(gt=0, le=86_400)]
+PositiveMs = Annotated[float, Meta(gt=0, le=86_400_000)]
+
+
+class Frontend(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[frontend]`: the local socket and what one host of bots may ask of it."""
+
+    endpoint: str | None = None
+    control_endpoint: str | None = None
+    group: str | None = None
+    max_message_bytes: Annotated[int, Meta(ge=1024, le=256 << 20)] = 1_048_576
+    max_calls_in_flight: Annotated[int, Meta(ge=1, le=100_000)] = 256
+    queue_max: Annotated[int, Meta(ge=0, le=1_000_000)] = 512
+    stall_timeout_s: PositiveSeconds = 5
+    drain_timeout_s: Annotated[float, Meta(ge=0, le=86_400)] = 30
+
+
+class CredentialSource(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a secret lies; never the secret. Exactly one of the fields."""
+
+    file: str | None = None
+    env: str | None = None
+    command: list[str] | None = None
+
+
+class Tls(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[upstream.tls]`: a private CA, a client certificate."""
+
+    ca_file: str | None = None
+    certificate_file: str | None = None
+    key_file: str | None = None
+
+
+class Upstream(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[[upstream]]`: one service, after its preset has been laid under it."""
+
+    name: Name
+    url: str
+    dialect: Literal["responses", "chat"]
+    preset: Literal["openai", "azure", "xai", "vercel", "litellm"] | None = None
+    credential: str | CredentialSource | None = None
+    headers: dict[str, str] = {}
+    warm_connections: Annotated[int, Meta(ge=0, le=10_000)] = 8
+    max_connections: Annotated[int, Meta(ge=1, le=10_000)] = 64
+    calls_per_connection: Annotated[int, Meta(ge=1, le=32)] = 1
+    max_age_s: Annotated[float, Meta(ge=1, le=86_400)] = 3300
+    compression: Literal["none", "zstd-stream"] = "none"
+    tls: Tls = Tls()
+    proxy: str | None = None
+    connect_timeout_s: PositiveSeconds = 2
+    tls_timeout_s: PositiveSeconds = 3
+    upgrade_timeout_s: PositiveSeconds = 5
+    ping_interval_s: PositiveSeconds = 10
+    pong_timeout_s: PositiveSeconds = 5
+
+
+class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One entry of a route's `targets`: an upstream, a model, and options laid under the call's."""
+
+    upstream: Name
+    model: Annotated[str, Meta(min_length=1, max_length=256)]
+    options: dict[str, Any] = {}
+
+
+class Route(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[[route]]`: what a bot names; targets in order of preference."""
+
+    name: Name
+    targets: Annotated[list[Target], Meta(min_length=1, max_length=16)]
+    timeout_ms: PositiveMs = 2000
+    first_delta_timeout_ms: PositiveMs = 1200
+    idle_timeout_ms: PositiveMs = 800
+    max_output_tokens: Annotated[int, Meta(ge=1)] = 256
+    store: bool = False
+    unsupported_options: Literal["fail", "drop"] = "fail"
+
+
+class Log(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[log]`: quiet by default; prompts and outputs only when asked for here."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "text"] = "auto"
+    calls: bool = True
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    frontend: Frontend = Frontend()
+    upstream: Annotated[list[Upstream], Meta(min_length=1)]
+    route: Annotated[list[Route], Meta(min_length=1)]
+    log: Log = Log()

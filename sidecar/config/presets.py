@@ -1,0 +1,57 @@
+"""What is known of the services that speak a dialect: laid under an upstream's own keys, which always win.
+
+Source: vendors' documents and probes, 2026-11. `max_age_s` leaves the service's own limit a margin for the rotation
+jitter and for the calls that are still running when a connection is told to drain.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from msgspec import Struct
+
+
+class Preset(Struct, frozen=True, kw_only=True):
+    """One service.
+
+    Args:
+        values: keys of `[[upstream]]` with the values that suit the service.
+        age_limit_s: when the service itself ends a connection, seconds.
+        calls_limit: responses it runs at once on one connection; it queues or refuses more.
+        close_codes: the service's own WebSocket close codes -> the code they mean on our wire.
+    """
+
+    values: dict[str, Any]
+    age_limit_s: float
+    calls_limit: int = 1
+    close_codes: dict[int, str] = {}
+
+
+PRESETS: Final[dict[str, Preset]] = {
+    "openai": Preset(values={"max_age_s": 3300, "calls_per_connection": 1}, age_limit_s=3600, calls_limit=16),
+    "azure": Preset(values={"max_age_s": 3300, "calls_per_connection": 1}, age_limit_s=3600),
+    # Pongs come up to 9.6 s late while deltas flow.
+    "xai": Preset(values={"max_age_s": 1380, "calls_per_connection": 1, "pong_timeout_s": 15}, age_limit_s=1500),
+    "vercel": Preset(
+        values={"max_age_s": 660, "calls_per_connection": 1}, age_limit_s=780, close_codes={4402: "insufficient_quota"}
+    ),
+    "litellm": Preset(values={"max_age_s": 3300, "calls_per_connection": 1}, age_limit_s=3600),
+}
+
+
+def lay_under(raw: dict[str, Any]) -> None:
+    """Fill in, in the raw tables, what presets and the other keys imply and the file does not say.
+
+    `warm_connections` follows a `max_connections` below its default, which nobody should have to write twice.
+    """
+    upstreams = raw.get("upstream")
+    for upstream in upstreams if isinstance(upstreams, list) else []:
+        if not isinstance(upstream, dict):
+            continue
+        preset = upstream.get("preset")
+        if isinstance(preset, str) and preset in PRESETS:
+            for key, value in PRESETS[preset].values.items():
+                upstream.setdefault(key, value)
+        most = upstream.get("max_connections")
+        if isinstance(most, int) and "warm_connections" not in upstream and 1 <= most < 8:
+            upstream["warm_connections"] = most

@@ -1,0 +1,132 @@
+"""What a configuration adds up to, for people and for `show config`: how many at once, who may connect, what is odd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sidecar.config.model import Config, CredentialSource, Route, Upstream
+from sidecar.config.presets import PRESETS
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """The sum of the configuration as plain values, ready for JSON; holds names of secrets' places, never a secret.
+
+    Units are in the names. `warnings` is for people: each is legal and probably not meant.
+    """
+    frontend = config.frontend
+    upstreams = {upstream.name: upstream for upstream in config.upstream}
+    return {
+        "frontend": {
+            "endpoint": frontend.endpoint,
+            "who_may_connect": f"group {frontend.group}" if frontend.group else "the daemon's own user only",
+            "max_calls_in_flight": frontend.max_calls_in_flight,
+            "queue_max": frontend.queue_max,
+        },
+        "upstreams": [_upstream(upstream) for upstream in config.upstream],
+        "routes": [_route(route, upstreams, frontend.max_calls_in_flight) for route in config.route],
+        "warnings": _warnings(config),
+    }
+
+
+def calls_at_once(upstream: Upstream) -> int:
+    """Calls that all connections of the upstream carry together."""
+    return upstream.max_connections * upstream.calls_per_connection
+
+
+def _upstream(upstream: Upstream) -> dict[str, Any]:
+    source = upstream.credential
+    if isinstance(source, CredentialSource):
+        # Only the program's name: arguments may hold what nobody should read.
+        command = f"the command {source.command[0]}" if source.command else ""
+        place = (source.file and f"the file {source.file}") or (source.env and f"${source.env}") or command
+    else:
+        place = f"$CREDENTIALS_DIRECTORY/{source}" if source else "none"
+    return {
+        "name": upstream.name,
+        "url": upstream.url.partition("?")[0],
+        "dialect": upstream.dialect,
+        "preset": upstream.preset,
+        "credential": place,
+        "calls_at_once": calls_at_once(upstream),
+        "warm_connections": upstream.warm_connections,
+        "max_connections": upstream.max_connections,
+        "calls_per_connection": upstream.calls_per_connection,
+        "max_age_s": upstream.max_age_s,
+        "compression": upstream.compression,
+    }
+
+
+def _route(route: Route, upstreams: dict[str, Upstream], most: int) -> dict[str, Any]:
+    return {
+        "name": route.name,
+        "calls_at_once": min(most, calls_at_once(upstreams[route.targets[0].upstream])),
+        "targets": [
+            {
+                "upstream": target.upstream,
+                "model": target.model,
+                "calls_at_once": min(most, calls_at_once(upstreams[target.upstream])),
+            }
+            for target in route.targets
+        ],
+        "timeout_ms": route.timeout_ms,
+        "first_delta_timeout_ms": route.first_delta_timeout_ms,
+        "idle_timeout_ms": route.idle_timeout_ms,
+        "max_output_tokens": route.max_output_tokens,
+        "store": route.store,
+    }
+
+
+def _warnings(config: Config) -> list[str]:
+    found = []
+    used = {target.upstream for route in config.route for target in route.targets}
+    if not any(route.name == "default" for route in config.route):
+        found.append('no route is named "default": a call that names none is refused (unknown_route)')
+    for upstream in config.upstream:
+        if upstream.name not in used:
+            found.append(f"upstream {upstream.name}: no route leads there, its connections are kept warm for nothing")
+        if upstream.credential is None and upstream.url.startswith("wss:"):
+            found.append(f"upstream {upstream.name}: no credential, requests go out without one")
+        if upstream.warm_connections == 0:
+            found.append(f"upstream {upstream.name}: warm_connections = 0, the first calls pay the handshake")
+        preset = PRESETS.get(upstream.preset or "")
+        if preset is not None and upstream.max_age_s >= preset.age_limit_s:
+            found.append(
+                f"upstream {upstream.name}: max_age_s = {upstream.max_age_s:g}, but the service itself ends a "
+                f"connection after {preset.age_limit_s:g} s"
+            )
+        if preset is not None and upstream.calls_per_connection > preset.calls_limit:
+            found.append(
+                f"upstream {upstream.name}: calls_per_connection = {upstream.calls_per_connection}, but the service "
+                f"runs {preset.calls_limit} at once and lets the others wait"
+            )
+        if upstream.calls_per_connection > 1 and upstream.dialect == "chat":
+            found.append(f"upstream {upstream.name}: several calls per connection need a relay that echoes `id`")
+    for route in config.route:
+        if route.store:
+            found.append(f"route {route.name}: store = true, the vendor keeps the prompts")
+        if len({target.upstream for target in route.targets}) == 1:
+            found.append(f"route {route.name}: one upstream only, nothing to fail over to")
+    return found
+
+
+def summary(config: Config, *, endpoint: str | None = None) -> str:
+    """`describe` as lines for a terminal; `endpoint` is the one it comes to when the configuration names none."""
+    sums = describe(config)
+    frontend = sums["frontend"]
+    lines = [f"{endpoint or frontend['endpoint'] or 'the default endpoint'}: {frontend['who_may_connect']} may connect"]
+    for route in sums["routes"]:
+        first, *rest = route["targets"]
+        then = "".join(f", then {target['upstream']}/{target['model']} ({target['calls_at_once']})" for target in rest)
+        lines.append(
+            f"{route['name']}: {route['calls_at_once']} calls at once on {first['upstream']}/{first['model']}{then}; "
+            f"{route['timeout_ms']:g} ms each, at most {route['max_output_tokens']} tokens"
+        )
+    lines.extend(
+        f"{upstream['name']}: {upstream['warm_connections']} warm, at most {upstream['max_connections']} connections "
+        f"of {upstream['calls_per_connection']}, rotated within {upstream['max_age_s']:g} s, "
+        + ("no credential" if upstream["credential"] == "none" else f"credential from {upstream['credential']}")
+        for upstream in sums["upstreams"]
+    )
+    lines.append(f"in all: {frontend['max_calls_in_flight']} in flight, {frontend['queue_max']} more wait")
+    lines.extend(f"note: {warning}" for warning in sums["warnings"])
+    return "\n".join(lines)
