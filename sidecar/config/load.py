@@ -1,7 +1,7 @@
 """The operator's configuration: TOML in, frozen structs out, every mistake named with its file, key path and mend.
 
-Order of precedence: flags, environment (``SIDECAR_FRONTEND__ENDPOINT``; `[frontend]` and `[log]` only),
-file, preset, default. Reading the bytes is `source`, the shape is `model`, what no type can say is `rules`, what it adds up
+Order of precedence: flags, environment (``SIDECAR_FRONTEND__ENDPOINT``; `[frontend]` and `[log]` only), file, preset,
+default. Reading the bytes is `source`, the shape is `model`, what no type can say is `rules`, what it adds up
 to is `summary`.
 """
 
