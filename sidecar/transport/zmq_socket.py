@@ -123,7 +123,6 @@ class RouterPort:
         os.close(self._wake_fd)
         for pidfd in self._by_pidfd:
             os.close(pidfd)
-        self._drain_monitor()
         self._router.disable_monitor()
         self._monitor.close(0)
         self._router.close(int(linger * 1000))
@@ -134,8 +133,10 @@ class RouterPort:
     async def receive_batch(self, limit: int) -> list[Incoming]:
         """See `BotPort.receive_batch`."""
         await trio.lowlevel.checkpoint_if_cancelled()
+        # Looked at before it is drained: the drain eats a wake that meant "room again", too.
+        woken = self._look()
         batch = self._drain(limit)
-        if batch or self._departed:
+        if woken or batch or self._departed:
             await trio.lowlevel.cancel_shielded_checkpoint()
             return batch
         await trio.lowlevel.wait_readable(self._epoll.fileno())
@@ -214,9 +215,10 @@ class RouterPort:
 
     # ------------------------------------------------------------------------------------------- coming and going
 
-    def _look(self) -> None:
-        """After a wake: whose was it?"""
-        for fd, _ in self._epoll.poll(0):
+    def _look(self) -> bool:
+        """Who would wake us? Sees to all but the ROUTER itself; True when there was anything."""
+        events = self._epoll.poll(0)
+        for fd, _ in events:
             if fd == self._wake_fd:
                 os.eventfd_read(fd)
             elif fd == self._monitor_fd:
@@ -224,6 +226,7 @@ class RouterPort:
             elif fd in self._by_pidfd:
                 for routing_id in tuple(self._by_pidfd[fd][1]):
                     self._depart(routing_id)
+        return bool(events)
 
     def _drain_monitor(self) -> None:
         receive = self._monitor.recv
@@ -245,7 +248,11 @@ class RouterPort:
                     self._depart(routing_id)
 
     def _meet(self, routing_id: bytes, fd: int, address: str) -> _Known | None:
-        """Map a new routing id; None when its connection has gone already, and nobody is there to answer."""
+        """Map a new routing id; None when its connection has gone already, and nobody is there to answer.
+
+        One case passes: a process that closed, connected again and was given the same descriptor before its old
+        message was read. Its old id is taken for gone with the first message of the new one, or the first send.
+        """
         if routing_id in self._gone:
             return None
         self._drain_monitor()
