@@ -60,6 +60,7 @@ class TlsStream(trio.abc.Stream):
         self._early = b""  # plaintext that came in one read with the end of the handshake
         self._ended = False  # close_notify or EOF was seen
         self._broken = False
+        self._fault: trio.BrokenResourceError | None = None  # of reading
 
     @property
     def unsent_bytes(self) -> int:
@@ -118,14 +119,15 @@ class TlsStream(trio.abc.Stream):
                 break
             self._incoming.write(data)
             plain = self._decrypt()
-            # Reading may have written: a key update asks for an answer.
+            # Reading may have written (alerts, answers to key updates); what cannot go now goes with the next write.
             if self._outgoing.pending:
                 self._collect()
-                self._push()
-                if self._unsent and not self._flushing.locked():
-                    await self._flush()
+                if not self._flushing.locked():
+                    self._push()
             if plain:
                 return plain
+        if self._fault is not None:
+            raise self._fault
         if self._broken:
             raise trio.ClosedResourceError("this stream was closed")
         return b""
@@ -147,8 +149,9 @@ class TlsStream(trio.abc.Stream):
         except ssl.SSLZeroReturnError:
             self._ended = True
         except ssl.SSLError as error:
-            self._broken = True
-            raise trio.BrokenResourceError(f"TLS: {error.reason or error}") from error
+            self._broken = self._ended = True
+            self._fault = trio.BrokenResourceError(f"TLS: {error.reason or error}")
+            self._fault.__cause__ = error  # raised once what came before it has been delivered
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def write_nowait(self, data: bytes) -> None:

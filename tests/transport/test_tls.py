@@ -110,6 +110,18 @@ async def test_garbage_record(authority: Authority) -> None:
         await client.send_all(b"more")
 
 
+async def test_what_came_before_garbage_is_delivered(authority: Authority) -> None:
+    """A good record and a forged one in the same read: first the data, then the fault, then the fault again."""
+    client, server = await _pair(authority)
+    await server.send_all(b"good")
+    await server.transport_stream.send_all(b"\x17\x03\x03\x00\x20" + b"x" * 32)
+    assert await client.receive_some() == b"good"
+    for _ in range(2):
+        with pytest.raises(trio.BrokenResourceError) as caught:
+            await client.receive_some()
+        assert isinstance(caught.value.__cause__, ssl.SSLError)
+
+
 async def test_closed(authority: Authority) -> None:
     """Closing twice is fine, sending and receiving after it are not; the peer sees close_notify or EOF."""
     client, server = await _pair(authority)

@@ -67,6 +67,37 @@ async def test_conversation(authority: Authority, secure: bool) -> None:
         assert (peer.request.path, peer.request.headers["Authorization"]) == ("/v1/responses?a=b", "Bearer k")
 
 
+async def test_abort_and_cut_over_tls(authority: Authority) -> None:
+    """Over TLS too: abort() ends both ends at once; a connection cut without close_notify is an EOF, 1006."""
+    tls = make_tls_context(Tls(ca_file=authority.ca_file))
+
+    async def handler(connection: ServerConnection) -> None:
+        if await connection.recv() == "cut":
+            connection.transport.abort()
+        await connection.wait_closed()
+
+    with websockets_server(handler, tls=authority.server_context()) as server:
+        address = parse_url(server.url)
+        async with trio.open_nursery() as nursery:
+            owner = Owner()
+            websocket = await nursery.start(owner.run, lambda: dial(address, tls=tls), {})
+            websocket.send_text(b"stay")
+            started = trio.current_time()
+            websocket.abort()
+            await owner.end(1)
+            await trio.to_thread.run_sync(lambda: _wait_closed(server.connections[0], server.loop))
+            assert trio.current_time() - started < 0.5
+            assert server.connections[0].close_code == 1000
+
+            owner = Owner()
+            websocket = await nursery.start(owner.run, lambda: dial(address, tls=tls), {})
+            websocket.send_text(b"cut")
+            ended = await owner.end(1)
+            assert isinstance(ended, ConnectionLost)
+            assert ended.how in ("eof", "reset")
+            assert owner.told == [ended]
+
+
 async def test_their_ping_is_answered() -> None:
     """A server's keepalive ping gets its pong, whatever else goes on."""
 
