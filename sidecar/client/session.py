@@ -50,7 +50,7 @@ MAX_TIMEOUT_MS: Final = 86_400_000
 #: How long after the deadline the daemon's own terminal may still come.
 GRACE: Final = 0.020
 #: The same for `choose()`, which promises to be back 10 ms after the deadline.
-CHOOSE_GRACE: Final = 0.002
+CHOOSE_GRACE: Final = 0.001
 
 _UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, MemoryError)
 _ABOUT_A_CALL: Final = {"accepted", "delta", "restarted", "done", "failed"}
@@ -89,7 +89,7 @@ class OpenCall:
         ended: the terminal, None before it.
         local: the terminal is the client's own.
         handed_over: given to the socket.
-        deadline_at: the deadline in the clock of `now`; `expire_at` is that plus the grace.
+        deadline_at: the deadline, in the clock of `now`.
     """
 
     __slots__ = (
@@ -97,7 +97,6 @@ class OpenCall:
         "changed",
         "deadline_at",
         "ended",
-        "expire_at",
         "grace",
         "handed_over",
         "id",
@@ -112,7 +111,7 @@ class OpenCall:
 
     def __init__(self, name: str, *, stream: bool, timed: bool, deadline_at: float, grace: float) -> None:
         self.id, self.stream, self.timed, self.grace = name, stream, timed, grace
-        self.deadline_at, self.expire_at = deadline_at, deadline_at + grace
+        self.deadline_at = deadline_at
         self.pieces: list[str] = []
         self.seq = self.restarts = 0
         self.accepted: Accepted | None = None
@@ -120,6 +119,11 @@ class OpenCall:
         self.local = self.handed_over = self.changed = False
         #: whoever waits for a change (the asyncio shell's futures)
         self.wake: list[Any] | None = None
+
+    @property
+    def expire_at(self) -> float:
+        """When the client gives up: no grace for a call that the daemon never had."""
+        return self.deadline_at + self.grace if self.handed_over else self.deadline_at
 
     @property
     def text(self) -> str:
@@ -351,7 +355,7 @@ class Session:
             at, number, item = alarms[0]
             if _is_over(item):
                 heapq.heappop(alarms)
-            elif item.expire_at > at:  # `accepted` told a later deadline
+            elif item.expire_at > at:  # it was handed over, or `accepted` told a later deadline
                 heapq.heapreplace(alarms, (item.expire_at, number, item))
             else:
                 return at
@@ -413,7 +417,6 @@ class Session:
         if not call.timed:
             # Differences of the daemon's own clock: right even where it is not ours (another time namespace).
             call.deadline_at = now + max(0, accepted.deadline_mono_us - accepted.recv_mono_us) / 1e6
-            call.expire_at = call.deadline_at + call.grace
             self._set_alarm(call)
         self._touch(call)
 

@@ -77,6 +77,7 @@ def test_choices_of_other_scripts_work() -> None:
 
 
 def answered(text: str, finish: str = "stop") -> Answer:
+    """An answer."""
     fixed = {"call_id": "d", "deltas": 1, "route": "r", "upstream": "u", "model": "m", "attempts": 1, "wall_us": 1}
     return Answer(text=text, finish=finish, usage=Usage(), timing=Timing(), **fixed)  # type: ignore[arg-type]
 

@@ -88,7 +88,7 @@ def test_ask_says_the_code_of_a_failure(daemon: FakeDaemon) -> None:
 
 
 def test_ask_json_is_one_line_a_message(daemon: FakeDaemon) -> None:
-    """accepted, deltas, terminal."""
+    """First accepted, then deltas, then the terminal."""
     ran = sidecar(
         "ask", "--json", json.dumps(["accept", {"delta": "a"}, {"delta": "b"}, {"done": {}}]), endpoint=daemon.endpoint
     )
@@ -98,7 +98,7 @@ def test_ask_json_is_one_line_a_message(daemon: FakeDaemon) -> None:
 
 
 def test_without_a_daemon(no_daemon: FakeDaemon) -> None:
-    """ask and show exit 3, probe 1 or 2; each names the socket."""
+    """Exit 3 from ask and show, from probe 1 or 2; each names the socket."""
     for argv, status in (
         (["ask", "p"], 3),
         (["ask", "--json", "p"], 3),
@@ -145,7 +145,7 @@ def test_exit_statuses(
     nagios: int,
     word: str,
 ) -> None:
-    """degraded is ready; nagios: 0 ok, 1 degraded, 2 not ready."""
+    """A degraded daemon is ready; nagios: 0 ok, 1 degraded, 2 not ready."""
     routes = {"routes": [{"name": "default", "ready": True, "target": "u"}]}
     upstreams = {
         "upstreams": [{"name": "u", "connections": {"READY": 2}, "breaker": "closed", "rtt_us": 5, "last_error": "e"}]
@@ -192,13 +192,21 @@ def test_what_is_not_the_daemon_is_told(tmp_path_factory: pytest.TempPathFactory
         while peer.recv(4096):
             pass
 
+    def giant(peer: socket.socket) -> None:
+        peer.sendall(greeting + b"\x02" + b"\xff" * 8)
+        silent(peer)
+
+    def commands(peer: socket.socket) -> None:
+        peer.sendall(greeting + b"\x04\x01x" * 3)
+        silent(peer)
+
     cases: list[tuple[Callable[[socket.socket], None], str]] = [
         (lambda peer: peer.sendall(b"HTTP/1.1 400 Bad Request\r\n" + bytes(64)), "not the daemon"),
         (lambda peer: peer.sendall(b"\xff\0"), "closed|reset"),
         (silent, "no answer within"),
         (drip, "no answer within"),
-        (lambda peer: peer.sendall(greeting + b"\x02" + b"\xff" * 8) or silent(peer), "bytes"),
-        (lambda peer: peer.sendall(greeting + b"\x04\x01x" * 3) or silent(peer), "no answer|closed"),
+        (giant, "bytes"),
+        (commands, "no answer within"),
     ]
     for number, (serve, told) in enumerate(cases):
         path = folder / f"{number}.sock"
@@ -255,7 +263,7 @@ def test_prometheus_text() -> None:
 
 def test_tables_for_people(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Aligned, missing cells as "-", and no control characters of an upstream reach the terminal."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": "a", "n": 5, "states": {"READY": 2}},
         {"name": "\x1b[2Jlonger", "n": None, "up": True, "l": ["x", "y"]},
     ]

@@ -60,25 +60,30 @@ def opened(session: Session, *, now: float = 0.0, stream: bool = True, **wishes:
 
 
 def accepted(call: OpenCall, **fields: Any) -> dict[str, Any]:
+    """The daemon's `accepted`."""
     times = {"recv_mono_us": 0, "deadline_mono_us": 5_000_000}
     named = {"id": call.id, "call_id": f"d-{call.id}", "session": "s", "route": "default"}
     return {"type": "accepted", **named, **times, **fields}
 
 
 def delta(call: OpenCall, seq: int, text: str = "x") -> dict[str, Any]:
+    """A piece."""
     return {"type": "delta", "id": call.id, "seq": seq, "text": text}
 
 
 def done(call: OpenCall, deltas: int = 0, **fields: Any) -> dict[str, Any]:
+    """An answered terminal."""
     return {"type": "done", "id": call.id, "call_id": f"d-{call.id}", "deltas": deltas, "wall_us": 1, **DONE, **fields}
 
 
 def failed(call: OpenCall, code: str = "upstream_lost", **fields: Any) -> dict[str, Any]:
+    """A failed terminal."""
     named = {"id": call.id, "code": code, "message": "m", "retryable": False}
     return {"type": "failed", "call_id": f"d-{call.id}", **named, **fields}
 
 
 def code(call: OpenCall) -> str:
+    """The code it failed with."""
     assert isinstance(call.ended, Failed)
     return call.ended.code
 
@@ -125,7 +130,7 @@ def test_json_is_understood_too() -> None:
 
 @pytest.mark.parametrize("seqs", [(1,), (0, 2), (0, 0), (0, 1, 1), (0, 1, 0)])
 def test_a_hole_or_a_repetition_is_internal(seqs: tuple[int, ...]) -> None:
-    """`seq` out of order fails that call `internal`, keeps the text before it, cancels it, and harms no other."""
+    """`seq` out of order fails that call `internal`, keeps the text, cancels it, harms no other."""
     session = connected()
     call, other = opened(session), opened(session)
     hear(session, accepted(call), *(delta(call, seq) for seq in seqs))
@@ -204,6 +209,18 @@ def test_without_a_timeout_the_accepted_deadline_holds() -> None:
     assert session.next_wakeup_at() == pytest.approx(8.52)
 
 
+def test_a_call_that_was_never_handed_over_has_no_grace() -> None:
+    """The daemon cannot answer what it does not have: the client is back at the deadline itself."""
+    session = Session()
+    call = session.open("p", {"timeout_ms": 100}, now=5.0, mono_us=0)
+    assert session.next_wakeup_at() == pytest.approx(5.1)
+    session.connection_made()
+    sent(session)
+    assert session.next_wakeup_at() == pytest.approx(5.12)
+    session.expire(now=5.11)
+    assert call.ended is None
+
+
 def test_what_was_not_sent_by_its_deadline_is_never_sent() -> None:
     """Without a connection a call ends `daemon_unavailable`, retryable, and its payload is gone."""
     session = Session()
@@ -217,7 +234,7 @@ def test_what_was_not_sent_by_its_deadline_is_never_sent() -> None:
 
 
 def test_a_disconnect_ends_what_was_sent_and_keeps_what_was_not() -> None:
-    """Handed over: `daemon_lost` at once, never again on the wire. Not handed over: goes to the next connection, once."""
+    """Handed over: `daemon_lost`, never again on the wire. Not handed over: goes to the next connection, once."""
     session = connected()
     lost, raced = opened(session), opened(session)
     hear(session, accepted(lost), delta(lost, 0, "BU"))
@@ -330,15 +347,16 @@ def test_garbage_never_raises_and_never_ends_a_call(payloads: list[bytes]) -> No
     assert call.ended is None
 
 
-STEP = st.sampled_from(["accepted", "delta", "hole", "done", "failed", "refusal", "lost", "made", "cancel", "abandon", "late"])  # fmt: skip
+STEPS = ["accepted", "delta", "hole", "done", "failed", "refusal", "lost", "made", "cancel", "abandon", "late"]
 
 
-@given(st.lists(STEP, max_size=25))
+@given(st.lists(st.sampled_from(STEPS), max_size=25))
 def test_exactly_one_terminal_whatever_happens(steps: list[str]) -> None:
     """In any order of events the first terminal stays, one call never travels twice, and the deadline ends the rest."""
     session = connected()
     call = session.open("p", {"timeout_ms": 1000}, now=0.0, mono_us=0)
-    travelled, first, seq = 0, None, 0
+    travelled, seq = 0, 0
+    first: object = None
     for step in [*steps, "late"]:
         match step:
             case "accepted":

@@ -5,7 +5,7 @@ A prompt that starts with ``[`` is a script, a JSON list of steps run in order:
 - ``"accept"``; ``{"accept": {...fields}}``; ``{"delta": "text"}``; ``{"done": {...}}``; ``{"failed": {...}}``;
   ``{"restarted": {}}``: messages, with the fields a real daemon would fill in (given ones win);
 - ``{"message": {...}}``: any map, `id` filled in when missing; ``{"raw": "hex"}``: any bytes;
-- ``{"flood": n}``: so many deltas; ``{"batch": [steps]}``: the messages of these steps as one array, where the bot allowed it;
+- ``{"flood": n}``: so many deltas; ``{"batch": [steps]}``: the messages of these steps as one array;
 - ``"silence"``: nothing more; ``"die"``: SIGKILL to itself; ``"stop"``: SIGSTOP to itself.
 
 Any other prompt is answered at once with its own text. Every message received is one line of the log, so that a test
