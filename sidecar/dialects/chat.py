@@ -20,29 +20,24 @@ import msgspec
 from sidecar.dialects import options as portable
 from sidecar.dialects.base import NOTHING, Codec, Content, Ending, Event, Faulted, Finished, JsonObject, Prompt, Started
 from sidecar.dialects.chat_frames import (
+    DONE,
+    FINISHES,
     Choice,
     Chunk,
     Frame,
     Head,
+    error_of,
+    looks_like_chat,
     opens,
     raw_content,
-    read_error,
     read_frame,
     read_head,
     says_error,
 )
-from sidecar.dialects.facts import ErrorFrame, Owners, filtered, upstream_error
+from sidecar.dialects.facts import Owners, filtered
 from sidecar.dialects.text import REPLACEMENT, UNREADABLE, join, reread, typed
 from sidecar.errors import MalformedFrame, UpstreamError
 from sidecar.wire import Finish, Options, Usage
-
-_DONE: Final = "[DONE]"
-_FINISHES: Final[dict[str, Finish]] = {
-    "stop": "stop",
-    "length": "length",
-    "tool_calls": "tool_calls",
-    "function_call": "tool_calls",
-}
 
 _encode = msgspec.json.Encoder().encode
 
@@ -119,14 +114,13 @@ class ChatCodec:
         try:
             frame = read_frame(payload)
         except UNREADABLE:
-            return self._odd(payload)
-        slot = self._live.get(frame.id)
-        if slot is not None:
-            chunk = frame if frame.data is None else frame.data
-            if not isinstance(chunk, str):
-                choices = chunk.choices
-                if choices and chunk.usage is None and chunk.error is None:
-                    choice = choices[0]
+            pass  # answered below: raised from in here, a fault would drag the frame along as its context
+        else:
+            slot = self._live.get(frame.id)
+            if slot is not None:
+                chunk = frame if frame.data is None else frame.data
+                if not isinstance(chunk, str) and chunk.choices and chunk.usage is None:
+                    choice = chunk.choices[0]
                     delta = choice.delta
                     if (
                         delta is not None
@@ -135,9 +129,11 @@ class ChatCodec:
                         and choice.index == 0
                         and delta.refusal is None
                         and frame.error is None
+                        and chunk.error is None
                     ):
                         return (Content(slot.index, delta.content),)
-        return self._frame(frame, payload, None)
+            return self._frame(frame, payload, None)
+        return self._odd(payload)
 
     def conclude(self, slot: int) -> Finished:
         """See `base.Codec.conclude`.
@@ -163,13 +159,13 @@ class ChatCodec:
 
     def _odd(self, payload: bytes | memoryview, *, line: bool = False) -> tuple[Event, ...]:
         """What the strict reader refused: `[DONE]`, an event stream's lines, half a pair, a field of the wrong kind."""
-        if payload[:7] == b"data: {" and not line:
+        if payload[:7] == b"data: {" and b"\n" not in bytes(payload).rstrip():
             return self.decode(payload[6:])  # at most once, for now it begins with a brace
         try:
             text = bytes(payload).decode().strip()
         except UnicodeDecodeError:
             raise MalformedFrame("not UTF-8", close_code=1007) from None
-        if text == _DONE:
+        if text == DONE:
             return self._done(self._slots[0] if self.slots == 1 else None)
         if not line and text.startswith(("data:", "event:", ":")):
             return self._lines(text)
@@ -185,6 +181,7 @@ class ChatCodec:
     def _lines(self, text: str) -> tuple[Event, ...]:
         """An event stream's lines in one frame: `data:` counts, `event:`, `id:` and comments do not."""
         events: list[Event] = []
+        frame: Frame | None
         for line in text.split("\n"):
             name, _, value = line.partition(":")
             if name == "data":
@@ -192,23 +189,16 @@ class ChatCodec:
                 try:
                     frame = read_frame(payload)
                 except UNREADABLE:
-                    events += self._odd(payload, line=True)
-                else:
-                    events += self._frame(frame, payload, None)
+                    frame = None
+                events += self._odd(payload, line=True) if frame is None else self._frame(frame, payload, None)
             elif name.strip() not in ("", "event", "id", "retry"):
                 raise MalformedFrame("a line that is not of an event stream")
         return tuple(events)
 
     def _concerns_us(self, value: JsonObject) -> bool:
         """Whether a map that does not fit is a chunk or an error gone wrong, not some event unknown to us."""
-        data = value.get("data")
-        inner = data if isinstance(data, dict) else {}
         name = value.get("id")
-        return (
-            any(key in value or key in inner for key in ("choices", "error"))
-            or value.get("type") == "error"
-            or (isinstance(name, str) and self._owners.of(name) is not None)
-        )
+        return looks_like_chat(value) or (isinstance(name, str) and self._owners.of(name) is not None)
 
     def _frame(self, frame: Frame, payload: bytes | memoryview, content: str | None) -> tuple[Event, ...]:
         """One frame, the whole way. `content` is the frame's own, where halves of pairs were cleaned out of it."""
@@ -222,7 +212,7 @@ class ChatCodec:
         data = frame.data
         slot, late = self._slot(frame)
         if isinstance(data, str):
-            if data == _DONE:
+            if data == DONE:
                 return self._done(slot)
             if frame.id and self._owners.of(frame.id) is not None:
                 raise MalformedFrame("an envelope that holds no chunk")
@@ -234,12 +224,12 @@ class ChatCodec:
             return self._error(frame, chunk, payload, slot, late=late)
         choice = next((choice for choice in chunk.choices or () if choice.index == 0), None)
         if choice is None:
-            return NOTHING if slot is None or chunk.usage is None else self._usage_alone(slot, chunk)
+            return self._usage_alone(slot, chunk)
         piece = choice.piece()
         if slot is None or slot.finish is not None:
             if piece.content or piece.refusal:
                 raise MalformedFrame("content for no call, or after its end")
-            return NOTHING if slot is None or chunk.usage is None else self._usage_alone(slot, chunk)
+            return self._usage_alone(slot, chunk)
         return self._choice(slot, frame, chunk, choice, payload, content)
 
     def _slot(self, frame: Frame) -> tuple[_Slot | None, bool]:
@@ -316,21 +306,22 @@ class ChatCodec:
         error: UpstreamError | None = None
         if reason == "content_filter" or slot.refusal:
             error = filtered(slot.refusal or "the upstream's content filter stopped the answer")
-        elif reason not in _FINISHES:
+        elif reason not in FINISHES:
             error = UpstreamError(f"the answer ended with finish_reason {reason[:64]}", code=reason[:64])
         if error is not None:
             usage, request_id = slot.usage, self._request_id(slot, slot.completion)
             self._release(slot)
             events.append(Faulted(slot=slot.index, error=error, usage=usage, upstream_request_id=request_id))
             return
-        slot.finish = _FINISHES[reason]
+        slot.finish = FINISHES[reason]
         self._quiet(slot)
         # Nobody waits for the usage of a discarded answer: its slot is worth more.
         events.append(self._finished(slot) if slot.usage is not None or slot.discarded else Ending(slot.index))
 
-    def _usage_alone(self, slot: _Slot, chunk: Chunk) -> tuple[Event, ...]:
-        """A chunk with usage and nothing else of interest."""
-        assert chunk.usage is not None
+    def _usage_alone(self, slot: _Slot | None, chunk: Chunk) -> tuple[Event, ...]:
+        """A chunk with usage, maybe, and nothing else of interest."""
+        if slot is None or chunk.usage is None:
+            return NOTHING
         if slot.finish is not None:
             slot.usage = chunk.usage.facts()
             return (self._finished(slot),)
@@ -350,12 +341,10 @@ class ChatCodec:
     def _error(
         self, frame: Frame, chunk: Chunk, payload: bytes | memoryview, slot: _Slot | None, *, late: bool
     ) -> tuple[Event, ...]:
-        inner = frame.error if frame.error is not None else chunk.error
-        outer = typed(read_error, payload, "an error")
-        read = outer.data if isinstance(outer.data, ErrorFrame) else outer
-        error = upstream_error(msgspec.structs.replace(read, error=inner, status=read.status or outer.status))
-        if slot is None and not late and self.slots == 1 and self._slots[0].taken:
-            slot = self._slots[0]
+        error = error_of(frame, chunk, payload)
+        taken = [each for each in self._slots if each.taken]
+        if slot is None and not late and len(taken) == 1:
+            slot = taken[0]  # the only call in flight: an error that names none is taken to be its own
         if late and slot is None:
             return NOTHING
         if slot is not None:

@@ -8,9 +8,20 @@ import msgspec
 from msgspec import Struct
 
 from sidecar.dialects.base import JsonObject
-from sidecar.dialects.facts import CachedTokens, ErrorBody, ErrorFrame, ReasoningTokens, Tokens
+from sidecar.dialects.facts import CachedTokens, ErrorBody, ErrorFrame, ReasoningTokens, Tokens, upstream_error
 from sidecar.dialects.text import typed
-from sidecar.wire import Usage
+from sidecar.errors import UpstreamError
+from sidecar.wire import Finish, Usage
+
+#: The end of an event stream, as text.
+DONE: Final = "[DONE]"
+#: `finish_reason` -> how an answer ended; any other reason is a fault.
+FINISHES: Final[dict[str, Finish]] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+}
 
 
 class Counts(Struct, frozen=True):
@@ -103,6 +114,21 @@ def opens(chunk: Chunk) -> bool:
         return False
     first = chunk.choices[0]
     return first.delta is not None and not first.delta.content and not first.delta.refusal and not first.finish_reason
+
+
+def error_of(frame: Frame, chunk: Chunk, payload: bytes | memoryview) -> UpstreamError:
+    """The facts of an error frame, bare or in an envelope."""
+    outer = typed(read_error, payload, "an error")
+    read = outer.data if isinstance(outer.data, ErrorFrame) else outer
+    inner = frame.error if frame.error is not None else chunk.error
+    return upstream_error(msgspec.structs.replace(read, error=inner, status=read.status or outer.status))
+
+
+def looks_like_chat(value: JsonObject) -> bool:
+    """Whether a map that did not fit was meant to be a chunk or an error."""
+    data = value.get("data")
+    inner = data if isinstance(data, dict) else {}
+    return any(key in value or key in inner for key in ("choices", "error")) or value.get("type") == "error"
 
 
 def says_error(payload: bytes | memoryview) -> bool:

@@ -34,11 +34,11 @@ class OptionError(SidecarError, ValueError):
         super().__init__(f"option {name[:64]!r}: {reason}")
 
 
-class UnsupportedOption(OptionError):  # noqa: N818 - the wire's word
+class UnsupportedOption(OptionError):
     """No dialect, or not this one, has a field for it (`unsupported_option` on the wire)."""
 
 
-class InvalidOption(OptionError):  # noqa: N818 - the wire's word
+class InvalidOption(OptionError):
     """A known option with a value it cannot have (`invalid_request` on the wire)."""
 
 

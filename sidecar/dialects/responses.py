@@ -66,8 +66,8 @@ class _Slot:
     """The place of one call. `item` is the fast path's key: the item whose deltas need no second look."""
 
     __slots__ = (
-        "announced", "declared", "discarded", "half", "index", "item", "model", "name", "refusal", "response_id",
-        "seen", "serial", "spare", "taken",
+        "announced", "declared", "discarded", "half", "index", "item", "loose", "model", "name", "refusal",
+        "response_id", "seen", "serial", "spare", "taken",
     )  # fmt: skip
 
     def __init__(self, index: int, name: str | None) -> None:
@@ -77,7 +77,10 @@ class _Slot:
     def reset(self, *, taken: bool) -> None:
         self.taken, self.discarded, self.announced, self.seen = taken, False, False, False
         self.item: object = _CLOSED
-        self.declared: str | None = None
+        #: Messages that `output_item.added` said to be this answer's.
+        self.declared: frozenset[str] = frozenset()
+        #: This server's deltas name other items than it added (a known fault of gateways that translate).
+        self.loose = False
         self.response_id: str | None = None
         self.model: str | None = None
         self.half = self.refusal = self.spare = ""
@@ -127,13 +130,15 @@ class ResponsesCodec:
         try:
             frame = read_frame(payload)
         except UNREADABLE:
-            return self._odd(payload)
-        if frame.type == _TEXT:
-            slot = self._by_stream.get(frame.stream_id)
-            if slot is not None and frame.item_id == slot.item and frame.delta:
-                return (Content(slot.index, frame.delta),)
-            return self._text(frame, frame.delta)
-        return self._other(frame, payload)
+            pass  # answered below: raised from in here, a fault would drag the frame along as its context
+        else:
+            if frame.type == _TEXT:
+                slot = self._by_stream.get(frame.stream_id)
+                if slot is not None and frame.item_id == slot.item and frame.delta:
+                    return (Content(slot.index, frame.delta),)
+                return self._text(frame, frame.delta)
+            return self._other(frame, payload)
+        return self._odd(payload)
 
     def conclude(self, slot: int) -> Finished:
         """Never due: in this dialect an answer and its usage end in one frame."""
@@ -177,9 +182,9 @@ class ResponsesCodec:
             return NOTHING if slot is None else self._created(slot, created.response)
         if kind == "response.output_item.added":
             item = typed(read_item_added, payload, kind).item
-            if slot is not None and item.type == "message":
+            if slot is not None and item.type == "message" and item.id:
                 # Said aloud to be this answer's: a server that counts its items from one each time is believed.
-                slot.declared = item.id
+                slot.declared |= {item.id}
                 self._owners.declare(item.id, slot.serial)
         elif kind == "response.output_text.done":
             text = typed(read_text_done, payload, kind).text
@@ -216,14 +221,30 @@ class ResponsesCodec:
         if self._announces and not slot.announced:
             raise MalformedFrame("content before its response.created")
         item = frame.item_id
-        if item and item != slot.declared:
-            if self._owners.of(item) not in (None, slot.serial):
-                raise MalformedFrame("content of another answer")
-            self._owners.declare(item, slot.serial)
+        if item:
+            self._own(slot, item)
         slot.seen = True
         text, slot.half = join(slot.half, delta)
         slot.item = _CLOSED if slot.half else item
         return (Content(slot.index, text),) if text else NOTHING
+
+    def _own(self, slot: _Slot, item: str) -> None:
+        """Hold a delta's item to be this answer's, or raise.
+
+        It is when it was added, or when it is the first and nobody else's. Once text has come, another item must have
+        been added; and a server of which the first item was not among those added may not come back to them.
+        """
+        if item in slot.declared:
+            if slot.loose:
+                raise MalformedFrame("content of two answers")
+            return
+        owner = self._owners.of(item)
+        if owner == slot.serial:
+            return
+        if owner is not None or (slot.seen and not slot.loose):
+            raise MalformedFrame("content of another answer")
+        slot.loose = bool(slot.declared)
+        self._owners.declare(item, slot.serial)
 
     def _created(self, slot: _Slot, response: Named) -> tuple[Event, ...]:
         if slot.announced and response.id == slot.response_id:
@@ -282,7 +303,7 @@ class ResponsesCodec:
         error = upstream_error(read)
         if error.code == _EXPIRING:
             return (Expiring(),)
-        slot = self._slot(frame.stream_id)
+        slot = self._slot(frame.stream_id) or self._alone(frame.stream_id)
         ours = self.slots > 1 and frame.stream_id in self._by_stream
         if error.code == _CONNECTION_OVER or (slot is None and not ours):
             events: list[Event] = []
@@ -295,6 +316,11 @@ class ResponsesCodec:
         events = []
         self._release(slot, events)
         return (*events, Faulted(slot=slot.index, error=error, upstream_request_id=response_id))
+
+    def _alone(self, stream_id: str | None) -> _Slot | None:
+        """The only call in flight: an error that names no stream is taken to be its own."""
+        taken = [slot for slot in self._slots if slot.taken]
+        return taken[0] if stream_id is None and len(taken) == 1 else None
 
     def _release(self, slot: _Slot, events: list[Event]) -> None:
         """Free the slot; half a pair still waiting is handed out as U+FFFD."""

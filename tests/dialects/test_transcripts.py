@@ -9,7 +9,6 @@ import pytest
 
 from sidecar.dialects.base import Content, Faulted, Finished
 from sidecar.errors import MalformedFrame
-
 from tests.dialects.transcript import PATHS, codec_of, load, payload, plain, play, prompt
 
 everywhere = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -45,7 +44,9 @@ def test_a_memoryview_reads_as_bytes_do(path: Path) -> None:
     one, other = codec_of(head), codec_of(head)
     for step in steps:
         if "down" in step and not step.get("malformed"):
-            assert list(map(plain, one.decode(memoryview(payload(step["down"]))))) == [plain(e) for e in play(other, step)]
+            assert list(map(plain, one.decode(memoryview(payload(step["down"]))))) == [
+                plain(e) for e in play(other, step)
+            ]
         elif "down" not in step:
             play(one, step)
             play(other, step)

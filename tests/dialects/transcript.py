@@ -45,7 +45,9 @@ def plain(event: Event) -> dict[str, Any]:
         fields["error"] = {name: value for name, value in facts.items() if value is not None}
     if fields.get("usage") is not None:
         fields["usage"] = msgspec.to_builtins(fields["usage"])
-    return {"event": type(event).__name__.lower()} | {name: value for name, value in fields.items() if value is not None}
+    return {"event": type(event).__name__.lower()} | {
+        name: value for name, value in fields.items() if value is not None
+    }
 
 
 def play(codec: Codec, step: dict[str, Any]) -> list[Event]:
