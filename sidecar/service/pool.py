@@ -20,7 +20,15 @@ from sidecar.core.outcome import Outcome, classify
 from sidecar.core.pool_policy import ConnectionView, Open, PoolPolicy, Retire
 from sidecar.credentials import CredentialReader
 from sidecar.dialects.base import Dialect
-from sidecar.errors import ConnectFailed, ConnectionLost, CredentialError, MalformedFrame, UpgradeRefused, UpstreamFault
+from sidecar.errors import (
+    ConnectFailed,
+    ConnectionLost,
+    CredentialError,
+    MalformedFrame,
+    UpgradeRefused,
+    UpstreamError,
+    UpstreamFault,
+)
 from sidecar.service.connection import Connection
 from sidecar.service.current_credential import CurrentCredential
 from sidecar.service.ports import Outbound
@@ -104,6 +112,7 @@ class Pool:
         self._wake = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._rechecking = False
+        self._closing = False
         self._connecting = 0
         self._compression = upstream.compression == "zstd-stream"
         self._opened = self._failed = self._lost = 0
@@ -113,9 +122,10 @@ class Pool:
 
     # ------------------------------------------------------------------ leases: synchronous
 
-    def lease(self, *, exclude: frozenset[int] = frozenset()) -> Connection | None:
+    def lease(self, *, avoid: frozenset[int] = frozenset()) -> Connection | None:
         """A connection that can take a call now, the one that waited longest first; None when there is none.
 
+        One of the keys in `avoid` is given only when there is no other.
         The caller starts its attempt on it in the same step; nothing is reserved.
         """
         free = self._free
@@ -126,11 +136,13 @@ class Pool:
             connection.in_rotation = False
             if not connection.free:
                 continue  # taken, draining or gone since: it comes back by `_changed`
-            if connection.key in exclude:
+            if connection.key in avoid:
                 skipped.append(connection)
                 continue
             found = connection
             break
+        if found is None and skipped:
+            found = skipped.pop(0)
         for connection in skipped:
             self._rotate(connection)
         return found
@@ -146,7 +158,7 @@ class Pool:
             self._free.append(connection)
 
     def has_free_slot(self) -> bool:
-        """Whether `lease` would give something (unless it is excluded)."""
+        """Whether `lease` would give something."""
         return any(connection.free for connection in self._free)
 
     def credential_refused(self, connection: Connection, outcome: Outcome) -> Outcome:
@@ -194,8 +206,10 @@ class Pool:
 
     def poke(self) -> None:
         """Something changed that the policy may want to act on."""
-        # The queue of free ones may hold a stale entry or two; `decide` counts for itself.
-        idle = len(self._free) + self._connecting
+        # With one slot each, the queue of free ones counts the idle; with more, it holds half-taken ones, too.
+        one_each = self.upstream.calls_per_connection == 1
+        idle = self._connecting
+        idle += len(self._free) if one_each else sum(c.state == "READY" for c in self.connections.values())
         if self._policy.needs_decision(idle, len(self.connections), self.waiting(), self._clock()):
             self._wake.set()
 
@@ -210,6 +224,8 @@ class Pool:
             while True:
                 self._wake = trio.Event()
                 now = self._clock()
+                if self._closing:
+                    await trio.sleep_forever()
                 for decision in self._policy.decide(now, self._views(), self.waiting()):
                     match decision:
                         case Open():
@@ -221,6 +237,7 @@ class Pool:
 
     async def close(self, code: int = 1001, reason: str = "going away") -> None:
         """Close every connection gracefully, within `CLOSE_TIMEOUT`."""
+        self._closing = True
         async with trio.open_nursery() as nursery:
             for connection in list(self.connections.values()):
                 if connection.websocket is not None:
@@ -264,7 +281,7 @@ class Pool:
             fault = ConnectFailed("credential", str(error))
         if connection.opened_at is None:
             self._connecting -= 1
-            await self._connect_failed(fault, self._clock())
+            await self._connect_failed(connection, fault)
         self._ended(connection, fault)
         connection.keepalive.cancel()
         del self.connections[connection.key]
@@ -278,6 +295,8 @@ class Pool:
         fault = connection.fault or fault
         if connection.stopped_by_us:
             self._policy.stopped_by_us(now)
+        elif connection.state == "DRAINING" and connection.fault is None:
+            pass  # on its way out already: its replacement is no storm
         elif connection.opened_at is not None and not (isinstance(fault, ConnectionLost) and fault.how == "local"):
             self._lost += 1
             self.last_error = str(fault)
@@ -288,15 +307,23 @@ class Pool:
                 self._compression = False
                 self._log.warning("compression.off", upstream=self.name, reason=fault.reason)
         connection.closed(fault, now)
+        if connection.in_rotation:
+            connection.in_rotation = False
+            self._free.remove(connection)
         self._wake.set()
         self._on_capacity(self)  # parked calls look again: here, elsewhere, or give up
         self._outbound.flush()
 
-    async def _connect_failed(self, fault: UpstreamFault, now: float) -> None:
+    async def _connect_failed(self, connection: Connection, fault: UpstreamFault) -> None:
         outcome = classify(fault)
         self._failed += 1
         self.last_error = str(fault)
-        if outcome.credential_refused and await self._credential.reread():
+        changed = False
+        if outcome.credential_refused:
+            # It may have been found out already, by another connect that was refused with the same old one.
+            changed = connection.credential != self._credential.secret or await self._credential.reread()
+        now = self._clock()
+        if changed:
             # Rotated under our feet: one immediate try with the new one.
             self._policy.credential_changed(now)
             self._log.info("credential.changed", upstream=self.name)
@@ -349,7 +376,13 @@ class Pool:
         return connection
 
     def _changed(self, connection: Connection) -> None:
-        """A connection opened, or got a slot back."""
+        """A connection opened, got a slot back, expires soon, or was given up by its upstream's own word."""
+        if isinstance(connection.fault, UpstreamError):
+            self._ended(connection, connection.fault)
+            return
+        if connection.expiring:
+            connection.expiring = False
+            self._wake.set()
         if connection.free:
             self._rotate(connection)
             self._on_capacity(self)
