@@ -131,7 +131,7 @@ async def test_req_envelopes_are_told_from_payloads(port: RouterPort, address: s
 
 
 async def test_no_wake_is_lost_among_sends(port: RouterPort, address: str, context: Bots) -> None:
-    """600 questions, each sent while the loop itself is sending: sends eat the edge, the owner is woken all the same."""
+    """600 questions, each sent while the loop itself is sending: they eat the edge, it is woken all the same."""
     asking, listening = dealer(context, address), dealer(context, address)
     asking.send(b"hello")
     listening.send(b"hello")
@@ -404,11 +404,9 @@ async def test_descriptors_near_the_limit_are_shut(
     monkeypatch.setattr(zmq_socket, "_fd_watermark", lambda: 3)
     bot = dealer(context, address, reconnect_ivl=-1)
     bot.send(b"hello")
-    with trio.move_on_after(1) as scope:
+    with trio.move_on_after(0.3):
         while True:
             assert await port.receive_batch(64) == []
-            if not port._live_fds and port._router.poll(0) == 0 and trio.current_time() > scope.deadline - 0.8:
-                break
     assert port._known == {}
 
 
