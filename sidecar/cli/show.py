@@ -3,8 +3,7 @@
 The exchange is one JSON message each way: ``{"type": "show", "what": "upstreams" | "calls" | "stats"}`` and
 ``{"type": "shown", "what": ..., "data": [...]}``, or ``{"type": "failed", ...}`` as a refusal.
 
-The data of ``upstreams`` and ``calls`` is a list of flat maps: one row of a table each, columns in the order of their
-keys. The data of ``stats`` is a flat list of metrics::
+The data of ``upstreams`` and ``calls`` is a list of maps: one row of a table each, columns in the order of their keys. The data of ``stats`` is a flat list of metrics::
 
     {"name": "sidecar_calls_total", "help": "Calls ended, by outcome.", "type": "counter" | "gauge" | "histogram",
      "samples": [{"labels": {"outcome": "done"}, "value": 17, "suffix": ""}, ...]}
@@ -28,6 +27,7 @@ from sidecar.client.zmtp import UnansweredError, ask
 from sidecar.errors import EndpointError
 
 WHAT: Final = ("upstreams", "calls", "stats")
+_WIDEST: Final = 160
 
 
 def run(argv: list[str]) -> int:
@@ -84,13 +84,15 @@ def fetch(endpoint: str | None, what: str, *, timeout: float) -> Any:
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """Rows as aligned columns, numbers to the right; "nothing" when there are none."""
+    """Rows as aligned columns, numbers to the right, or one below the other when too wide; "nothing" without rows."""
     rows = list(rows)
     if not rows:
         return "nothing\n"
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_cell(row.get(column)) for column in columns] for row in rows]
     widths = [max(len(column), *(len(line[at]) for line in cells)) for at, column in enumerate(columns)]
+    if sum(widths) + 2 * len(widths) > _WIDEST:
+        return _cards(columns, cells)
     right = [all(_is_number(row.get(column)) for row in rows) for column in columns]
     lines = [
         "  ".join(
@@ -100,6 +102,13 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
         for line in ([column.upper() for column in columns], *cells)
     ]
     return "\n".join(lines) + "\n"
+
+
+def _cards(columns: list[str], cells: list[list[str]]) -> str:
+    """What is too wide for a table: one line a field, one block a row."""
+    width = max(map(len, columns))
+    blocks = ("".join(f"{name:<{width}}  {cell}\n" for name, cell in zip(columns, row, strict=True)) for row in cells)
+    return "\n".join(blocks)
 
 
 def flat(metrics: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -151,8 +160,8 @@ def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        return " ".join(f"{key}={item}" for key, item in value.items()) or "-"
+        return " ".join(f"{key}={_cell(item)}" for key, item in value.items()) or "-"
     if isinstance(value, list):
-        return ", ".join(map(str, value)) or "-"
+        return (" | " if any(isinstance(item, dict) for item in value) else ", ").join(map(_cell, value)) or "-"
     # What a daemon passes on from an upstream must not move the terminal's cursor.
     return "".join(letter if letter.isprintable() else "?" for letter in str(value))

@@ -273,6 +273,8 @@ def test_tables_for_people(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         "?[2Jlonger  -  -        yes  x, y",
     ]
     assert show.table([]) == "nothing\n"
+    wide = [{"name": "a", "breakers": [{"state": "closed", "why": "x" * 90}, {"state": "open", "why": "y" * 90}]}]
+    assert show.table(wide).splitlines()[1] == f"breakers  state=closed why={'x' * 90} | state=open why={'y' * 90}"
     monkeypatch.setattr(show, "fetch", lambda *_, **__: SHOWN)
     assert show.run(["stats"]) == 0
     assert "h_bucket" not in capsys.readouterr().out
