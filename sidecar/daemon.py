@@ -206,7 +206,7 @@ class Daemon:
             await dispatcher.drained()
         if dispatcher.calls:
             self.log.warning("drain.timed_out", in_flight=len(dispatcher.calls))
-            dispatcher.fail_all("halted", "the daemon is shutting down and its drain time is over")
+            dispatcher.fail_all()
         async with trio.open_nursery() as closing:
             for pool in self.pools.values():
                 closing.start_soon(pool.close)

@@ -20,6 +20,7 @@ Sources: the commit point is gRPC A6's ("committed" once the response started), 
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable
 from typing import Final, Literal, TypeAlias
 
@@ -77,7 +78,7 @@ class AttemptState:
         self.first_content_at: float | None = None
         self.last_content_at = sent_at
         #: when its answer is concluded without usage; inf while it has not ended
-        self.conclude_at = float("inf")
+        self.conclude_at = math.inf
         #: its first-delta clock fell due: slow, whatever comes of it
         self.overtaken = False
 
@@ -132,6 +133,7 @@ class Call:
         "_idle_timeout",
         "_jitter",
         "_losses",
+        "_lost_in",
         "_restart",
         "_seek_at",
         "_targets",
@@ -172,12 +174,15 @@ class Call:
         self._restart = restart
         self._jitter = jitter
         self._losses: dict[int, _Loss] = {}
-        self._seek_at = float("inf")
+        self._seek_at = math.inf
+        #: the phase in which the last attempt was lost, until the call waits for something else
+        self._lost_in: Phase | None = None
 
     def __repr__(self) -> str:
         winner = self.winner and self.winner.number
         return f"<Call {self.state.value} attempts={len(self.attempts)}/{self.made} winner={winner}>"
-# ------------------------------------------------------------------ steps
+
+    # ------------------------------------------------------------------ steps
 
     def admitted(self) -> None:
         """Out of the queue: an attempt is wanted."""
@@ -191,7 +196,8 @@ class Call:
         if self.state is State.SEEKING:
             self._to(State.RUNNING)
         self.seeking = False
-        self._seek_at = float("inf")
+        self._seek_at = math.inf
+        self._lost_in = None
         self.made += 1
         wait = self._first_delta_timeout
         if self._untried(exclude=target) and self.made < MAX_ATTEMPTS:
@@ -211,14 +217,18 @@ class Call:
         attempt.first_content_at = attempt.last_content_at = now
         self.winner = attempt
         self.seeking = False
-        self._seek_at = float("inf")
+        self._seek_at = math.inf
         losers = [other for other in self.attempts if other is not attempt]
         self.attempts = [attempt]
         return losers
 
-    def ending(self, attempt: AttemptState, conclude_at: float) -> None:
-        """The content of an attempt is over; without its usage it is concluded at `conclude_at`."""
-        attempt.conclude_at = conclude_at
+    def ending(self, attempt: AttemptState, now: float, grace: float) -> None:
+        """The content of an attempt is over; without its usage it is concluded after `grace`.
+
+        Sooner where the deadline is near: an answer that was complete in time must not become `deadline_exceeded`
+        for want of its usage.
+        """
+        attempt.conclude_at = now + min(grace, (self.deadline - now) / 2)
 
     def finished(self, attempt: AttemptState) -> list[AttemptState]:
         """An attempt ended as it should: so does the call. Returns the attempts to stop."""
@@ -239,6 +249,7 @@ class Call:
             committed: a delta of this call was forwarded to the bot.
             usual: seconds that the target usually needs to its first delta: a retry that cannot make it is not tried.
         """
+        self._lost_in = self.phase()
         self.attempts.remove(attempt)
         if self.first_outcome is None:
             self.first_outcome = outcome
@@ -249,7 +260,7 @@ class Call:
         loss = self._losses.setdefault(attempt.target, _Loss())
         loss.count += 1
         # A target whose first-delta clock fell due is not asked again by this call, whatever became of it.
-        loss.not_before = float("inf") if attempt.overtaken else self._again_at(loss.count, outcome, now, usual)
+        loss.not_before = math.inf if attempt.overtaken else self._again_at(loss.count, outcome, now, usual)
         if outcome.retry == "never":
             return End(self.first_outcome) if not self.attempts else Wait()
         if self.made >= MAX_ATTEMPTS or not self._any_candidate():
@@ -272,7 +283,7 @@ class Call:
         """No backup can be had (budget, breaker): the attempt in hand goes on alone."""
         if self.attempts:
             self.seeking = False
-            self._seek_at = float("inf")
+            self._seek_at = math.inf
 
     def end(self) -> None:
         """The terminal is sent: nothing follows."""
@@ -298,24 +309,30 @@ class Call:
         """Whether an attempt of this call on `target` was lost."""
         return target in self._losses
 
-    def park(self, until: float) -> None:
+    def park(self, until: float, now: float) -> None:
         """Nothing can be had before `until` unless somebody says so earlier: wake then to seek again."""
-        self._seek_at = min(until, self._earliest_retry())
+        # A retry whose time has come waits for a connection, not for time: it must not wake the call over and over.
+        instants = [until, *(loss.not_before for loss in self._losses.values())]
+        self._seek_at = min((at for at in instants if at > now), default=math.inf)
+        self._lost_in = None
 
     def phase(self) -> Phase:
         """What the call waits for."""
         if self.winner is not None and self.winner.first_content_at is not None:
             return "stream"
-        return "first_delta" if self.attempts else "queue"
+        return "first_delta" if self.attempts else self._lost_in or "queue"
 
     def next_wakeup_at(self) -> float:
         """The earliest instant at which `due` has something to say."""
         earliest = min(self.deadline, self._seek_at)
         winner = self.winner
         for attempt in self.attempts:
-            if attempt.conclude_at < earliest:
-                earliest = attempt.conclude_at
-            clock = attempt.last_content_at + self._idle_timeout if attempt is winner else attempt.first_delta_at
+            if attempt.conclude_at < math.inf:
+                clock = attempt.conclude_at  # its content is over: no other clock of it runs
+            elif attempt is winner:
+                clock = attempt.last_content_at + self._idle_timeout
+            else:
+                clock = attempt.first_delta_at
             if clock < earliest:
                 earliest = clock
         return earliest
@@ -327,18 +344,19 @@ class Call:
         if now >= self.deadline:
             return Due("deadline")
         for attempt in self.attempts:
-            if now >= attempt.conclude_at:
-                attempt.conclude_at = float("inf")
-                return Due("conclude", attempt)
-            if attempt is self.winner:
+            if attempt.conclude_at < math.inf:
+                if now >= attempt.conclude_at:
+                    attempt.conclude_at = math.inf
+                    return Due("conclude", attempt)
+            elif attempt is self.winner:
                 if now >= attempt.last_content_at + self._idle_timeout:
                     return Due("idle", attempt)
             elif now >= attempt.first_delta_at:
-                attempt.first_delta_at = float("inf")
+                attempt.first_delta_at = math.inf
                 attempt.overtaken = True
                 return Due("first_delta", attempt)
         if now >= self._seek_at:
-            self._seek_at = float("inf")
+            self._seek_at = math.inf
             return Due("seek")
         return None
 
@@ -346,7 +364,7 @@ class Call:
         """How a deadline that ended `attempt` is judged: counted only if it waited its full first-delta timeout."""
         if attempt.first_content_at is not None:
             return DEADLINE
-        return deadline(counted=True) if now - attempt.sent_at >= self._first_delta_timeout else DEADLINE
+        return deadline(counted=now - attempt.sent_at >= self._first_delta_timeout)
 
     # ------------------------------------------------------------------ inside
 
@@ -362,13 +380,10 @@ class Call:
     def _any_candidate(self) -> bool:
         return self._untried() or any(loss.not_before < self.deadline for loss in self._losses.values())
 
-    def _earliest_retry(self) -> float:
-        return min((loss.not_before for loss in self._losses.values()), default=float("inf"))
-
     def _again_at(self, count: int, outcome: Outcome, now: float, usual: float) -> float:
         """When a lost target may be asked again by this call; inf when never."""
         if outcome.retry in {"never", "next_target"}:
-            return float("inf")
+            return math.inf
         wait = 0.0
         if outcome.retry == "backoff" or outcome.retry_after is not None:
             remaining = max(0.0, self.deadline - now)
@@ -376,4 +391,4 @@ class Call:
             wait = full_jitter(count, jitter=self._jitter, base=min(0.1, remaining / 8), cap=min(2.0, remaining / 2))
             if outcome.retry_after is not None:
                 wait = outcome.retry_after * (1.0 + 0.2 * self._jitter())
-        return now + wait if now + wait + usual < self.deadline else float("inf")
+        return now + wait if now + wait + usual < self.deadline else math.inf

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sidecar.core.outcome import Outcome
 from sidecar.metrics import Metrics
-from sidecar.wire import Call, Done, Terminal
+from sidecar.wire import Done, Terminal
 
 if TYPE_CHECKING:
     from sidecar.service.attempt import Attempt
@@ -31,10 +31,10 @@ class Accounting:
         self.accepted = self.refused = self.done = self.failed = 0
         self._routes = routes
 
-    def call_refused(self, call: Call, code: str) -> None:
+    def call_refused(self, route: str, lane: str, code: str) -> None:
         """A call was refused on receipt."""
         self.refused += 1
-        self.metrics.calls.add(call.route if call.route in self._routes else "", call.lane, code)
+        self.metrics.calls.add(route if route in self._routes else "", lane, code)
 
     def call_ended(self, call: RunningCall, terminal: Terminal, code: str, *, overshoot_us: int | None) -> None:
         """A call got its terminal."""

@@ -86,12 +86,15 @@ class Connection:
         "_clock",
         "_codec",
         "_decode",
+        "_ending",
         "_inflate",
         "_on_change",
         "_outbound",
+        "_settling",
         "active",
         "born_at",
         "credential",
+        "expiring",
         "fault",
         "in_rotation",
         "keepalive",
@@ -127,6 +130,8 @@ class Connection:
         self.websocket: WebSocket | None = None
         #: last keepalive's round trip, seconds
         self.rtt: float | None = None
+        #: the upstream said that it will close this connection soon
+        self.expiring = False
         #: why it ended, where we know better than the transport (silence, a bad frame)
         self.fault: UpstreamFault | None = None
         #: closed because its only call was stopped: no fault of the upstream's
@@ -146,6 +151,10 @@ class Connection:
         self._outbound = outbound
         self._on_change = on_change
         self._inflate = inflate
+        #: slots whose answer is complete but for its usage
+        self._ending: set[int] = set()
+        #: a slot came free in the pass under way: what else came in the same read is not for its next holder
+        self._settling = False
         self._attempts: list[SlotHolder | None] = [None] * codec.slots
 
     def __repr__(self) -> str:
@@ -174,9 +183,16 @@ class Connection:
         attempts = self._attempts.copy()
         self._attempts[:] = [None] * len(attempts)  # in place: a pass under way must find nobody here
         self.taken = self.active = 0
-        for attempt in attempts:
-            if attempt is not None:
-                attempt.on_lost(self.fault or fault, now)
+        fault = self.fault or fault
+        for slot, attempt in enumerate(attempts):
+            if attempt is None:
+                continue
+            if slot in self._ending and isinstance(fault, ConnectionLost):
+                # Its content was over, only the usage is missing: a close takes nothing away from the answer.
+                attempt.on_finished(self._codec.conclude(slot), now)
+            else:
+                attempt.on_lost(fault, now)
+        self._ending.clear()
 
     def kill(self, fault: UpstreamFault) -> None:
         """Give it up at once, for `fault`; the task that runs it notices within milliseconds."""
@@ -191,7 +207,9 @@ class Connection:
     @property
     def free(self) -> bool:
         """A call may be started here now."""
-        return self.taken < len(self._attempts) and (self.state == "READY" or self.state == "BUSY")
+        return (
+            self.taken < len(self._attempts) and (self.state == "READY" or self.state == "BUSY") and not self._settling
+        )
 
     def start(self, attempt: SlotHolder, prompt: Prompt) -> None:
         """Hand an attempt to the upstream.
@@ -203,7 +221,14 @@ class Connection:
         if websocket is None or not self.free:
             raise ConnectionLost(reason="not ready", how="local")
         slot = self._attempts.index(None)
-        websocket.send_text(self._codec.encode(slot, prompt))
+        frame = self._codec.encode(slot, prompt)
+        try:
+            websocket.send_text(frame)
+        except ConnectionLost as error:
+            # Nothing can be sent any more, and the codec takes the slot for taken.
+            self.fault = self.fault or error
+            self.drain()
+            raise
         self._attempts[slot] = attempt
         self.taken += 1
         self.active += 1
@@ -229,6 +254,7 @@ class Connection:
         """The usage of an ended answer did not come in time: end it without."""
         if attempt in self._attempts:
             self._handle(self._codec.conclude(self._attempts.index(attempt)), now)
+            self._settle()
 
     # ------------------------------------------------------------------ the path of a token
 
@@ -251,18 +277,25 @@ class Connection:
                         attempt.on_content(event.text, now)
                 else:
                     self._handle(event, now)
+        if self._settling:
+            self._settle()
         self._outbound.flush()
+
+    def _settle(self) -> None:
+        """The pass is over: slots that came free in it may be given out."""
+        self._settling = False
+        self._on_change(self)
 
     def _handle(self, event: Started | Ending | Finished | Faulted | Expiring | Content, now: float) -> None:
         """Everything that is not content: a few frames per answer."""
         if isinstance(event, Expiring):
             self.retire_at = now
-            self._on_change(self)
+            self.expiring = self._settling = True
             return
         if isinstance(event, Faulted) and event.slot is None:
             # An error of the whole connection: all of it is lost, and nothing more may come of it.
+            self._ending.clear()
             self.kill(event.error)
-            self.closed(event.error, now)
             self._on_change(self)
             return
         assert event.slot is not None
@@ -272,20 +305,21 @@ class Connection:
         if isinstance(event, Started):
             attempt.on_started(event)
         elif isinstance(event, Ending):
+            self._ending.add(event.slot)
             attempt.on_ending(now)
         elif isinstance(event, Finished):
             self._release(event.slot)
             attempt.on_finished(event, now)
-            self._on_change(self)
         elif isinstance(event, Faulted):
             self._release(event.slot)
             attempt.on_lost(event.error, now, event=event)
-            self._on_change(self)
 
     def _release(self, slot: int) -> None:
         if self._attempts[slot] is not _DISCARDED:
             self.active -= 1
         self._attempts[slot] = None
+        self._ending.discard(slot)
+        self._settling = True
         self.taken -= 1
         self._step("idle" if self.taken == 0 and self.state == "BUSY" else "released")
 

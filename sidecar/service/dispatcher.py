@@ -6,7 +6,8 @@ is synchronous but for its clocks' task; `running_call` has the steps of one cal
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Hashable
 from typing import Final
 
 import trio
@@ -14,9 +15,8 @@ from msgspec import Struct, structs
 
 from sidecar.config import Frontend
 from sidecar.core.admission import Admission, Admitted, Shed
-from sidecar.core.breaker import Permit
 from sidecar.core.call import Call as CallPolicy
-from sidecar.core.outcome import Outcome
+from sidecar.core.outcome import CANCELLED, DEADLINE_COUNTED, FIRST_DELTA_TIMEOUT, IDLE_TIMEOUT, Outcome
 from sidecar.dialects.base import Finished
 from sidecar.dialects.options import InvalidOption, UnsupportedOption
 from sidecar.errors import CODES
@@ -85,6 +85,8 @@ class Dispatcher:
         #: set when the last call ended while draining
         self.idle = trio.Event()
         self._admission = Admission(frontend.max_calls_in_flight, frontend.queue_max, jitter=jitter)
+        self._admitting: deque[Hashable] = deque()
+        self._admits = False
         self._mono_us = mono_us
         self._wall_us = wall_us
         self._jitter = jitter
@@ -115,7 +117,7 @@ class Dispatcher:
             refusal = terminals.refusal(call, "draining", "the daemon is shutting down", retry_after_ms=wait_ms)
         if refusal is not None or route is None:
             assert refusal is not None
-            self._accounting.call_refused(call, refusal.code)
+            self._accounting.call_refused(call.route, call.lane, refusal.code)
             return refusal
         config = route.config
         policy = CallPolicy(
@@ -134,7 +136,7 @@ class Dispatcher:
         )  # fmt: skip
         decision = self._admission.offer(running.call_id, call.lane, policy.deadline, now)
         if isinstance(decision, Shed) and decision.key == running.call_id:
-            self._accounting.call_refused(call, "overloaded")
+            self._accounting.call_refused(call.route, call.lane, "overloaded")
             return terminals.refusal(
                 call,
                 "overloaded",
@@ -200,7 +202,7 @@ class Dispatcher:
 
     def park(self, call: RunningCall, targets: list[TargetRuntime], until: float) -> None:
         """Wait for a connection of one of `targets`, at most `until` before looking again anyway."""
-        call.policy.park(until)
+        call.policy.park(until, self.clock())
         self.parking.park(call, [target.pool for target in targets])
         self.clocks.arm(call)
 
@@ -269,24 +271,37 @@ class Dispatcher:
         if call.on_receipt:
             assert isinstance(terminal, Failed)
             call.refusal = terminals.as_refusal(terminal)
-        elif not call.abandoned:
-            call.reply.finish(terminal)
-        overshoot = max(0, self._mono_us() - call.deadline_mono_us) if code == "deadline_exceeded" else None
-        self._accounting.call_ended(call, terminal, code, overshoot_us=overshoot)
+            self._accounting.call_refused(call.route.name, call.lane, code)
+        else:
+            if not call.abandoned:
+                call.reply.finish(terminal)
+            overshoot = max(0, self._mono_us() - call.deadline_mono_us) if code == "deadline_exceeded" else None
+            self._accounting.call_ended(call, terminal, code, overshoot_us=overshoot)
         if call.admitted:
-            for key in self._admission.leave(call.call_id):
-                admitted = self.calls[str(key)]
-                self._guarded(admitted, self._admit_call(admitted), self.clock())
+            self._admit_next(self._admission.leave(call.call_id))
         elif call.admitted is False:
             self._admission.remove(call.call_id)
         if not self.calls:
             self.idle.set()
 
+    def _admit_next(self, keys: list[Hashable]) -> None:
+        """Calls whose turn it is. One that ends at once lets in the next: a loop, as no stack is that deep."""
+        self._admitting.extend(keys)
+        if self._admits:
+            return
+        self._admits = True
+        try:
+            while self._admitting:
+                admitted = self.calls[str(self._admitting.popleft())]
+                self._guarded(admitted, self._admit_call(admitted), self.clock())
+        finally:
+            self._admits = False
+
     def _admit_call(self, call: RunningCall) -> Callable[[float], None]:
         def admit(now: float) -> None:
             call.admitted = True
             call.policy.admitted()
-            if call.queued_until is None and now > call.received_at:
+            if not call.on_receipt:
                 call.waiting_since = call.received_at
             call.seek(now)
             if not call.ended:
@@ -306,26 +321,32 @@ class Dispatcher:
 
     def record(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         """An attempt is over, however: breaker and metrics read the same outcome."""
-        target = attempt.target
+        target, state, patience = attempt.target, attempt.state, attempt.call.route.config
+        # An impatient bot's own clocks say nothing about the upstream: the route's are the measure.
+        until = now if state.first_content_at is None else state.first_content_at
+        waited = until - state.sent_at >= patience.first_delta_timeout_ms / 1000
+        if not waited and outcome in (FIRST_DELTA_TIMEOUT, DEADLINE_COUNTED):
+            outcome = CANCELLED
+        elif outcome is IDLE_TIMEOUT and now - state.last_content_at < patience.idle_timeout_ms / 1000:
+            outcome = structs.replace(outcome, counts_against_breaker=False)
         before = target.breaker.state(now)
-        target.breaker.record(attempt.permit, outcome, now, slow=attempt.state.overtaken)
+        target.breaker.record(attempt.permit, outcome, now, slow=state.overtaken and waited)
         self._accounting.attempt_ended(attempt, outcome)
         self._say_moved(target, before, now)
 
     def on_connect(self, pool: Pool, outcome: Outcome | None) -> None:
-        """A connect of `pool` worked (None) or failed: a failure counts against every breaker of the upstream."""
+        """A connect of `pool` worked (None) or failed: every breaker of the upstream is told."""
         now = self.clock()
-        if outcome is None or not outcome.counts_against_breaker:
-            return
         seen: set[int] = set()
         for route in self.routes.values():
             for target in route.targets:
                 if target.pool is pool and id(target.breaker) not in seen:
                     seen.add(id(target.breaker))
                     before = target.breaker.state(now)
-                    permit = target.breaker.admit(now)
-                    if isinstance(permit, Permit):
-                        target.breaker.record(permit, outcome, now)
+                    if outcome is None:
+                        target.breaker.connected(now)
+                    else:
+                        target.breaker.connect_failed(outcome, now)
                     self._say_moved(target, before, now)
 
     def _say_moved(self, target: TargetRuntime, before: str, now: float) -> None:
@@ -339,10 +360,16 @@ class Dispatcher:
             self.idle = trio.Event()
             await self.idle.wait()
 
-    def fail_all(self, code: str, message: str) -> None:
-        """End every call: the drain's time is over."""
-        for call in list(self.calls.values()):
-            call.end(code, message)
+    def fail_all(self) -> None:
+        """End every call, the drain's time is over: `draining` if nothing of it was sent upstream, else `halted`."""
+        # Queued calls first: a place that comes free now must not start another.
+        for call in sorted(self.calls.values(), key=lambda call: (call.admitted is True, call.policy.made)):
+            if call.policy.made:
+                call.end("halted", "the daemon is shutting down and its drain time is over")
+            else:
+                self.finish_failed(
+                    call, "draining", "the daemon is shutting down", retry_after=0.5 + 0.5 * self._jitter()
+                )
         self._outbound.flush()
 
     def statistics(self) -> DispatcherStatistics:
@@ -370,6 +397,7 @@ class Dispatcher:
     def _contain(self, call: RunningCall) -> None:
         for attempt in call.attempts:
             attempt.connection.stop(attempt)
+            attempt.target.breaker.give_back(attempt.permit)
         call.attempts.clear()
         self.finish_failed(call, "internal", "an error of the daemon's own; its log has the details")
 

@@ -39,12 +39,13 @@ class Parking:
         entry = (_LANE_RANK[call.lane], call.policy.deadline, self._sequence, call)
         by_name = {pool.name: pool for pool in pools}
         call.parked_in = tuple(by_name)
+        call.parked_as = self._sequence
         for name, pool in by_name.items():
             heap = self._heaps.setdefault(name, [])
             heapq.heappush(heap, entry)
             waiting = self._waiting[name] = self._waiting.get(name, 0) + 1
             if len(heap) > max(_COMPACT_ABOVE, 2 * waiting):
-                heap[:] = [kept for kept in heap if name in kept[3].parked_in]
+                heap[:] = [kept for kept in heap if kept[2] == kept[3].parked_as and kept[3].parked_in]
                 heapq.heapify(heap)
             pool.poke()
 
@@ -66,14 +67,18 @@ class Parking:
         now = self._clock()
         # A call that finds nothing parks again, in the new heap: each is looked at once at most.
         entries, self._heaps[pool.name] = heap, []
-        while entries:
-            call = entries[0][3]
-            if pool.name not in call.parked_in:
-                heapq.heappop(entries)
-                continue
-            if not pool.has_free_slot() and pool.may_connect_at() < call.policy.deadline:
-                break  # still worth waiting, for it and for all behind it that have longer
-            heapq.heappop(entries)
-            self._look_again(call, now)
+        while entries and pool.has_free_slot():
+            self._look(heapq.heappop(entries), now)
+        if not entries:
+            return
+        may_connect_at = pool.may_connect_at()
         for entry in entries:
-            heapq.heappush(self._heaps[pool.name], entry)
+            if entry[1] <= may_connect_at:
+                self._look(entry, now)  # no use waiting for this pool any longer
+            elif entry[2] == entry[3].parked_as and entry[3].parked_in:
+                heapq.heappush(self._heaps[pool.name], entry)
+
+    def _look(self, entry: tuple[int, float, int, RunningCall], now: float) -> None:
+        call = entry[3]
+        if entry[2] == call.parked_as and call.parked_in:
+            self._look_again(call, now)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sidecar.core.breaker import Permit, Refusal
 from sidecar.core.call import Call as CallPolicy
 from sidecar.core.call import End, Seek, State
-from sidecar.core.outcome import CANCELLED, FIRST_DELTA_TIMEOUT, IDLE_TIMEOUT, SUCCESS, Outcome, classify
+from sidecar.core.outcome import CANCELLED, FIRST_DELTA_TIMEOUT, IDLE_TIMEOUT, SUCCESS, Kind, Outcome, classify
 from sidecar.dialects.base import ENDING_GRACE, Finished, Prompt
 from sidecar.errors import ConnectionLost, UpstreamFault
 from sidecar.service.attempt import Attempt
@@ -24,15 +24,29 @@ from sidecar.wire import Call, ChatMessage, Failed, Options, Restarted
 if TYPE_CHECKING:
     from sidecar.service.dispatcher import Dispatcher
 
+
+class _Prospects:
+    """What a call that found no connection may hope for: targets worth waiting for, instants, a refused credential."""
+
+    __slots__ = ("connects_at", "may_come", "refused", "reopens_at")
+
+    def __init__(self) -> None:
+        self.may_come: list[TargetRuntime] = []
+        self.reopens_at = self.connects_at = math.inf
+        self.refused: Outcome | None = None
+
+
 class RunningCall:
     """A call from its acceptance to its terminal; the frontend holds it as its `Ticket`."""
 
     __slots__ = (
         "_dispatcher",
+        "_first_lost",
         "_instructions",
         "_lost_connections",
         "_messages",
         "_options",
+        "_replays",
         "abandoned",
         "admitted",
         "armed_at",
@@ -48,6 +62,7 @@ class RunningCall:
         "length",
         "on_receipt",
         "overhead",
+        "parked_as",
         "parked_in",
         "peer",
         "pieces",
@@ -100,6 +115,8 @@ class RunningCall:
         self.armed_at = math.inf
         #: targets' pools this call waits in for a connection
         self.parked_in: tuple[str, ...] = ()
+        #: the number of its entry there: an older one is stale
+        self.parked_as = 0
         self.attempts: list[Attempt] = []
         self.winner: Attempt | None = None
         #: `stream: false`: what came so far; nothing is committed before the terminal
@@ -118,6 +135,11 @@ class RunningCall:
         self._instructions = call.instructions
         self._options = options
         self._lost_connections: frozenset[tuple[str, int]] = frozenset()
+        self._first_lost: Attempt | None = None
+        #: the next attempt stands in for one that the upstream never took up (its connection's time was over, its
+        #: credential had changed): no retry of a failure, so the budget, which bounds those, has no say (gRPC A6 calls
+        #: it transparent). MAX_ATTEMPTS bounds it.
+        self._replays = False
 
     def __repr__(self) -> str:
         return f"<RunningCall {self.call_id} {self.policy!r}>"
@@ -127,15 +149,15 @@ class RunningCall:
     def end(self, code: str, message: str) -> None:
         """See `ports.Ticket`."""
         if not self.ended:
-            self._stop_attempts(CANCELLED)
-            self._dispatcher.finish_failed(self, code, message)
+            in_hand = self._stop_attempts(CANCELLED)
+            self._dispatcher.finish_failed(self, code, message, attempt=in_hand)
 
     def abandon(self) -> None:
         """See `ports.Ticket`."""
         if not self.ended:
             self.abandoned = True
-            self._stop_attempts(CANCELLED)
-            self._dispatcher.finish_failed(self, "cancelled", "the bot is gone")
+            in_hand = self._stop_attempts(CANCELLED)
+            self._dispatcher.finish_failed(self, "cancelled", "the bot is gone", attempt=in_hand)
 
     # ------------------------------------------------------------------ Clocked: the clocks' side
 
@@ -164,6 +186,7 @@ class RunningCall:
                     attempt.connection.conclude(attempt, now)
                 else:
                     attempt.connection.stop(attempt)
+                    attempt.target.pool.retire(attempt.connection, "idle_timeout")
                     self._lost(attempt, IDLE_TIMEOUT, now)
 
     # ------------------------------------------------------------------ attempts
@@ -174,62 +197,70 @@ class RunningCall:
         if self.ended or not policy.seeking:
             return
         self._dispatcher.parking.unpark(self)
-        targets = self.route.targets
-        candidates = policy.candidates(now)
-        may_come: list[TargetRuntime] = []
-        reopens_at = connects_at = math.inf
-        refused: Outcome | None = None
-        for index in candidates:
-            target = targets[index]
-            pool = target.pool
-            connection = pool.lease(exclude=frozenset(key for name, key in self._lost_connections if name == pool.name))
-            if connection is None:
-                if pool.refusal is not None:
-                    refused = refused or pool.refusal
-                    continue
-                at = pool.may_connect_at()
-                connects_at = min(connects_at, at)
-                if at < policy.deadline:
-                    if target.breaker.state(now) != "open":
-                        may_come.append(target)
-                    else:
-                        reopens_at = min(reopens_at, target.breaker.next_wakeup_at())
-                continue
-            permit = target.breaker.admit(now)
-            if isinstance(permit, Refusal):
-                pool.leased(connection)
-                reopens_at = min(reopens_at, now + permit.retry_after)
-                continue
-            if policy.made and not target.budget.withdraw(now):
-                target.breaker.give_back(permit)
-                pool.leased(connection)
-                continue
-            if self._start(index, target, connection, permit, now):
+        prospects = _Prospects()
+        for index in policy.candidates(now):
+            if self._try(index, prospects, now):
                 return
         if policy.attempts:
             # A backup was wanted beside the attempt in hand; wait for a connection, not for a breaker.
-            if may_come:
-                self._dispatcher.park(self, may_come, math.inf)
+            if prospects.may_come:
+                self._dispatcher.park(self, prospects.may_come, math.inf)
             else:
                 policy.give_up_backup()
-            return
-        if may_come:
-            self._wait(may_come, reopens_at, now)
+        elif prospects.may_come:
+            self._wait(prospects.may_come, prospects.reopens_at, now)
         elif policy.retry_is_due_later(now):
             self._wait([], math.inf, now)
         else:
-            self._nobody(refused, reopens_at, connects_at, now)
+            self._nobody(prospects, now)
+
+    def _try(self, index: int, prospects: _Prospects, now: float) -> bool:
+        """Start an attempt on target `index`; False, and what may come of it later, when that cannot be had now."""
+        target, policy = self.route.targets[index], self.policy
+        pool, breaker = target.pool, target.breaker
+        avoid = frozenset(key for name, key in self._lost_connections if name == pool.name)
+        while connection := pool.lease(avoid=avoid):
+            permit = breaker.admit(now)
+            if isinstance(permit, Refusal):
+                pool.leased(connection)
+                prospects.reopens_at = min(prospects.reopens_at, now + permit.retry_after)
+                if not self.on_receipt and not policy.attempts and breaker.state(now) == "half_open":
+                    prospects.may_come.append(target)  # one trial at a time: who waits already may wait for its end
+                return False
+            paid = policy.made > 0 and not self._replays
+            if paid and not target.budget.withdraw(now):
+                breaker.give_back(permit)
+                pool.leased(connection)
+                return False
+            if self._start(index, target, connection, permit, now):
+                return True
+            # The connection turned out to be gone: nothing was sent. The next one, if there is one.
+            breaker.give_back(permit)
+            if paid:
+                target.budget.give_back()
+        if pool.refusal is not None:
+            prospects.refused = prospects.refused or pool.refusal
+            return False
+        at = pool.may_connect_at()
+        prospects.connects_at = min(prospects.connects_at, at)
+        if at < policy.deadline:
+            if breaker.state(now) != "open":
+                prospects.may_come.append(target)
+            else:
+                prospects.reopens_at = min(prospects.reopens_at, breaker.next_wakeup_at())
+        return False
 
     def _wait(self, targets: list[TargetRuntime], until: float, now: float) -> None:
         if self.waiting_since is None:
             self.waiting_since = now
         self._dispatcher.park(self, targets, until)
 
-    def _nobody(self, refused: Outcome | None, reopens_at: float, connects_at: float, now: float) -> None:
+    def _nobody(self, prospects: _Prospects, now: float) -> None:
         """No target can take this call before its deadline: say so now, not then."""
-        first = self.policy.first_outcome
+        first, refused = self.policy.first_outcome, prospects.refused
+        reopens_at, connects_at = prospects.reopens_at, prospects.connects_at
         if first is not None:
-            self._dispatcher.finish_lost(self, first)
+            self._dispatcher.finish_lost(self, first, self._first_lost)
         elif refused is not None:
             self._dispatcher.finish_lost(self, refused)
         elif reopens_at < math.inf:
@@ -251,8 +282,7 @@ class RunningCall:
         try:
             connection.start(attempt, prompt)
         except ConnectionLost:
-            target.breaker.give_back(permit)
-            return self._again(index, target, now)
+            return False
         target.pool.leased(connection)
         if not self.policy.made:
             target.budget.deposit(now)
@@ -283,18 +313,6 @@ class RunningCall:
             store=self.route.config.store,
         )
 
-    def _again(self, index: int, target: TargetRuntime, now: float) -> bool:
-        """The leased connection was gone already: the next one of the same pool, if there is one."""
-        connection = target.pool.lease()
-        if connection is None:
-            self._dispatcher.park(self, [target], math.inf)
-            return True  # parked: not refused
-        permit = target.breaker.admit(now)
-        if isinstance(permit, Refusal):
-            target.pool.leased(connection)
-            return False
-        return self._start(index, target, connection, permit, now)
-
     def first_content(self, attempt: Attempt, now: float) -> bool:
         """Content of an attempt that does not answer yet: it does from here, unless another one does."""
         if self.ended or self.winner is not None or attempt not in self.attempts:
@@ -313,7 +331,7 @@ class RunningCall:
     def ending(self, attempt: Attempt, now: float) -> None:
         """The content of an attempt is over; its usage may still come."""
         if attempt in self.attempts:
-            self.policy.ending(attempt.state, now + ENDING_GRACE)
+            self.policy.ending(attempt.state, now, ENDING_GRACE)
             self._dispatcher.clocks.arm(self)
 
     def finished(self, attempt: Attempt, event: Finished, now: float) -> None:
@@ -341,16 +359,22 @@ class RunningCall:
     def _lost(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         self.attempts.remove(attempt)
         self._lost_connections |= {(attempt.target.pool.name, attempt.connection.key)}
+        self._replays = outcome.kind is Kind.IGNORED or outcome.credential_refused
+        if self.policy.first_outcome is None:
+            self._first_lost = attempt
         self._dispatcher.record(attempt, outcome, now)
         committed = self.stream and self.reply.committed
         verdict = self.policy.lost(attempt.state, outcome, now, committed=committed, usual=attempt.target.first_delta)
         if isinstance(verdict, End):
             self._stop_attempts(CANCELLED)
-            self._dispatcher.finish_lost(self, verdict.outcome, attempt)
+            # What is told is one attempt's story: the one whose failure becomes the call's.
+            told = self._first_lost if verdict.outcome is self.policy.first_outcome else attempt
+            self._dispatcher.finish_lost(self, verdict.outcome, told)
             return
         if self.winner is attempt:
             self.winner = None
             self.length = 0
+            self.first_delta_at = None
             self.pieces.clear()
         if isinstance(verdict, Seek):
             self.waiting_since = None
@@ -369,10 +393,13 @@ class RunningCall:
         attempt.connection.stop(attempt)
         self._dispatcher.record(attempt, outcome, now)
 
-    def _stop_attempts(self, outcome: Outcome) -> None:
+    def _stop_attempts(self, outcome: Outcome) -> Attempt | None:
+        """Stop them all; returns the one that the terminal tells of."""
         now = self._dispatcher.clock()
+        in_hand = self.winner or (self.attempts[0] if self.attempts else None)
         for attempt in self.attempts.copy():
             self._stop(attempt, outcome, now)
+        return in_hand
 
     def forget(self) -> None:
         """The terminal is queued: let go of prompt and text, so that a stale clock holds nothing big."""
