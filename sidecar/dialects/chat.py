@@ -45,11 +45,14 @@ _encode = msgspec.json.Encoder().encode
 
 
 class _Slot:
-    """The place of one call. `name` is the id we gave it; `completion` the one the upstream gives its chunks."""
+    """The place of one call.
+
+    `name` is the id we gave it, `completion` the one its frames go by, `request_id` the upstream's own.
+    """
 
     __slots__ = (
-        "completion", "discarded", "finish", "half", "index", "model", "name", "refusal", "seen", "serial", "started",
-        "taken", "usage",
+        "completion", "discarded", "finish", "half", "index", "model", "name", "refusal", "request_id", "seen",
+        "serial", "started", "taken", "usage",
     )  # fmt: skip
 
     def __init__(self, index: int) -> None:
@@ -59,6 +62,7 @@ class _Slot:
     def reset(self, *, taken: bool) -> None:
         self.taken, self.discarded, self.started, self.seen = taken, False, False, False
         self.completion: str | None = None
+        self.request_id: str | None = None
         self.model: str | None = None
         self.usage: Usage | None = None
         #: Set by finish_reason: from there the slot is ending.
@@ -262,10 +266,12 @@ class ChatCodec:
     ) -> tuple[Event, ...]:
         events: list[Event] = []
         piece = choice.piece()
+        if slot.request_id is None and chunk.id and chunk.id != slot.name:
+            slot.request_id = chunk.id
         if not slot.started:
             if choice.finish_reason and not frame.id and slot.serial > 1 and not (piece.content or piece.refusal):
                 raise MalformedFrame("an end that may be the last answer's")
-            self._start(slot, chunk, payload, events)
+            self._start(slot, payload, events)
         if frame.id and slot.completion is None:
             slot.completion = frame.id
             self._owners.declare(frame.id, slot.serial)
@@ -287,16 +293,12 @@ class ChatCodec:
             self._quiet(slot)
         return tuple(events)
 
-    def _start(self, slot: _Slot, chunk: Chunk, payload: bytes | memoryview, events: list[Event]) -> None:
+    def _start(self, slot: _Slot, payload: bytes | memoryview, events: list[Event]) -> None:
         head = typed(read_head, payload, "a chunk")
         inner = head.data if isinstance(head.data, Head) else head
         slot.started, slot.model = True, inner.model
         if not slot.discarded:
-            events.append(Started(slot.index, self._request_id(slot, chunk.id), slot.model))
-
-    def _request_id(self, slot: _Slot, given: str | None) -> str | None:
-        """The upstream's own id of the answer: not ours echoed."""
-        return given if given and given != slot.name else None
+            events.append(Started(slot.index, slot.request_id, slot.model))
 
     def _end(self, slot: _Slot, reason: str, events: list[Event]) -> None:
         """`finish_reason` came."""
@@ -309,7 +311,7 @@ class ChatCodec:
         elif reason not in FINISHES:
             error = UpstreamError(f"the answer ended with finish_reason {reason[:64]}", code=reason[:64])
         if error is not None:
-            usage, request_id = slot.usage, self._request_id(slot, slot.completion)
+            usage, request_id = slot.usage, slot.request_id
             self._release(slot)
             events.append(Faulted(slot=slot.index, error=error, usage=usage, upstream_request_id=request_id))
             return
@@ -349,7 +351,7 @@ class ChatCodec:
             return NOTHING
         if slot is not None:
             events: list[Event] = [Content(slot.index, REPLACEMENT)] if slot.half else []
-            usage, request_id = slot.usage, self._request_id(slot, slot.completion)
+            usage, request_id = slot.usage, slot.request_id
             self._release(slot)
             return (*events, Faulted(slot=slot.index, error=error, usage=usage, upstream_request_id=request_id))
         events = [Content(each.index, REPLACEMENT) for each in self._slots if each.half]
@@ -365,7 +367,7 @@ class ChatCodec:
             slot=slot.index,
             finish=slot.finish,
             usage=slot.usage,
-            upstream_request_id=self._request_id(slot, slot.completion),
+            upstream_request_id=slot.request_id,
             model=slot.model,
         )
         self._release(slot)
