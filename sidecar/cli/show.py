@@ -3,7 +3,8 @@
 The exchange is one JSON message each way: ``{"type": "show", "what": "upstreams" | "calls" | "stats"}`` and
 ``{"type": "shown", "what": ..., "data": [...]}``, or ``{"type": "failed", ...}`` as a refusal.
 
-The data of ``upstreams`` and ``calls`` is a list of maps: one row of a table each, columns in the order of their keys. The data of ``stats`` is a flat list of metrics::
+The data of ``upstreams`` and ``calls`` is a list of maps: one row of a table each, columns in the order of their keys.
+The data of ``stats`` is a flat list of metrics::
 
     {"name": "sidecar_calls_total", "help": "Calls ended, by outcome.", "type": "counter" | "gauge" | "histogram",
      "samples": [{"labels": {"outcome": "done"}, "value": 17, "suffix": ""}, ...]}
