@@ -324,12 +324,10 @@ class ChatCodec:
         """A chunk with usage, maybe, and nothing else of interest."""
         if slot is None or chunk.usage is None:
             return NOTHING
-        if slot.finish is not None:
-            slot.usage = chunk.usage.facts()
-            return (self._finished(slot),)
-        if slot.started:
-            slot.usage = chunk.usage.facts()
-        return NOTHING  # before anything of this answer: the last one's, too late
+        if not slot.started:
+            return NOTHING  # before anything of this answer: the last one's, too late
+        slot.usage = chunk.usage.facts()
+        return NOTHING if slot.finish is None else (self._finished(slot),)
 
     def _done(self, slot: _Slot | None) -> tuple[Event, ...]:
         if slot is None or not slot.taken:
