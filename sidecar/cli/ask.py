@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from sidecar.client.blocking import Client, Handle
-from sidecar.client.session import Wishes
+from sidecar.client.calls import Wishes
 from sidecar.errors import CallFailed, EndpointError
 from sidecar.wire import Delta, Done, Failed
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from sidecar.client.session import ChoiceWishes, Wishes
+from sidecar.client.calls import ChoiceWishes, Wishes
 from sidecar.errors import CallFailed, SidecarError
 from sidecar.wire import Done, Failed, Finish, Terminal, Timing, Usage
 

@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterable
 from typing import Self, TypeVar, Unpack
 
 from sidecar.client.answers import Answer, Choice, Choices
+from sidecar.client.calls import ChoiceWishes, OpenCall, Question, Wishes
 from sidecar.client.endpoint import find_endpoint
 from sidecar.client.handle import Reading
 from sidecar.client.link import Link
-from sidecar.client.session import CHOOSE_GRACE, GRACE, ChoiceWishes, OpenCall, Question, Session, Wishes
+from sidecar.client.session import CHOOSE_GRACE, GRACE, Session
 from sidecar.errors import SidecarError
 from sidecar.wire import Pong, Report, Welcome
 

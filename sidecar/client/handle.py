@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sidecar.client.answers import Answer, outcome_of
-from sidecar.client.session import OpenCall
+from sidecar.client.calls import OpenCall
 from sidecar.wire import Accepted, Terminal
 
 

@@ -1,7 +1,6 @@
 """One bot's conversation with the daemon, without sockets and clocks.
 
-Payload bytes and instants go in; payloads to send, and the changed state of calls and questions, come out. Both
-clients are thin shells around it: they move bytes, and sleep until `next_wakeup_at()`.
+Payloads and instants go in; payloads to send, and the changed state of calls, come out. Both clients are thin shells.
 
 What it promises, whatever the daemon does:
 
@@ -9,10 +8,9 @@ What it promises, whatever the daemon does:
 - the deadline holds here too: `expire()` ends a call `grace` seconds after it, so that the daemon's own terminal wins
   a tie, as ``deadline_exceeded``, or ``daemon_unavailable`` when the call could not even be handed over;
 - what was not handed over by then never will be; what was is never handed over twice;
-- a hole in `seq`, a `done` whose `deltas` differ from those received, a foreign `call_id`, or a message about an open
-  call that cannot be read is a protocol violation: that call fails `internal` and is cancelled, the others go on.
-  A message of an unknown type, or one that names no open call, is ignored (a newer daemon may send it): what could
-  have been lost with it is found by the counts above or by the deadline;
+- a hole in `seq`, a `done` that counts other `deltas`, a foreign `call_id`, or an unreadable message about an open call
+  is a protocol violation: that call fails `internal` and is cancelled, the others go on. What names no open call is
+  ignored (a newer daemon may send it): what was lost with it is found by the counts, or by the deadline;
 - a disconnect ends every call handed over as ``daemon_lost``, at once; so does a new `session` in `welcome`.
 
 Models: h11 and aioquic (time as an argument, state to look at instead of callbacks).
@@ -22,20 +20,18 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, TypedDict
+from collections.abc import Mapping
+from typing import Any, Final
 
-import msgspec
-
+from sidecar.client.calls import WISHES, OpenCall, Question, is_over
+from sidecar.client.salvage import UNREADABLE, Unreadable, pieces_of
 from sidecar.errors import CallFailed
 from sidecar.wire import (
     MSGPACK,
     Accepted,
-    ChatMessage,
     Delta,
     Done,
     Failed,
-    Lane,
     Pong,
     Report,
     Restarted,
@@ -51,108 +47,6 @@ MAX_TIMEOUT_MS: Final = 86_400_000
 GRACE: Final = 0.020
 #: The same for `choose()`, which promises to be back 10 ms after the deadline.
 CHOOSE_GRACE: Final = 0.001
-
-_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, MemoryError)
-_ABOUT_A_CALL: Final = {"accepted", "delta", "restarted", "done", "failed"}
-
-
-class ChoiceWishes(TypedDict, total=False):
-    """What a call may ask for, beside its prompt; names, units and defaults as in `sidecar.wire.Call`."""
-
-    messages: Sequence[ChatMessage | Mapping[str, str]] | None
-    route: str | None
-    instructions: str | None
-    options: Mapping[str, Any] | None
-    first_delta_timeout_ms: float | None
-    idle_timeout_ms: float | None
-    lane: Lane | None
-    on_lost: Literal["fail", "restart"] | None
-
-
-class Wishes(ChoiceWishes, total=False):
-    """The same, and the timeout of the whole call."""
-
-    timeout_ms: float | None
-
-
-_WISHES: Final = frozenset(Wishes.__annotations__)
-
-
-class OpenCall:
-    """A call as far as it is known. Read it; only the session writes it.
-
-    Attributes:
-        id: its name on the wire.
-        pieces: the text so far, as it came.
-        restarts: how often `pieces` began anew.
-        accepted: the daemon's word, None before it.
-        ended: the terminal, None before it.
-        local: the terminal is the client's own.
-        handed_over: given to the socket.
-        deadline_at: the deadline, in the clock of `now`.
-    """
-
-    __slots__ = (
-        "accepted",
-        "changed",
-        "deadline_at",
-        "ended",
-        "grace",
-        "handed_over",
-        "id",
-        "local",
-        "pieces",
-        "restarts",
-        "seq",
-        "stream",
-        "timed",
-        "wake",
-    )
-
-    def __init__(self, name: str, *, stream: bool, timed: bool, deadline_at: float, grace: float) -> None:
-        self.id, self.stream, self.timed, self.grace = name, stream, timed, grace
-        self.deadline_at = deadline_at
-        self.pieces: list[str] = []
-        self.seq = self.restarts = 0
-        self.accepted: Accepted | None = None
-        self.ended: Terminal | None = None
-        self.local = self.handed_over = self.changed = False
-        #: whoever waits for a change (the asyncio shell's futures)
-        self.wake: list[Any] | None = None
-
-    @property
-    def expire_at(self) -> float:
-        """When the client gives up: no grace for a call that the daemon never had."""
-        return self.deadline_at + self.grace if self.handed_over else self.deadline_at
-
-    @property
-    def text(self) -> str:
-        """The text so far; of an ended `stream: false` call, all of it."""
-        if self.ended is not None and self.ended.text is not None and not self.pieces:
-            return self.ended.text
-        return "".join(self.pieces)
-
-    def __repr__(self) -> str:
-        state = "open" if self.ended is None else "done" if isinstance(self.ended, Done) else self.ended.code
-        return f"<OpenCall {self.id} {state} deltas={self.seq} restarts={self.restarts}>"
-
-
-class Question:
-    """A `ping` or a `probe` under way. `answer` or `failure` is set when it is over."""
-
-    __slots__ = ("answer", "changed", "expire_at", "failure", "handed_over", "id", "kind", "wake")
-
-    def __init__(self, kind: Literal["ping", "probe"], nonce: int, expire_at: float) -> None:
-        self.kind, self.id, self.expire_at = kind, nonce, expire_at
-        self.answer: Pong | Report | None = None
-        self.failure: CallFailed | None = None
-        self.handed_over = self.changed = False
-        self.wake: list[Any] | None = None
-
-    @property
-    def over(self) -> bool:
-        """Answered, or failed."""
-        return self.answer is not None or self.failure is not None
 
 
 class Session:
@@ -176,8 +70,7 @@ class Session:
         self._greet()
 
     def __repr__(self) -> str:
-        state = "connected" if self.connected else "not connected"
-        return f"<Session {state} calls={len(self._calls)} outgoing={len(self._outgoing)}>"
+        return f"<Session connected={self.connected} calls={len(self._calls)} outgoing={len(self._outgoing)}>"
 
     # ------------------------------------------------------------------ from the bot
 
@@ -205,8 +98,8 @@ class Session:
             TypeError: a wish of that name does not exist.
             RequestRefused: it cannot be encoded, a timeout is no positive number, or it is too large.
         """
-        if not wishes.keys() <= _WISHES:
-            raise TypeError(f"no such argument: {', '.join(sorted(wishes.keys() - _WISHES))}")
+        if not wishes.keys() <= WISHES:
+            raise TypeError(f"no such argument: {', '.join(sorted(wishes.keys() - WISHES))}")
         fields: dict[str, Any] = {key: value for key, value in wishes.items() if value is not None}
         if (prompt is None) == ("messages" not in fields):
             raise CallFailed.of("invalid_request", "give either a prompt or messages=, and not both")
@@ -222,11 +115,12 @@ class Session:
             fields["stream"] = False
         try:
             payload = MSGPACK.encode(fields)
-        except (*_UNREADABLE, TypeError, ValueError, OverflowError) as problem:
+        except (*UNREADABLE, TypeError, ValueError, OverflowError) as problem:
             raise CallFailed.of("invalid_request", f"the call cannot be encoded: {problem}") from problem
         if self.welcome is not None and len(payload) > self.welcome.limits.max_message_bytes:
-            limit = self.welcome.limits.max_message_bytes
-            raise CallFailed.of("too_large", f"the call has {len(payload)} bytes, the daemon takes {limit}")
+            raise CallFailed.of(
+                "too_large", f"{len(payload)} bytes; the limit is {self.welcome.limits.max_message_bytes}"
+            )
         timeout = UNACCEPTED_TIMEOUT if timeout_ms is None else timeout_ms / 1000
         call = OpenCall(name, stream=stream, timed=timeout_ms is not None, deadline_at=now + timeout, grace=grace)
         self._calls[name] = call
@@ -272,25 +166,29 @@ class Session:
     def close(self) -> None:
         """End everything here: the shell is closing, and the daemon ends the calls of a connection that goes."""
         items: list[OpenCall | Question] = [*self._calls.values(), *self._pings.values(), *self._probes]
-        items += [item for _, item in self._outgoing if item is not None and not _is_over(item)]
+        items += [item for _, item in self._outgoing if item is not None and not is_over(item)]
         self._outgoing.clear()
         for item in items:
-            if not _is_over(item):
+            if not is_over(item):
                 self._fail(item, "cancelled", "the client was closed")
 
     # ------------------------------------------------------------------ to the socket
 
     def next_payload(self) -> bytes | None:
-        """What to hand to the socket next, None when there is nothing. It stays first until `handed_over()`."""
-        if not self._greeting:
-            while self._outgoing:
-                payload, item = self._outgoing[0]
-                if item is None or not _is_over(item):
-                    return payload
-                self._outgoing.popleft()
+        """What to hand to the socket next, None when there is nothing. It stays first until `handed_over()`.
+
+        Nothing without a connection: just after a loss ZeroMQ may still take a message, into the pipe that is dying.
+        """
+        if not self.connected:
             return None
-        # A greeting alone wakes nobody: it goes out with the first message, or as soon as the connection stands.
-        return self._greeting[0]
+        if self._greeting:
+            return self._greeting[0]
+        while self._outgoing:
+            payload, item = self._outgoing[0]
+            if item is None or not is_over(item):
+                return payload
+            self._outgoing.popleft()
+        return None
 
     def handed_over(self) -> None:
         """The socket took what `next_payload()` gave."""
@@ -331,7 +229,7 @@ class Session:
         """Take one message of the daemon, or an array of them."""
         try:
             decoded = encoding_of(payload).decode_from_daemon(payload)
-        except _UNREADABLE:
+        except UNREADABLE:
             self._salvage(payload, now)
             return
         if type(decoded) is not list:
@@ -353,7 +251,7 @@ class Session:
         alarms = self._alarms
         while alarms:
             at, number, item = alarms[0]
-            if _is_over(item):
+            if is_over(item):
                 heapq.heappop(alarms)
             elif item.expire_at > at:  # it was handed over, or `accepted` told a later deadline
                 heapq.heapreplace(alarms, (item.expire_at, number, item))
@@ -441,24 +339,11 @@ class Session:
     def _salvage(self, payload: bytes, now: float) -> None:
         """Read what can be read of an unreadable payload, message by message."""
         self.unreadable += 1
-        module = msgspec.json if payload[:1] in (b"{", b"[") else msgspec.msgpack
-        try:
-            whole = module.decode(payload)
-        except (*_UNREADABLE, ValueError):
-            return
-        for item in whole if isinstance(whole, list) else [whole]:
-            if not isinstance(item, dict) or not isinstance(item.get("type"), str):
-                continue
-            try:
-                message = MSGPACK.decode_from_daemon(MSGPACK.encode(item))
-            except (*_UNREADABLE, TypeError, ValueError, OverflowError):
-                name = item.get("id")
-                call = self._calls.get(name) if isinstance(name, str) else None
-                if call is not None and item["type"] in _ABOUT_A_CALL:
-                    self._violation(call, f"an unreadable {item['type']} came")
-                continue
-            if not isinstance(message, list):
+        for message in pieces_of(payload):
+            if not isinstance(message, Unreadable):
                 self._take(message, now)
+            elif (call := self._calls.get(message.id)) is not None:
+                self._violation(call, f"an unreadable {message.type} came")
 
     def _violation(self, call: OpenCall, what: str) -> None:
         self._end_locally(call, "internal", f"the daemon broke the protocol: {what}")
@@ -499,7 +384,7 @@ class Session:
         heapq.heappush(self._alarms, (item.expire_at, self._count, item))
         if len(self._alarms) > 64 + 4 * (len(self._calls) + len(self._pings) + len(self._probes)):
             # Ended calls with far deadlines would pile up behind an early one, texts and all.
-            self._alarms = [alarm for alarm in self._alarms if not _is_over(alarm[2])]
+            self._alarms = [alarm for alarm in self._alarms if not is_over(alarm[2])]
             heapq.heapify(self._alarms)
 
     def _ask(self, question: Question, message: dict[str, Any]) -> Question:
@@ -515,7 +400,3 @@ class Session:
 
     def _greet(self) -> None:
         self._greeting = deque([MSGPACK.encode({"type": "hello", "name": self.name, "batch": True})])
-
-
-def _is_over(item: OpenCall | Question) -> bool:
-    return item.ended is not None if isinstance(item, OpenCall) else item.over

@@ -55,6 +55,8 @@ def ask(path: str, payload: bytes, *, timeout: float) -> bytes:
             raise UnansweredError(f"no answer within {timeout * 1000:.0f} ms") from None
         except ConnectionRefusedError:
             raise UnansweredError(f"nobody listens at {path}: the daemon that made it is gone") from None
+        except (BrokenPipeError, ConnectionResetError):
+            raise UnansweredError("the connection was closed without an answer") from None
         except OSError as problem:
             raise UnansweredError(f"{path}: {problem.strerror or problem}") from None
 
