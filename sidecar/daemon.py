@@ -53,7 +53,12 @@ class Outbox:
     """The end of a pass, before the frontend exists: pools and dispatcher are built first."""
 
     def __init__(self) -> None:
-        self.flush: Callable[[], None] = lambda: None
+        self.frontend: Frontend | None = None
+
+    def flush(self) -> None:
+        """See `ports.Outbound.flush`. A method, so that whoever keeps `outbox.flush` keeps the right one."""
+        if self.frontend is not None:
+            self.frontend.flush()
 
 
 class Daemon:
@@ -175,7 +180,7 @@ class Daemon:
             stall_timeout=frontend.stall_timeout_s,
             jitter=jitter,
         )
-        outbox.flush = self.frontend.flush
+        outbox.frontend = self.frontend
 
     # ------------------------------------------------------------------ life
 
