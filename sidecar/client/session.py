@@ -12,8 +12,7 @@ What it promises, whatever the daemon does:
   is a protocol violation: that call fails `internal` and is cancelled, the others go on. What names no open call is
   ignored (a newer daemon may send it): what was lost with it is found by the counts, or by the deadline;
 - a disconnect ends every call handed over as ``daemon_lost``, at once; so does a new `session` in `welcome`.
-
-Models: h11 and aioquic (time as an argument, state to look at instead of callbacks).
+Models: h11, aioquic (time as an argument, state to look at instead of callbacks).
 """
 
 from __future__ import annotations
@@ -58,7 +57,6 @@ class Session:
         self.connected = self.ever_connected = False
         #: calls and questions that changed since the shell last emptied this list
         self.changed: list[OpenCall | Question] = []
-        #: payloads ignored because they could not be read
         self.unreadable = 0
         self._count = 0
         self._calls: dict[str, OpenCall] = {}
@@ -338,7 +336,7 @@ class Session:
 
     def _salvage(self, payload: bytes, now: float) -> None:
         """Read what can be read of an unreadable payload, message by message."""
-        self.unreadable += 1
+        self.unreadable += 1  # as a whole
         for message in pieces_of(payload):
             if not isinstance(message, Unreadable):
                 self._take(message, now)
