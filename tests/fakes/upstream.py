@@ -1,7 +1,7 @@
 """An upstream in memory: the server's end of a WebSocket (wsproto), scripted; for virtual time.
 
-`FakeUpstream.dial` takes the place of TCP and TLS. What a connect meets is taken from `connects` (else it works), what a
-request meets from `scripts` (else `default`). A script is a coroutine that is given the `Asked` and speaks through it.
+`FakeUpstream.dial` takes the place of TCP and TLS. What a connect meets is taken from `connects` (else it works), what
+a request meets from `scripts` (else `default`). A script is a coroutine that is given the `Asked` and speaks through it.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ class Served:
         self.gone_at: float | None = None
         self.close_code: int | None = None
         self.deaf = False
+        self._sending = trio.Lock()
 
     @property
     def standing(self) -> bool:
@@ -160,7 +161,8 @@ class Served:
 
     async def send(self, *pieces: bytes) -> None:
         """Bytes, all in one segment."""
-        await self.stream.send_all(b"".join(pieces))
+        async with self._sending:
+            await self.stream.send_all(b"".join(pieces))
 
     async def cut(self, *, reset: bool = False) -> None:
         """End of TCP."""

@@ -1,0 +1,791 @@
+"""The whole data path in virtual time, when upstreams fail: failover, backup, restart, retry, breaker, credentials."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from sidecar.errors import ConnectFailed
+from tests.fakes.clockwork import House, clockwork, virtual
+from tests.fakes.upstream import (
+    Asked,
+    Refuse,
+    Script,
+    answers,
+    closing,
+    erring,
+    silent,
+    slowly,
+    stalling,
+)
+
+DOWN = ConnectFailed("tcp", "connection refused")
+TWO: dict[str, dict[str, Any]] = {"a": {}, "b": {}}
+
+
+def brief(failed: dict[str, Any]) -> tuple[Any, ...]:
+    """code, phase, attempts."""
+    return failed["code"], failed.get("phase"), failed.get("attempts", 0)
+
+
+def counted(house: House, name: str) -> int:
+    """Failures that a target's breaker counted."""
+    failures: int = house.breaker(name).statistics(trio.current_time()).failures
+    return failures
+
+
+# ------------------------------------------------------------------ failover
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        erring(500), erring(503), erring(529), erring(429), erring(402, "insufficient_quota"), erring(401),
+        erring(None, "model_not_found"), closing(1001), closing(1006 + 5), closing(1012), closing(1013), closing(1008),
+        closing(4402), closing(None), closing(None, reset=True),
+    ],
+)  # fmt: skip
+@virtual
+async def test_failover_before_the_first_delta(fault: Script) -> None:
+    """While nothing is committed the next target answers at once; model, upstream and attempts are those that answered."""
+    async with clockwork(TWO) as house:
+        house["a"].scripts.append(fault)
+        bot = house.bot()
+        done = await bot.ask()
+        assert (done["type"], done["upstream"], done["attempts"]) == ("done", "b", 2)
+        assert done["backup_used"] is False
+        assert bot.text("c1") == "HOLD"
+        assert done["timing"]["total_us"] < 40_000
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (erring(400, "context_length_exceeded"), "context_length_exceeded"),
+        (erring(400, "content_filter"), "content_filter"),
+        (erring(400), "upstream_refused"),
+        (erring(422), "upstream_refused"),
+        (closing(1009), "upstream_refused"),
+    ],
+)
+@virtual
+async def test_what_is_the_calls_own_fault_is_tried_once(fault: Script, code: str) -> None:
+    """One attempt, the reason passed on, nothing counted against the upstream."""
+    async with clockwork(TWO) as house:
+        house["a"].default = fault
+        failed = await house.bot().ask()
+        assert brief(failed) == (code, "first_delta", 1)
+        assert (failed["retryable"], failed["upstream"]) == (False, "a")
+        assert not house["b"].asked
+        assert counted(house, "a") == 0
+
+
+@virtual
+async def test_an_error_frame_after_created_is_retriable() -> None:
+    """`response.created` is no content: an error behind it is failed over."""
+
+    async def begins(asked: Asked) -> None:
+        await asked.send(asked.created())
+        await trio.sleep(0.01)
+        await asked.send(asked.error(500))
+
+    async with clockwork(TWO) as house:
+        house["a"].default = begins
+        assert (await house.bot().ask())["upstream"] == "b"
+
+
+@virtual
+async def test_the_first_failure_is_told() -> None:
+    """When the secondary fails too, differently, code, status, message and upstream are the primary's."""
+    async with clockwork(TWO) as house:
+        house["a"].default = erring(503, "engine_overloaded")
+        house["b"].default = erring(400, "context_length_exceeded")
+        failed = await house.bot().ask()
+        assert brief(failed) == ("upstream_error", "first_delta", 2)
+        assert (failed["upstream"], failed["upstream_status"], failed["upstream_code"]) == ("a", 503, "engine_overloaded")
+        assert failed["retryable"] is False, "something inside has tried"
+
+
+@virtual
+async def test_the_first_failure_is_told_when_nobody_is_left() -> None:
+    """A secondary that cannot be had does not mask the primary's reason, nor lose its story."""
+    async with clockwork(TWO) as house:
+        house["b"].down = Refuse(429, ((b"retry-after", b"60"),))
+        await house["b"].cut_all()
+        await trio.sleep(6)
+        house["a"].default = erring(402, "insufficient_quota")
+        failed = await house.bot().ask()
+        assert (failed["code"], failed["upstream"], failed["attempts"]) == ("insufficient_quota", "a", 1)
+        assert failed["usage"]["estimated"] is True
+
+
+@virtual
+async def test_one_target_for_ever_broken() -> None:
+    """503 for ever: at most three attempts, with backoff between them, the original error."""
+    async with clockwork() as house:
+        house["a"].default = erring(503)
+        failed = await house.bot().ask()
+        assert failed["code"] == "upstream_error"
+        assert failed["attempts"] == 3
+        assert len(house["a"].asked) == 3
+        gaps = [b.at - a.at for a, b in zip(house["a"].asked, house["a"].asked[1:], strict=False)]
+        assert all(gap > 0.005 for gap in gaps)
+
+
+@virtual
+async def test_a_retry_waits_for_a_connection_without_spinning() -> None:
+    """The only connection is lost: the retry whose backoff is over waits for the next one, asleep."""
+    async with clockwork({"a": {"warm_connections": 1, "max_connections": 1}}) as house:
+        house["a"].scripts.append(closing(1001))
+        done = await house.bot().ask(timeout_ms=8000)
+        assert (done["type"], done["attempts"]) == ("done", 2)
+        assert house.daemon.dispatcher.clocks._sequence < 30
+
+
+@virtual
+async def test_retry_budget_bounds_an_outage() -> None:
+    """Fifty calls that all fail: attempts are bounded by the budget, not by calls times three."""
+    async with clockwork({"a": {"max_connections": 64, "warm_connections": 50}}) as house:
+        house["a"].default = erring(503)
+        bot = house.bot()
+        names = [bot.call() for _ in range(50)]
+        for name in names:
+            await bot.terminal(name)
+        # 50 first attempts (a permit is taken at the start), and what the budget held.
+        assert len(house["a"].asked) <= 50 + 10 + 5 + 2
+
+
+@virtual
+async def test_graceful_goodbye_under_load_loses_no_call() -> None:
+    """1001 on every connection with forty calls in flight: all of them move, whatever the retry budget holds."""
+    async with clockwork({"a": {"max_connections": 64, "warm_connections": 45}}, route={"timeout_ms": 9000}) as house:
+        house["a"].default = slowly(0.1)
+        bot = house.bot()
+        names = [bot.call() for _ in range(40)]
+        await house["a"].until(lambda: len(house["a"].asked) == 40)
+        for served in house["a"].standing:
+            await served.close(1001)
+        ends = [await bot.terminal(name) for name in names]
+        assert [end["type"] for end in ends] == ["done"] * 40
+        assert counted(house, "a") == 0
+
+
+# ------------------------------------------------------------------ backup
+
+
+@virtual
+async def test_backup_at_the_first_delta_clock() -> None:
+    """A silent primary: the next target is started at the clock, first content wins, the loser is closed and counted."""
+    async with clockwork(TWO, route={"first_delta_timeout_ms": 200}) as house:
+        house["a"].default = silent
+        done = await house.bot().ask()
+        assert (done["upstream"], done["attempts"], done["backup_used"]) == ("b", 2, True)
+        assert done["timing"]["attempt_us"] == pytest.approx(200_000, abs=10)
+        assert house["a"].asked[0].connection.gone_at == pytest.approx(house["b"].asked[0].at + 0.01, abs=0.05)
+        assert counted(house, "a") == 1
+        assert counted(house, "b") == 0
+        assert len(house["a"].asked) == 1
+
+
+@virtual
+async def test_the_primary_may_still_win() -> None:
+    """The attempt in hand runs on: its content first makes it the answer; the healthy backup is not counted failed."""
+    async with clockwork(TWO, route={"first_delta_timeout_ms": 200}) as house:
+        house["a"].default, house["b"].default = slowly(0.25), slowly(0.2)
+        done = await house.bot().ask()
+        assert (done["upstream"], done["attempts"], done["backup_used"]) == ("a", 2, False)
+        await trio.sleep(0.05)
+        assert house["b"].asked[0].connection.gone_at is not None
+        assert counted(house, "b") == 0
+        assert house.breaker("a").statistics(trio.current_time()).slow == 1
+
+
+@virtual
+async def test_a_hurried_calls_backup_says_nothing_of_the_primary() -> None:
+    """By 60 % of what remains the backup starts, too; that clock is the call's, so the primary is not judged."""
+    async with clockwork(TWO, route={"first_delta_timeout_ms": 1000}) as house:
+        house["a"].default = silent
+        done = await house.bot().ask(timeout_ms=500)
+        assert (done["upstream"], done["backup_used"]) == ("b", True)
+        assert house["b"].asked[0].at - house["a"].asked[0].at == pytest.approx(0.3, abs=0.001)
+        statistics = house.breaker("a").statistics(trio.current_time())
+        assert (statistics.failures, statistics.slow) == (0, 0)
+
+
+@virtual
+async def test_a_lost_primary_leaves_the_backup_alone() -> None:
+    """The primary fails after the backup has started: the backup goes on, alone, and answers."""
+    async with clockwork(TWO, route={"first_delta_timeout_ms": 100}) as house:
+        house["a"].default, house["b"].default = erring(500, after=0.15), slowly(0.2)
+        done = await house.bot().ask()
+        assert (done["upstream"], done["attempts"], done["backup_used"]) == ("b", 2, True)
+
+
+@virtual
+async def test_a_lost_backup_leaves_the_primary_alone() -> None:
+    """The backup fails: the primary is waited for still."""
+    async with clockwork(TWO, route={"first_delta_timeout_ms": 100}) as house:
+        house["a"].default, house["b"].default = slowly(0.4), erring(400)
+        done = await house.bot().ask()
+        assert (done["upstream"], done["attempts"], done["backup_used"]) == ("a", 2, False)
+
+
+@virtual
+async def test_no_backup_without_another_target() -> None:
+    """One target: waiting goes on past the first-delta clock, on the same attempt."""
+    async with clockwork(route={"first_delta_timeout_ms": 50}) as house:
+        house["a"].default = slowly(0.5)
+        done = await house.bot().ask()
+        assert (done["type"], done["attempts"], len(house["a"].asked)) == ("done", 1, 1)
+
+
+@virtual
+async def test_a_backup_waits_for_its_connection() -> None:
+    """The other target has no connection at the clock: the backup starts when it has one."""
+    async with clockwork({"a": {}, "b": {"warm_connections": 1, "max_connections": 1}},
+                         route={"first_delta_timeout_ms": 100}) as house:  # fmt: skip
+        house["a"].default, house["b"].default = silent, slowly(0.3)
+        bot = house.bot()
+        other = bot.call(first_delta_timeout_ms=10)  # takes b's only connection at 10 ms
+        name = bot.call()
+        done = await bot.terminal(name)
+        assert (done["upstream"], done["backup_used"]) == ("b", True)
+        assert (await bot.terminal(other))["upstream"] == "b"
+        assert house["b"].asked[1].at - house["b"].asked[0].at >= 0.3
+
+
+# ------------------------------------------------------------------ after the first delta
+
+
+@pytest.mark.parametrize("fault", [closing(None, pieces=3), closing(1011, pieces=3), closing(1001, pieces=3)])
+@virtual
+async def test_committed_and_cut(fault: Script) -> None:
+    """After a delta was forwarded nobody continues the text: upstream_lost, partial, one attempt."""
+    async with clockwork(TWO) as house:
+        house["a"].default = fault
+        bot = house.bot()
+        failed = await bot.ask()
+        assert failed["code"] in ("upstream_lost", "upstream_error")
+        assert (failed["phase"], failed["attempts"], failed["partial"], failed["deltas"]) == ("stream", 1, True, 3)
+        assert bot.text("c1") == "p0 p1 p2 "
+        assert not house["b"].asked
+
+
+@pytest.mark.parametrize("fault", [closing(None, pieces=3), stalling(3)])
+@virtual
+async def test_restart_on_loss(fault: Script) -> None:
+    """on_lost restart: `restarted`, seq from 0, on a target not yet lost; the text is the new one's only."""
+    async with clockwork(TWO) as house:
+        house["a"].default = fault
+        bot = house.bot()
+        done = await bot.ask(on_lost="restart")
+        assert [m["type"] for m in bot.of("c1")] == ["accepted", *["delta"] * 3, "restarted", "delta", "delta", "done"]
+        restarted = bot.of("c1", "restarted")[0]
+        assert (restarted["attempt"], restarted["upstream"], restarted["model"]) == (2, "b", "m")
+        assert (bot.text("c1"), done["deltas"], done["attempts"]) == ("HOLD", 2, 2)
+        assert done["timing"]["first_delta_us"] >= done["timing"]["attempt_us"]
+
+
+@virtual
+async def test_restart_on_another_connection_of_the_only_target() -> None:
+    """One target: start over on another connection, within the same deadline."""
+    async with clockwork() as house:
+        house["a"].scripts.append(closing(None, pieces=2))
+        bot = house.bot()
+        done = await bot.ask(on_lost="restart")
+        assert (done["type"], done["attempts"], bot.text("c1")) == ("done", 2, "HOLD")
+        assert house["a"].asked[0].connection is not house["a"].asked[1].connection
+
+
+@virtual
+async def test_a_restart_that_cannot_be_had_is_partial() -> None:
+    """Lost after deltas and nothing answers again: failed, partial, the count of deltas unchanged."""
+    async with clockwork() as house:
+        house["a"].scripts.append(closing(None, pieces=2))
+        house["a"].default = silent
+        bot = house.bot()
+        name = bot.call(on_lost="restart", timeout_ms=700)
+        failed = await bot.terminal(name)
+        assert failed["code"] == "deadline_exceeded"
+        assert failed["deltas"] == (0 if bot.of(name, "restarted") else 2)
+
+
+@pytest.mark.parametrize("fault", [closing(None, pieces=3), stalling(3), closing(1011, pieces=2)])
+@virtual
+async def test_a_whole_answer_is_replaced(fault: Script) -> None:
+    """`stream: false` commits nothing before the terminal: a lost attempt is replaced, its text forgotten."""
+    async with clockwork(TWO) as house:
+        house["a"].default = fault
+        bot = house.bot()
+        done = await bot.ask(stream=False)
+        assert (done["type"], done["text"], done["upstream"], done["attempts"]) == ("done", "HOLD", "b", 2)
+        assert not bot.of("c1", "restarted")
+
+
+@virtual
+async def test_a_whole_answer_that_is_late_brings_what_came() -> None:
+    """`stream: false` at the deadline: failed, with the text so far."""
+    async with clockwork() as house:
+        house["a"].default = stalling(2)
+        failed = await house.bot().ask(stream=False, timeout_ms=200)
+        assert (failed["code"], failed["text"], failed["partial"]) == ("deadline_exceeded", "p0 p1 ", False)
+
+
+# ------------------------------------------------------------------ malformed
+
+
+@pytest.mark.parametrize(
+    "junk", ["{", "[1]", '{"type":"response.output_text.delta","delta":7}', '"text"', '{"type":7}', "\x00"]
+)
+@virtual
+async def test_a_malformed_frame_loses_the_attempt(junk: str) -> None:
+    """Never done with a hole: failed when committed, replaced when not; the connection is retired, others are unharmed."""
+
+    def breaks(pieces: int) -> Script:
+        async def script(asked: Asked) -> None:
+            for _ in range(pieces):
+                await asked.send(asked.delta("x"))
+            await trio.sleep(0.01)
+            await asked.send(asked.text(junk), asked.delta("y"), asked.finish())
+
+        return script
+
+    async with clockwork() as house:
+        bot = house.bot()
+        house["a"].scripts.append(breaks(2))
+        house["a"].default = slowly(0.05)
+        broken = bot.call("1")
+        await house["a"].until(lambda: len(house["a"].asked) == 1)
+        other = bot.call("2")
+        failed = await bot.terminal(broken)
+        assert brief(failed) == ("upstream_lost", "stream", 1)
+        assert bot.text(broken) == "xx"
+        assert (await bot.terminal(other))["type"] == "done"
+        house["a"].scripts.append(breaks(0))
+        assert (await bot.ask())["attempts"] == 2
+        assert counted(house, "a") == 2
+
+
+@virtual
+async def test_a_binary_frame_nobody_asked_for() -> None:
+    """Binary frames without compression retire the connection; the call goes on elsewhere."""
+
+    async def binary(asked: Asked) -> None:
+        await asked.send(asked.binary(b"\x28\xb5\x2f\xfd"))
+
+    async with clockwork(TWO) as house:
+        house["a"].default = binary
+        assert (await house.bot().ask())["upstream"] == "b"
+
+
+@virtual
+async def test_an_endless_answer_is_cut_off() -> None:
+    """More than a million characters: the upstream has lost its mind, memory stays bounded."""
+
+    async def mad(asked: Asked) -> None:
+        while True:
+            await trio.sleep(0.001)
+            await asked.send(asked.delta("x" * 50_000))
+
+    async with clockwork() as house:
+        house["a"].default = mad
+        failed = await house.bot().ask()
+        assert brief(failed) == ("upstream_lost", "stream", 1)
+
+
+# ------------------------------------------------------------------ Retry-After
+
+
+@virtual
+async def test_retry_after_that_fits_is_waited_for() -> None:
+    """429 + Retry-After 0.5 with one target: about half a second, then one more attempt; phase and queue tell."""
+    async with clockwork() as house:
+        house["a"].scripts.append(erring(429, headers={"retry-after": "0.5"}))
+        done = await house.bot().ask()
+        assert (done["type"], done["attempts"]) == ("done", 2)
+        assert 0.5 <= house["a"].asked[1].at - house["a"].asked[0].at <= 0.7
+
+
+@virtual
+async def test_retry_after_that_does_not_fit_is_told_now() -> None:
+    """It cannot be waited out: failed at once, retryable, with the upstream's time."""
+    async with clockwork() as house:
+        house["a"].default = erring(429, headers={"retry-after": "5"})
+        failed = await house.bot().ask()
+        assert brief(failed) == ("upstream_rate_limited", "first_delta", 1)
+        assert failed["retryable"] is True
+        assert 5_000 <= failed["retry_after_ms"] <= 6_000
+        assert failed["timing"]["total_us"] < 10_000
+
+
+@virtual
+async def test_retry_after_sends_to_the_next_target_first() -> None:
+    """With another target nothing is waited for."""
+    async with clockwork(TWO) as house:
+        house["a"].default = erring(429, headers={"retry-after": "0.5"})
+        done = await house.bot().ask()
+        assert (done["upstream"], done["timing"]["total_us"] < 50_000) == ("b", True)
+
+
+# ------------------------------------------------------------------ breaker
+
+
+async def _trip(house: House, name: str = "a") -> None:
+    house[name].default = erring(500)
+    bot = house.bot()
+    while house.breaker(name).state(trio.current_time()) != "open":
+        await bot.ask(timeout_ms=250)
+        await trio.sleep(0.05)
+
+
+@virtual
+async def test_breaker_opens_serves_from_the_secondary_and_returns() -> None:
+    """Five failures open it; the secondary serves without asking the primary; one trial at a time; then the primary."""
+    async with clockwork(TWO) as house:
+        await _trip(house)
+        bot = house.bot()
+        asked = len(house["a"].asked)
+        for _ in range(5):
+            done = await bot.ask()
+            assert (done["upstream"], done["attempts"]) == ("b", 1)
+        assert len(house["a"].asked) == asked
+        house["a"].default = slowly(0.1)
+        await trio.sleep(31)
+        names = [bot.call() for _ in range(4)]
+        ends = [await bot.terminal(name) for name in names]
+        assert sorted(end["upstream"] for end in ends) == ["a", "b", "b", "b"], "one trial at a time"
+        assert (await bot.ask())["upstream"] == "a"
+        assert house.breaker("a").state(trio.current_time()) == "closed"
+        names = [bot.call() for _ in range(3)]
+        assert [(await bot.terminal(name))["upstream"] for name in names] == ["a"] * 3
+
+
+@virtual
+async def test_a_trial_that_ends_without_a_verdict_gives_its_permit_back() -> None:
+    """Cancelled, left, or refused for the call's own fault: the next call is the trial, at once."""
+    async with clockwork() as house:
+        await _trip(house)
+        await trio.sleep(31)
+        bot = house.bot()
+        house["a"].default = silent
+        name = bot.call()
+        await trio.sleep(0.05)
+        refused = await bot.ask()
+        assert refused["code"] == "breaker_open"
+        bot.send(type="cancel", id=name)
+        await bot.terminal(name)
+        left = house.bot()
+        left.call()
+        await trio.sleep(0.05)
+        left.leave()
+        await trio.sleep(0.05)
+        house["a"].scripts.append(erring(400))
+        assert (await bot.ask())["code"] == "upstream_refused"
+        house["a"].default = answers
+        assert (await bot.ask())["type"] == "done"
+        assert (await bot.ask())["type"] == "done"
+        assert house.breaker("a").state(trio.current_time()) == "closed"
+
+
+@virtual
+async def test_a_failed_trial_opens_again() -> None:
+    """The trial fails: open again, longer; nobody else is let through."""
+    async with clockwork() as house:
+        await _trip(house)
+        await trio.sleep(31)
+        trips = house.breaker("a").statistics(trio.current_time()).trips
+        bot = house.bot()
+        assert (await bot.ask())["code"] == "upstream_error"
+        assert house.breaker("a").statistics(trio.current_time()).trips == trips + 1
+        assert (await bot.ask())["code"] == "breaker_open"
+
+
+@virtual
+async def test_down_and_back() -> None:
+    """Down for a minute, calls all along: refused at once meanwhile, no hot loop of connects; back within seconds."""
+    async with clockwork({"a": {"warm_connections": 2}}) as house:
+        bot = house.bot()
+        house["a"].down = DOWN
+        await house["a"].cut_all()
+        codes: list[str] = []
+        waits: list[float] = []
+        for _ in range(120):
+            asked_at = trio.current_time()
+            failed = await bot.ask(timeout_ms=400)
+            codes.append(failed["code"])
+            waits.append(trio.current_time() - asked_at)
+            await trio.sleep_until(asked_at + 0.5)
+        assert set(codes) <= {"breaker_open", "no_connection", "deadline_exceeded"}, set(codes)
+        assert sum(wait == 0 for wait in waits) > 100, "refused on receipt"
+        assert len(house["a"].dialled_at) < 60
+        house["a"].down = None
+        recovered_at = None
+        while recovered_at is None:
+            done = await bot.ask(timeout_ms=400)
+            if done["type"] == "done":
+                recovered_at = trio.current_time()
+            await trio.sleep(0.1)
+        connected_at = min(served.opened_at or 1e9 for served in house["a"].standing)
+        assert recovered_at - connected_at < 0.2, "a connect that works ends an outage of connects"
+
+
+@virtual
+async def test_calls_parked_at_recovery_wait_for_the_trials() -> None:
+    """Calls parked through an outage go out behind the trials; none is refused because another one is the trial."""
+    async with clockwork({"a": {"warm_connections": 2}}, route={"timeout_ms": 20_000}) as house:
+        bot = house.bot()
+        house["a"].down = DOWN
+        await house["a"].cut_all()
+        names = [bot.call() for _ in range(8)]
+        await trio.sleep(3)
+        house["a"].down = None
+        ends = [await bot.terminal(name) for name in names]
+        assert {end["type"] for end in ends} == {"done"}, [end.get("code") for end in ends]
+
+
+# ------------------------------------------------------------------ credentials
+
+
+@virtual
+async def test_a_rotated_credential_loses_no_call(tmp_path: Path) -> None:
+    """401 in twenty answers after the key was rotated: the new one is read, connections move, every call is answered."""
+    secret = tmp_path / "key"
+    secret.write_text("old-key")
+    secret.chmod(0o600)
+
+    def keyed(house: House) -> None:
+        house["a"].key = "old-key"
+
+    upstream = {"credential": {"file": str(secret)}, "warm_connections": 25, "max_connections": 60}
+    async with clockwork({"a": upstream}, prepare=keyed, route={"timeout_ms": 9000}) as house:
+        bot = house.bot()
+
+        async def checks(asked: Asked) -> None:
+            if asked.connection.authorization != "Bearer new-key":
+                await asked.send(asked.error(401, "invalid_api_key"))
+            else:
+                await answers(asked)
+
+        house["a"].default = checks
+        house["a"].key = "new-key"
+        replacement = tmp_path / "new"
+        replacement.write_text("new-key")
+        replacement.chmod(0o600)
+        replacement.replace(secret)
+        ends = [await bot.terminal(name) for name in [bot.call() for _ in range(20)]]
+        assert {end["type"] for end in ends} == {"done"}, [end.get("code") for end in ends]
+        assert house.breaker("a").state(trio.current_time()) == "closed"
+        await trio.sleep(10)
+        assert all(served.authorization == "Bearer new-key" for served in house["a"].standing)
+
+
+@virtual
+async def test_connects_refused_together_see_one_rotation(tmp_path: Path) -> None:
+    """Several connects meet 401 with the old key at once: the second one does not take the new key for refused, too."""
+    secret = tmp_path / "key"
+    secret.write_text("old-key")
+    secret.chmod(0o600)
+
+    async def keyed(house: House) -> None:
+        house["a"].key = "old-key"
+
+    upstream = {"credential": {"file": str(secret)}, "warm_connections": 6, "max_connections": 8}
+    async with clockwork({"a": upstream}, prepare=keyed) as house:
+        house["a"].key = "new-key"
+        secret.write_text("new-key")
+        await house["a"].cut_all()
+        done = await house.bot().ask(timeout_ms=5000)
+        assert done["type"] == "done"
+        assert house.daemon.pools["a"].refusal is None
+
+
+@virtual
+async def test_a_refused_credential_is_no_hot_loop(tmp_path: Path) -> None:
+    """A bad key: calls go to the next target or fail upstream_auth at once; connects wait half a minute and more."""
+    secret = tmp_path / "key"
+    secret.write_text("bad-key")
+    secret.chmod(0o600)
+
+    def keyed(house: House) -> None:
+        house["a"].key = "good-key"
+
+    upstream = {"credential": {"file": str(secret)}}
+    async with clockwork({"a": upstream}, prepare=keyed, warm=False) as house:
+        await trio.sleep(5)
+        bot = house.bot()
+        failed = await bot.ask()
+        assert (failed["code"], failed["retryable"]) == ("upstream_auth", False)
+        assert len(house["a"].dialled_at) <= 4
+        assert "bad-key" not in str(house.log) + str(bot.log)
+        secret.write_text("good-key")
+        await trio.sleep(2)
+        assert (await bot.ask())["type"] == "done", "a new key is tried at once"
+
+
+@virtual
+async def test_a_key_refused_in_an_answer_sends_calls_to_the_next_target(tmp_path: Path) -> None:
+    """401 inside a connection with an unchanged key: the next target answers, this upstream is left alone."""
+    secret = tmp_path / "key"
+    secret.write_text("some-key")
+    secret.chmod(0o600)
+    async with clockwork({"a": {"credential": {"file": str(secret)}}, "b": {}}) as house:
+        house["a"].default = erring(401)
+        bot = house.bot()
+        assert (await bot.ask())["upstream"] == "b"
+        await trio.sleep(0.1)
+        asked = len(house["a"].asked)
+        for _ in range(5):
+            assert (await bot.ask())["upstream"] == "b"
+        assert len(house["a"].asked) == asked
+        assert counted(house, "a") == 0
+
+
+# ------------------------------------------------------------------ rotation, slots
+
+
+@virtual
+async def test_rotation_under_load_loses_no_call() -> None:
+    """max_age: connections are replaced first and retired idle; calls all along are answered by one attempt each."""
+    async with clockwork({"a": {"max_age_s": 10, "warm_connections": 2, "max_connections": 4}}) as house:
+        house["a"].default = slowly(0.4)
+        bot = house.bot()
+        least = 9
+        for _ in range(150):
+            name = bot.call()
+            await trio.sleep(0.2)
+            least = min(least, len(house["a"].standing))
+        assert (await bot.terminal(name))["type"] == "done"
+        ends = [m for _, m in bot.log if m["type"] in ("done", "failed")]
+        assert {(end["type"], end["attempts"]) for end in ends} == {("done", 1)}
+        assert least >= 2
+        lives = [served.gone_at - served.opened_at for served in house["a"].served if served.gone_at and served.opened_at]
+        assert lives
+        assert max(lives) <= 10.6
+
+
+@virtual
+async def test_a_connection_that_says_it_expires_is_replaced_first() -> None:
+    """`connection_expiring` ends nothing: the call on it finishes, a replacement opens, then it is closed."""
+
+    async def expiring(asked: Asked) -> None:
+        await asked.send(asked.text('{"type":"error","error":{"code":"connection_expiring","message":"soon"}}'))
+        await answers(asked)
+
+    async with clockwork({"a": {"warm_connections": 1, "max_connections": 2}}) as house:
+        house["a"].scripts.append(expiring)
+        bot = house.bot()
+        assert (await bot.ask())["attempts"] == 1
+        await trio.sleep(0.1)
+        old = house["a"].asked[0].connection
+        assert old.gone_at is not None
+        assert old.close_code == 1000
+        assert (await bot.ask())["attempts"] == 1
+
+
+@virtual
+async def test_slots_share_a_connection() -> None:
+    """Three calls on one connection: one is cancelled, its frames are discarded, the others go on; then it is reused."""
+
+    async def steadily(asked: Asked) -> None:
+        for number in range(10):
+            await trio.sleep(0.01)
+            await asked.send(asked.delta(f"{asked.prompt}{number} "))
+        await asked.send(asked.finish())
+
+    upstream = {"calls_per_connection": 4, "warm_connections": 1, "max_connections": 1}
+    async with clockwork({"a": upstream}) as house:
+        house["a"].default = steadily
+        bot = house.bot()
+        names = [bot.call(prompt) for prompt in "xyz"]
+        await trio.sleep(0.055)
+        bot.send(type="cancel", id=names[1])
+        ends = [await bot.terminal(name) for name in names]
+        assert [end["type"] for end in ends] == ["done", "failed", "done"]
+        assert bot.text(names[0]) == "".join(f"x{n} " for n in range(10))
+        assert bot.text(names[1]) == "".join(f"y{n} " for n in range(5))
+        assert bot.text(names[2]) == "".join(f"z{n} " for n in range(10))
+        ends = [await bot.terminal(name) for name in [bot.call(prompt) for prompt in "pqrs"]]
+        assert {end["type"] for end in ends} == {"done"}
+        assert len(house["a"].served) == 1
+        bot.send(type="cancel", id=bot.call("last"))
+        await trio.sleep(0.05)
+        assert house["a"].served[0].gone_at is not None, "alone on its connection it takes it along"
+
+
+@virtual
+async def test_a_lost_connection_loses_every_slot() -> None:
+    """Four calls on one connection that is cut: each is judged by itself."""
+    upstream = {"calls_per_connection": 4, "warm_connections": 1, "max_connections": 2}
+    async with clockwork({"a": upstream}) as house:
+        house["a"].default = slowly(0.1)
+        bot = house.bot()
+        names = [bot.call() for _ in range(4)]
+        await house["a"].until(lambda: len(house["a"].asked) == 4)
+        await house["a"].cut_all()
+        ends = [await bot.terminal(name) for name in names]
+        assert {end["type"] for end in ends} == {"done"}, ends
+        assert {end["attempts"] for end in ends} == {2}
+
+
+@virtual
+async def test_an_error_of_the_whole_connection() -> None:
+    """An error without a call's name: every call on it is lost and moved, the pool backs off, parked calls wake."""
+
+    async def over(asked: Asked) -> None:
+        if len(asked.connection.asked) == 2:
+            await trio.sleep(0.01)
+            await asked.send(asked.text('{"type":"error","error":{"code":"server_error","message":"all of it"}}'))
+
+    upstream = {"calls_per_connection": 2, "warm_connections": 1, "max_connections": 1}
+    async with clockwork({"a": upstream}) as house:
+        house["a"].scripts.extend([over, over])
+        bot = house.bot()
+        names = [bot.call(timeout_ms=9000) for _ in range(3)]
+        ends = [await bot.terminal(name) for name in names]
+        assert {end["type"] for end in ends} == {"done"}, ends
+        assert house.daemon.pools["a"].statistics().lost == 1
+
+
+@virtual
+async def test_an_upstream_that_ends_every_connection_is_no_hot_loop() -> None:
+    """Takes everybody in, answers every call with an error of the connection: connects back off."""
+
+    async def over(asked: Asked) -> None:
+        await asked.send(asked.text('{"type":"error","stream_id":"?","error":{"code":"server_error","message":"."}}'))
+
+    upstream = {"warm_connections": 1, "calls_per_connection": 2}
+    async with clockwork({"a": upstream}, route={"timeout_ms": 1000}) as house:
+        house["a"].default = over
+        bot = house.bot()
+        for _ in range(30):
+            await bot.ask()
+            await trio.sleep(0.1)
+        assert len(house["a"].dialled_at) < 20
+
+
+@virtual
+async def test_another_calls_stream_id() -> None:
+    """Content for a stream that no call holds: the connection is retired, no text crosses over."""
+
+    async def crossed(asked: Asked) -> None:
+        await asked.send(asked.text('{"type":"response.output_text.delta","stream_id":"s3","item_id":"i","delta":"ghost"}'))
+
+    upstream = {"calls_per_connection": 4, "warm_connections": 1, "max_connections": 2}
+    async with clockwork({"a": upstream}) as house:
+        house["a"].scripts.append(crossed)
+        bot = house.bot()
+        done = await bot.ask()
+        assert (done["type"], done["attempts"], bot.text("c1")) == ("done", 2, "HOLD")
+
+
+@virtual
+async def test_a_silent_connection_is_found_by_its_keepalive() -> None:
+    """No pong, no frame: the connection is given up and replaced, without a call having to find out."""
+    async with clockwork({"a": {"warm_connections": 1}}) as house:
+        house["a"].standing[0].deaf = True
+        await trio.sleep(20)
+        assert house["a"].served[0].gone_at is not None
+        assert len(house["a"].standing) == 1
