@@ -15,7 +15,21 @@ import time
 from collections import Counter
 from typing import Any
 
-from common import Bench, Bot, Verdicts, finish, histogram, mono_us, parser, percentile, percentiles, route, table, upstream
+from common import (
+    Bench,
+    Bot,
+    Verdicts,
+    finish,
+    histogram,
+    mono_us,
+    parser,
+    percentile,
+    percentiles,
+    route,
+    table,
+    upstream,
+)
+from witness import Stall, Witnesses, excused, longest_ms
 
 from sidecar.simulator.scenarios import Plan
 
@@ -120,19 +134,22 @@ def main() -> int:
             records = [
                 Record(plan.fate(), SHORTEST_MS * math.exp(spread * dice.random())) for _ in range(calls)
             ]
+            witnesses = Witnesses(bench)
             began = time.monotonic()
             play(bot, records, options.in_flight, ramp_s=options.ramp_s)
             took = time.monotonic() - began
         counters = relay.counters()
         alive = daemon.poll() is None
+        stalls = witnesses.stalls()
         if options.log:
             sys.stderr.write((bench.folder / "daemon.log").read_text())
-    return judge(records, options, usual_us=usual_us, took=took, counters=counters, alive=alive)
+    return judge(records, options, usual_us=usual_us, took=took, counters=counters, alive=alive, stalls=stalls)
 
 
 def judge(
-    records: list[Record], options: Any, *, usual_us: float, took: float, counters: dict[str, Any], alive: bool
-) -> int:
+    records: list[Record], options: Any, *, usual_us: float, took: float, counters: dict[str, Any], alive: bool,
+    stalls: list[Stall],
+) -> int:  # fmt: skip
     """Figures and verdicts."""
     answerable = [r for r in records if r.fate == "ok" and 1000 * r.timeout_ms >= options.margin * usual_us]
     answered = sum(record.code == "done" for record in answerable)
@@ -150,9 +167,14 @@ def judge(
         for record in exceeded
         if record.timing and record.accepted
     ]
+    calm = [
+        (record.timing["total_us"] - (record.accepted["deadline_mono_us"] - record.accepted["recv_mono_us"])) / 1000
+        for record in exceeded
+        if record.timing and record.accepted and not excused(stalls, record.deadline_us, record.received_us)
+    ]
     codes = {fate: dict(Counter(r.code for r in records if r.fate == fate)) for fate in ("ok", "silent", "late", "cut")}
     lost = dict(Counter(record.code for record in answerable if record.code != "done"))
-    seen, kept = percentiles(by_daemon), percentiles(by_bot)
+    seen, kept, undisturbed = percentiles(by_daemon), percentiles(by_bot), percentiles(calm)
     verdicts = Verdicts()
     verdicts.judge("exactly one terminal for each call", all(record.terminals == 1 for record in records))
     verdicts.judge("no deadline_exceeded before its deadline", not early and not any(value < 0 for value in by_daemon))
@@ -167,12 +189,14 @@ def judge(
         "codes": codes, "terminals": sum(record.terminals for record in records), "early": len(early),
         "silent": len(silent), "silent_not_deadline_exceeded": dict(Counter(r.code for r in misjudged)),
         "overshoot_daemon_ms": seen, "overshoot_bot_ms": kept, "late_terminals_bot_ms": percentiles(late_done),
+        "overshoot_daemon_ms_without_stalls": undisturbed, "stalls": len(stalls), "longest_stall_ms": longest_ms(stalls),
         "handshakes": counters["handshakes"],
     }  # fmt: skip
     rows = [
         [name, *(figures[key] for key in ("n", "p50", "p90", "p99", "max"))]
         for name, figures in (
             ("deadline_exceeded, by the daemon's clock", seen),
+            ("the same, where no core stalled", undisturbed),
             ("deadline_exceeded, as the bot received it", kept),
             ("any terminal after its deadline, at the bot", percentiles(late_done)),
         )
@@ -190,6 +214,7 @@ def judge(
         + table(fates, head=["fate", "calls", "ended"])
         + "\n\novershoot, ms\n"
         + table(rows, head=["", "n", "p50", "p90", "p99", "max"])
+        + f"\n  the machine: {len(stalls)} stalls of a core, the longest {longest_ms(stalls):.0f} ms"
         + "\n\nas the bot received it\n"
         + histogram(by_bot, unit="ms")
     )
