@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 S = TypeVar("S", bound=str)
 
 
-class IllegalTransition(RuntimeError):  # noqa: N818  (named for what happened, like the rest of the error tree)
+class IllegalTransition(RuntimeError):
     """A bug of ours: an event came in a state that does not know it. Nothing has changed."""
 
 
