@@ -186,6 +186,8 @@ class Call:
 
     def admitted(self) -> None:
         """Out of the queue: an attempt is wanted."""
+        if self.state is not State.QUEUED:
+            raise IllegalTransition(f"{self!r} is admitted already")
         self._to(State.SEEKING)
         self.seeking = True
 
@@ -232,6 +234,8 @@ class Call:
 
     def finished(self, attempt: AttemptState) -> list[AttemptState]:
         """An attempt ended as it should: so does the call. Returns the attempts to stop."""
+        if attempt not in self.attempts:
+            raise IllegalTransition(f"{self!r}: end of {attempt!r}")
         losers = [other for other in self.attempts if other is not attempt]
         self.end()
         self.winner = attempt
@@ -249,6 +253,8 @@ class Call:
             committed: a delta of this call was forwarded to the bot.
             usual: seconds that the target usually needs to its first delta: a retry that cannot make it is not tried.
         """
+        if attempt not in self.attempts:
+            raise IllegalTransition(f"{self!r}: loss of {attempt!r}")
         self._lost_in = self.phase()
         self.attempts.remove(attempt)
         if self.first_outcome is None:
