@@ -28,7 +28,8 @@ from sidecar.client import AsyncClient, Choice, Client
 
 CHOICES = ["BUY", "SELL", "HOLD"]
 PROMPTS = (
-    "[[text=BUY]]", "[[text=SELL]]", "[[text=HOLD]]", "[[text=maybe]]", "[[text=BUY ttft_ms=400]]", "[[scenario=silent]]",
+    "[[text=BUY]]", "[[text=SELL]]", "[[text=HOLD]]", "[[text=maybe]]", "[[text=BUY ttft_ms=400]]",
+    "[[scenario=silent]]",
 )  # fmt: skip
 
 
@@ -194,7 +195,11 @@ def judge(
     reasons = {kind: dict(Counter(tally["reasons"]).most_common()) for kind, tally in tallies.items()}
     bad = [one for tally in tallies.values() for one in tally["bad"]]
     unexcused = {
-        kind: [(reason, (until - since) / 1000) for since, until, reason in tally["over"] if not excused(stalls, since, until)]
+        kind: [
+            (reason, (until - since) / 1000)
+            for since, until, reason in tally["over"]
+            if not excused(stalls, since, until)
+        ]
         for kind, tally in tallies.items()
     }
     verdicts = Verdicts()
@@ -204,7 +209,8 @@ def judge(
         verdicts.judge("never later than the deadline plus 10 ms, where no core stalled", not any(unexcused.values()))
     result = {
         "calls": shares, "seconds": took, "deeds": dict(deeds), "late_ms": late, "past_deadline_ms": past,
-        "over_10_ms": over, "over_10_ms_unexcused": unexcused, "stalls": len(stalls), "longest_stall_ms": longest_ms(stalls),
+        "over_10_ms": over, "over_10_ms_unexcused": unexcused, "stalls": len(stalls),
+        "longest_stall_ms": longest_ms(stalls),
         "timer_late_ms": timer, "timer_over_10_ms": timer_over, "reasons": reasons, "bad": bad,
     }  # fmt: skip
     rows = []
@@ -220,7 +226,8 @@ def judge(
         f"{sum(shares.values())} calls in {took:.0f} s; to the daemon: {dict(deeds)}\n\n"
         + table(rows, head=["ms", "n", "p50", "p90", "p99", "max", "over 10"])
         + f"\n\nmore than 10 ms late while no core stalled: {unexcused}\n"
-        f"the machine: {len(stalls)} stalls of a core, the longest {longest_ms(stalls):.0f} ms\n\nreasons\n{told}\n\npast the deadline\n"
+        f"the machine: {len(stalls)} stalls of a core, the longest {longest_ms(stalls):.0f} ms\n\n"
+        f"reasons\n{told}\n\npast the deadline\n"
         + histogram([v for tally in tallies.values() for v in tally["late_ms"] if v > 0], unit="ms")
     )
     return finish(result, verdicts, as_json=options.json, text=text)

@@ -126,8 +126,14 @@ def main() -> int:
     dice = random.Random(options.seed)
     with Bench() as bench:
         relay = bench.relay(
-            "--tokens", "4", "--ttft-ms", str(options.ttft_ms), "--cadence-ms", str(options.cadence_ms),
-            "--seed", str(options.seed),
+            "--tokens",
+            "4",
+            "--ttft-ms",
+            str(options.ttft_ms),
+            "--cadence-ms",
+            str(options.cadence_ms),
+            "--seed",
+            str(options.seed),
         )
         daemon = bench.daemon(
             upstream("sim", relay.url(), warm=warm, maximum=options.max_connections)
@@ -142,9 +148,7 @@ def main() -> int:
             )
             plan = Plan("half", options.seed)
             spread = math.log(LONGEST_MS / SHORTEST_MS)
-            records = [
-                Record(plan.fate(), SHORTEST_MS * math.exp(spread * dice.random())) for _ in range(calls)
-            ]
+            records = [Record(plan.fate(), SHORTEST_MS * math.exp(spread * dice.random())) for _ in range(calls)]
             witnesses = Witnesses(bench)
             began = time.monotonic()
             play(bot, records, options.in_flight, ramp_s=options.ramp_s)
@@ -155,7 +159,9 @@ def main() -> int:
         openings = (bench.folder / "daemon.log").read_text().count('"breaker.opened"')
         if options.log:
             sys.stderr.write((bench.folder / "daemon.log").read_text())
-    return judge(records, options, usual_us=usual_us, took=took, counters=counters, alive=alive, stalls=stalls, openings=openings)
+    return judge(
+        records, options, usual_us=usual_us, took=took, counters=counters, alive=alive, stalls=stalls, openings=openings
+    )
 
 
 def judge(
@@ -172,7 +178,9 @@ def judge(
     early = [record for record in exceeded if record.received_us < record.deadline_us]
     by_bot = [(record.received_us - record.deadline_us) / 1000 for record in exceeded]
     late_done = [
-        (record.received_us - record.deadline_us) / 1000 for record in records if record.received_us > record.deadline_us
+        (record.received_us - record.deadline_us) / 1000
+        for record in records
+        if record.received_us > record.deadline_us
     ]
     by_daemon = [
         (record.timing["total_us"] - (record.accepted["deadline_mono_us"] - record.accepted["recv_mono_us"])) / 1000
@@ -205,7 +213,8 @@ def judge(
         "silent_not_deadline_exceeded_timeouts_ms": percentiles(r.timeout_ms for r in misjudged),
         "breaker_openings": openings,
         "overshoot_daemon_ms": seen, "overshoot_bot_ms": kept, "late_terminals_bot_ms": percentiles(late_done),
-        "overshoot_daemon_ms_without_stalls": undisturbed, "stalls": len(stalls), "longest_stall_ms": longest_ms(stalls),
+        "overshoot_daemon_ms_without_stalls": undisturbed, "stalls": len(stalls),
+        "longest_stall_ms": longest_ms(stalls),
         "handshakes": counters["handshakes"],
     }  # fmt: skip
     rows = [

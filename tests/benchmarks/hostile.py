@@ -32,8 +32,8 @@ from common import (
     mono_us,
     parser,
     percentiles,
-    rss_mib,
     route,
+    rss_mib,
     table,
     upstream,
 )
@@ -242,7 +242,20 @@ def judge(
         "alone": alone, "beside": beside, "ratios": ratios, "base_rss_mib": base, "growth_mib": growth,
         "stall_timeout_s": stall, "upstream_stopped_after_ms": stops,
     }  # fmt: skip
-    head = ["per token, us", "tokens", "p50", "p90", "p99", "max", "p50 ratio", "p99 ratio", "TTFT p99", "MiB", "cores", "ended"]
+    head = [
+        "per token, us",
+        "tokens",
+        "p50",
+        "p90",
+        "p99",
+        "max",
+        "p50 ratio",
+        "p99 ratio",
+        "TTFT p99",
+        "MiB",
+        "cores",
+        "ended",
+    ]
     text = (
         table(rows, head=head)
         + f"\n\nresident: {base:.1f} MiB at first, at most {growth:+.1f} MiB\nupstream work stopped after, ms\n"

@@ -280,7 +280,10 @@ def saturation(levels: list[int], repetitions: int, per_call: int, at_least: tup
                 process = _started(bench, which, relay, most)
                 for streams in levels:
                     runs[which][streams].append(flood(bench, process, streams, per_call, total))
-    result: dict[str, Any] = {"per_call": per_call, "runs": {w: {str(n): r for n, r in by.items()} for w, by in runs.items()}}
+    result: dict[str, Any] = {
+        "per_call": per_call,
+        "runs": {w: {str(n): r for n, r in by.items()} for w, by in runs.items()},
+    }
     for which, by_level in runs.items():
         result[which] = {str(n): median(run["per_cpu_s"] for run in found) for n, found in by_level.items()}
     result["ratio"] = {str(n): result["sidecar"][str(n)] / (result["naive"][str(n)] or 1) for n in levels}
@@ -347,7 +350,8 @@ def _latency_text(found: dict[str, Any], pooled: dict[str, list[int]], levels: l
             )  # fmt: skip
     head = ["", "streams", "p50 us", "p99 us", "TTFT p50", "TTFT max", "p50 /direct", "p99 /direct", "TTFT /direct"]
     return (
-        f"one way per token, 60 tokens/s per stream, jitter 0.3; medians of {found['repetitions']} repetitions in turn\n"
+        "one way per token, 60 tokens/s per stream, jitter 0.3; "
+        f"medians of {found['repetitions']} repetitions in turn\n"
         + table(rows, head=head)
         + f"\n\nper token at {levels[-1]} streams, sidecar + AsyncClient, all repetitions\n"
         + histogram(pooled["sidecar + AsyncClient"], unit="us")

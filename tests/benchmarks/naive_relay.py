@@ -1,7 +1,8 @@
 """The obvious relay, for comparison: what one writes first with the same libraries. Fair, but naive.
 
-A Trio task per warm connection, trio-websocket's `get_message()` per token, a typed decode by msgspec, one ZeroMQ message
-per token. It has no deadlines, retries, accounting or flow control, so it is ahead of the product by all of these.
+A Trio task per warm connection, trio-websocket's `get_message()` per token, a typed decode by msgspec, one ZeroMQ
+message per token. It has no deadlines, retries, accounting or flow control, so it is ahead of the product by all of
+these.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Relay:
     async def receive(self) -> None:
         """Calls in: drain the socket, then wait for its descriptor."""
         while True:
-            while self.router.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            while int(self.router.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 peer, payload = self.router.recv_multipart()
                 message = self.decode_call(payload)
                 if isinstance(message, Hello):

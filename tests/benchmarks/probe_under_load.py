@@ -10,7 +10,20 @@ import sys
 import time
 from typing import Any
 
-from common import ROOT, Bench, Bot, Verdicts, cpu_seconds, finish, histogram, parser, percentiles, route, table, upstream
+from common import (
+    ROOT,
+    Bench,
+    Bot,
+    Verdicts,
+    cpu_seconds,
+    finish,
+    histogram,
+    parser,
+    percentiles,
+    route,
+    table,
+    upstream,
+)
 
 
 def load(endpoint: str, seconds: float, in_flight: int) -> int:

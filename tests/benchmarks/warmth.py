@@ -1,7 +1,7 @@
 """Warm connections: a burst pays no handshake, and a rotation under load loses no call.
 
-Part one: warm = max = 64, a burst with 64 in flight; the simulator counts handshakes before and after. Part two: a small
-`max_age_s`, and calls all along while every connection is replaced again and again.
+Part one: warm = max = 64, a burst with 64 in flight; the simulator counts handshakes before and after. Part two: a
+small `max_age_s`, and calls all along while every connection is replaced again and again.
 """
 
 from __future__ import annotations
@@ -149,7 +149,8 @@ def main() -> int:
         f"burst: warm = max = in flight = {in_flight}; handshakes before {first['handshakes_before']}, "
         f"during {first['handshakes_during']}; ended {first['codes']}\n"
         f"rotation: max_age_s {age:g}, {second['seconds']:g} s; handshakes {second['handshakes']}, connections closed "
-        f"{second['closed']}, at most {second['max_open']} open; ended {second['codes']}, attempts {second['attempts']}\n\n"
+        f"{second['closed']}, at most {second['max_open']} open; ended {second['codes']}, "
+        f"attempts {second['attempts']}\n\n"
         "call to terminal, ms (the answer alone takes 55)\n"
         + table(rows, head=["", "calls", "p50", "p90", "p99", "max"])
         + "\n\nburst\n"

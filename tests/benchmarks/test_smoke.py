@@ -1,0 +1,79 @@
+"""The benchmarks still run: their quick modes, judged by counts and never by times."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+COMMANDS = (
+    "choose_chaos", "deadlines", "hostile", "hot_path", "million_tokens", "probe_under_load", "warmth",
+)  # fmt: skip
+
+
+def run(name: str, *argv: str) -> Any:
+    """The JSON of `python tests/benchmarks/NAME.py --quick --json ARGV`, which must end with 0."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / f"{name}.py"), "--quick", "--json", *argv],
+        capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_explains_itself(name: str) -> None:
+    """`--help` names the flags that all of them share, and starts nothing."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / f"{name}.py"), "--help"], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--quick" in done.stdout
+    assert "--json" in done.stdout
+
+
+def test_a_burst_on_warm_connections_pays_no_handshake() -> None:
+    """The simulator's own count; and a rotation loses no call."""
+    found = run("warmth")
+    assert found["burst"]["handshakes_during"] == 0
+    assert found["burst"]["codes"] == {"done": found["burst"]["calls"]}
+    assert found["rotation"]["handshakes"] > 0
+    assert found["rotation"]["codes"] == {"done": found["rotation"]["calls"]}
+
+
+def test_every_call_has_one_terminal_and_none_is_early() -> None:
+    """Deadlines beside a failing half; the breaker may open in so short a run, so what they end with is not asked."""
+    done = subprocess.run(
+        [sys.executable, str(HERE / "deadlines.py"), "--quick", "--json", "--calls", "300"],
+        capture_output=True, text=True, timeout=50, check=False,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert found["terminals"] == found["calls"]
+    assert found["early"] == 0
+    assert found["promises"]["exactly one terminal for each call"]
+
+
+def test_the_two_relays_forward_every_token() -> None:
+    """Both, so that the comparison is one of equal work."""
+    found = run("hot_path", "--only", "saturation")
+    assert found["saturation"]["failed"] == 0
+    assert set(found["saturation"]["ratio"]) == {"1", "4"}
+
+
+def test_tokens_are_all_there_at_the_end() -> None:
+    """60,000 of them; the memory they cost is the full run's matter."""
+    found = run("million_tokens")
+    assert found["tokens"] == 60_000
+    assert found["failed"] == 0
+
+
+def test_choose_always_chooses() -> None:
+    """Killed, stopped, restarted: each call has a choice and a reason."""
+    found = run("choose_chaos", "--calls", "100")
+    assert sum(sum(reasons.values()) for reasons in found["reasons"].values()) == sum(found["calls"].values())
+    assert found["bad"] == []
