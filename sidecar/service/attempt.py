@@ -58,13 +58,13 @@ class Attempt:
 
     def on_ending(self, now: float) -> None:
         """The content is over; the usage may still come."""
-        self.call.ending(self, now)
+        self.call.guarded(lambda now: self.call.ending(self, now), now)
 
     def on_finished(self, event: Finished, now: float) -> None:
         """The answer ended as it should."""
-        self.call.finished(self, event, now)
+        self.call.guarded(lambda now: self.call.finished(self, event, now), now)
 
     def on_lost(self, fault: UpstreamFault, now: float, *, event: Faulted | None = None) -> None:
         """The upstream or the connection failed."""
         self.faulted = event
-        self.call.lost(self, fault, now)
+        self.call.guarded(lambda now: self.call.lost(self, fault, now), now)

@@ -78,8 +78,8 @@ class Dispatcher:
     ) -> None:
         self.routes = routes
         self.clock = clock
-        self.clocks = Clocks(clock, outbound.flush, self._guarded)
-        self.parking = Parking(clock, lambda call, now: self._guarded(call, call.seek, now))
+        self.clocks = Clocks(clock, outbound.flush, self.guarded)
+        self.parking = Parking(clock, lambda call, now: self.guarded(call, call.seek, now))
         self.draining = False
         self.calls: dict[str, RunningCall] = {}
         #: set when the last call ended while draining
@@ -149,7 +149,7 @@ class Dispatcher:
         if isinstance(decision, Admitted):
             # Nothing can come back before this step is over: what it decides on receipt is refused, not accepted.
             running.on_receipt = True
-            self._guarded(running, self._admit_call(running), now)
+            self.guarded(running, self._admit_call(running), now)
             running.on_receipt = False
             if running.refusal is not None:
                 return running.refusal
@@ -293,7 +293,7 @@ class Dispatcher:
         try:
             while self._admitting:
                 admitted = self.calls[str(self._admitting.popleft())]
-                self._guarded(admitted, self._admit_call(admitted), self.clock())
+                self.guarded(admitted, self._admit_call(admitted), self.clock())
         finally:
             self._admits = False
 
@@ -385,7 +385,7 @@ class Dispatcher:
             failed=self._accounting.failed,
         )
 
-    def _guarded(self, call: Clocked, step: Callable[[float], None], now: float) -> None:
+    def guarded(self, call: Clocked, step: Callable[[float], None], now: float) -> None:
         """THE guard of one call: a bug in one call's step ends that call (`internal`) and no other."""
         try:
             step(now)

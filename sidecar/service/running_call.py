@@ -7,6 +7,7 @@ clock; whoever starts it flushes afterwards. There is no task per call.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sidecar.core.breaker import Permit, Refusal
@@ -190,6 +191,10 @@ class RunningCall:
                     self._lost(attempt, IDLE_TIMEOUT, now)
 
     # ------------------------------------------------------------------ attempts
+
+    def guarded(self, step: Callable[[float], None], now: float) -> None:
+        """Take a step that an upstream brought about: a bug in it ends this call and no other."""
+        self._dispatcher.guarded(self, step, now)
 
     def seek(self, now: float) -> None:
         """Start the attempt that the policy wants, on the first candidate that can take it; else wait, else end."""

@@ -243,7 +243,7 @@ def test_next_target_only() -> None:
 
 
 def test_a_loss_beside_a_running_attempt_waits() -> None:
-    """One of two running is lost: the other goes on, whatever the loss was; when it is lost, too, the first one counts."""
+    """One of two running is lost: the other goes on, whatever the loss was; once both are, the first one counts."""
     for outcome in (LOST, REJECTED, NEXT):
         racing = call(2)
         first = racing.started(0, 0.0)

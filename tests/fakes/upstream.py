@@ -1,7 +1,7 @@
 """An upstream in memory: the server's end of a WebSocket (wsproto), scripted; for virtual time.
 
 `FakeUpstream.dial` takes the place of TCP and TLS. What a connect meets is taken from `connects` (else it works), what
-a request meets from `scripts` (else `default`). A script is a coroutine that is given the `Asked` and speaks through it.
+a request meets from `scripts` (else `default`). A script is a coroutine that is given the `Asked` and speaks by it.
 """
 
 from __future__ import annotations

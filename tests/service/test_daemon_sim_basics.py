@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from sidecar.errors import ConnectFailed
+from sidecar.service.running_call import RunningCall
 from tests.fakes.clockwork import MONO_US, House, SimBot, clockwork, virtual
 from tests.fakes.upstream import Asked, Delay, Refuse, answers, closing, erring, silent, slowly, stalling
 
@@ -120,7 +121,7 @@ async def test_the_call_that_has_no_other_connection_keeps_the_one_it_was_refuse
 
 @virtual
 async def test_deadline_while_silent() -> None:
-    """A silent upstream: `deadline_exceeded` at the deadline to the microsecond, phase first_delta, connection closed."""
+    """A silent upstream: `deadline_exceeded` at the deadline to the microsecond, connection closed."""
     async with clockwork() as house:
         house["a"].default = silent
         bot = house.bot()
@@ -314,7 +315,8 @@ async def test_release_in_order_of_lane_and_deadline() -> None:
     async with clockwork({"a": {"warm_connections": 1, "max_connections": 1}}, prepare=slow, warm=False) as house:
         bot = house.bot()
         for prompt, lane, timeout in (
-            ("r", "research", 900), ("n2", "entry", 1500), ("n1", "entry", 1000), ("x2", "exit", 1900), ("x1", "exit", 1800),
+            ("r", "research", 900), ("n2", "entry", 1500), ("n1", "entry", 1000),
+            ("x2", "exit", 1900), ("x1", "exit", 1800),
         ):  # fmt: skip
             bot.call(prompt, lane=lane, timeout_ms=timeout)
         await bot.until(lambda: sum(m["type"] == "done" for _, m in bot.log) == 5)
@@ -562,3 +564,47 @@ async def test_a_slow_reader_slows_nobody() -> None:
         assert gone < 4
         assert slow.log[-2][1]["type"] == "delta"
         assert len(slow.of(slow_call, "delta")) < 10
+
+
+# ------------------------------------------------------------------ bugs of our own
+
+
+@pytest.mark.parametrize("where", ["seek", "finished", "tick"])
+@virtual
+async def test_a_bug_in_one_calls_step_ends_that_call(where: str) -> None:
+    """`internal` for that call, in each of its steps; its upstream work stops, the daemon and other calls go on."""
+    async with clockwork(check=False) as house:
+        bot = house.bot()
+        house["a"].default = slowly(0.05)
+
+        def broken(*_: Any) -> None:
+            raise RuntimeError("a bug")
+
+        monkey = pytest.MonkeyPatch()
+        other = bot.call("other")
+        name = bot.call("broken", timeout_ms=20 if where == "tick" else 2000)
+        if where == "seek":
+            monkey.setattr(RunningCall, "prompt", broken)
+        await bot.until(lambda: bool(bot.of(name)))
+        if where != "seek":
+            call = next(c for c in house.daemon.dispatcher.calls.values() if c.id == name)
+            target = {"finished": (type(house.daemon.dispatcher), "finish_done"), "tick": (RunningCall, "_deadline")}[
+                where
+            ]
+            real = getattr(*target)
+
+            def selective(*args: Any) -> None:
+                if call in args:
+                    broken()
+                real(*args)
+
+            monkey.setattr(*target, selective)
+        failed = await bot.terminal(name)
+        monkey.undo()
+        assert (failed["code"], failed["retryable"]) == ("internal", False)
+        if where != "seek":
+            assert (await bot.terminal(other))["type"] == "done"
+        assert (await bot.ask())["type"] == "done"
+        assert not house.daemon.dispatcher.calls
+        assert house.daemon.dispatcher.statistics().in_flight == 0
+        assert any(entry["event"] == "call.internal_error" for entry in house.log)

@@ -11,7 +11,7 @@ from tests.fakes.upstream import Delay, silent, slowly, stalling
 
 @virtual
 async def test_drain_finishes_what_is_in_flight_and_refuses_new_calls() -> None:
-    """Calls in flight end as ever; new ones are refused `draining`, retryable; ping and probe are answered; then it ends."""
+    """Calls in flight end as ever; new ones are refused `draining`; ping and probe are answered; then it ends."""
     async with clockwork() as house:
         house["a"].default = slowly(0.5)
         bot = house.bot()
@@ -48,7 +48,9 @@ async def test_an_idle_daemon_ends_at_once_and_opens_nothing_more() -> None:
 async def test_at_the_end_of_the_drain() -> None:
     """What had work upstream ends `halted`, not retryable; what had none `draining`, retryable; nothing new is sent."""
     upstream = {"warm_connections": 1, "max_connections": 1}
-    async with clockwork({"a": upstream}, max_calls_in_flight=2, route={"timeout_ms": 60_000, "idle_timeout_ms": 60_000}) as house:
+    async with clockwork(
+        {"a": upstream}, max_calls_in_flight=2, route={"timeout_ms": 60_000, "idle_timeout_ms": 60_000}
+    ) as house:
         house["a"].default = stalling(2)
         bot = house.bot()
         running, parked, queued = bot.call("1", lane="exit"), bot.call("2"), bot.call("3")

@@ -50,7 +50,7 @@ def counted(house: House, name: str) -> int:
 )  # fmt: skip
 @virtual
 async def test_failover_before_the_first_delta(fault: Script) -> None:
-    """While nothing is committed the next target answers at once; model, upstream and attempts are those that answered."""
+    """While nothing is committed the next target answers at once; what is reported is what answered."""
     async with clockwork(TWO) as house:
         house["a"].scripts.append(fault)
         bot = house.bot()
@@ -105,7 +105,11 @@ async def test_the_first_failure_is_told() -> None:
         house["b"].default = erring(400, "context_length_exceeded")
         failed = await house.bot().ask()
         assert brief(failed) == ("upstream_error", "first_delta", 2)
-        assert (failed["upstream"], failed["upstream_status"], failed["upstream_code"]) == ("a", 503, "engine_overloaded")
+        assert (failed["upstream"], failed["upstream_status"], failed["upstream_code"]) == (
+            "a",
+            503,
+            "engine_overloaded",
+        )
         assert failed["retryable"] is False, "something inside has tried"
 
 
@@ -178,7 +182,7 @@ async def test_graceful_goodbye_under_load_loses_no_call() -> None:
 
 @virtual
 async def test_backup_at_the_first_delta_clock() -> None:
-    """A silent primary: the next target is started at the clock, first content wins, the loser is closed and counted."""
+    """A silent primary: the next target is started at the clock, first content wins, the loser is closed."""
     async with clockwork(TWO, route={"first_delta_timeout_ms": 200}) as house:
         house["a"].default = silent
         done = await house.bot().ask()
@@ -342,7 +346,7 @@ async def test_a_whole_answer_that_is_late_brings_what_came() -> None:
 )
 @virtual
 async def test_a_malformed_frame_loses_the_attempt(junk: str) -> None:
-    """Never done with a hole: failed when committed, replaced when not; the connection is retired, others are unharmed."""
+    """Never done with a hole: failed when committed, replaced when not; others are unharmed."""
 
     def breaks(pieces: int) -> Script:
         async def script(asked: Asked) -> None:
@@ -551,7 +555,7 @@ async def test_calls_parked_at_recovery_wait_for_the_trials() -> None:
 
 @virtual
 async def test_a_rotated_credential_loses_no_call(tmp_path: Path) -> None:
-    """401 in twenty answers after the key was rotated: the new one is read, connections move, every call is answered."""
+    """401 in twenty answers after the key was rotated: the new one is read, every call is answered."""
     secret = tmp_path / "key"
     secret.write_text("old-key")
     secret.chmod(0o600)
@@ -661,7 +665,9 @@ async def test_rotation_under_load_loses_no_call() -> None:
         ends = [m for _, m in bot.log if m["type"] in ("done", "failed")]
         assert {(end["type"], end["attempts"]) for end in ends} == {("done", 1)}
         assert least >= 2
-        lives = [served.gone_at - served.opened_at for served in house["a"].served if served.gone_at and served.opened_at]
+        lives = [
+            served.gone_at - served.opened_at for served in house["a"].served if served.gone_at and served.opened_at
+        ]
         assert lives
         assert max(lives) <= 10.6
 
@@ -687,7 +693,7 @@ async def test_a_connection_that_says_it_expires_is_replaced_first() -> None:
 
 @virtual
 async def test_slots_share_a_connection() -> None:
-    """Three calls on one connection: one is cancelled, its frames are discarded, the others go on; then it is reused."""
+    """Three calls on one connection: one is cancelled, its frames are discarded, the others go on."""
 
     async def steadily(asked: Asked) -> None:
         for number in range(10):
@@ -771,7 +777,9 @@ async def test_another_calls_stream_id() -> None:
     """Content for a stream that no call holds: the connection is retired, no text crosses over."""
 
     async def crossed(asked: Asked) -> None:
-        await asked.send(asked.text('{"type":"response.output_text.delta","stream_id":"s3","item_id":"i","delta":"ghost"}'))
+        await asked.send(
+            asked.text('{"type":"response.output_text.delta","stream_id":"s3","item_id":"i","delta":"ghost"}')
+        )
 
     upstream = {"calls_per_connection": 4, "warm_connections": 1, "max_connections": 2}
     async with clockwork({"a": upstream}) as house:

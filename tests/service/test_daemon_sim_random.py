@@ -50,7 +50,8 @@ async def _storm(asked: Asked, *, seed: int) -> None:
                     asked.created, asked.finish, lambda: asked.delta("x"), lambda: asked.delta("y"), asked.usage,
                     lambda: asked.delta("z"), lambda: asked.finish("length"), lambda: asked.error(500),
                     lambda: asked.text('{"type":"error","error":{"message":"all"}}'),
-                    lambda: asked.text('{"type":"unheard.of"}'), lambda: asked.text("{" if dice.random() < 0.3 else "{}"),
+                    lambda: asked.text('{"type":"unheard.of"}'),
+                    lambda: asked.text("{" if dice.random() < 0.3 else "{}"),
                 ]
             )()
             for _ in range(dice.randrange(1, 4))
@@ -63,7 +64,10 @@ async def _storm(asked: Asked, *, seed: int) -> None:
 
 def _connect(dice: random.Random) -> Any:
     return dice.choice(
-        [Delay(dice.uniform(0, 0.3)), ConnectFailed("tcp", "refused"), Refuse(503), Refuse(401), Refuse(429, ((b"retry-after", b"1"),)), Delay(0)]
+        [
+            Delay(dice.uniform(0, 0.3)), ConnectFailed("tcp", "refused"), Refuse(503), Refuse(401),
+            Refuse(429, ((b"retry-after", b"1"),)), Delay(0),
+        ]
     )  # fmt: skip
 
 
