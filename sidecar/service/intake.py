@@ -17,6 +17,11 @@ from sidecar.wire import JSON, MAX_BATCH, MAX_SAFE_INTEGER, MSGPACK, Call, Encod
 
 #: How deep `options` may nest. msgspec alone stops near 1,000, where re-encoding would fail instead of reading.
 MAX_DEPTH: Final = 64
+#: How much `options` may hold: each value costs the loop a microsecond and more, and 1 MiB has room for a million.
+MAX_OPTIONS_BYTES: Final = 128 << 10
+MAX_VALUES: Final = 20_000
+#: An array that is refused whole is looked through for the ids of its calls, unless that itself would take long.
+MAX_SEARCHED: Final = 100_000
 #: Names of unknown fields given back at most, and how long each may be.
 MAX_IGNORED: Final = 32
 MAX_IGNORED_LENGTH: Final = 64
@@ -61,6 +66,19 @@ _READ_ANY: Final[dict[Encoding, Callable[[Any], Any]]] = {
     MSGPACK: msgspec.msgpack.Decoder().decode,
 }
 
+
+class _Head(msgspec.Struct, frozen=True):
+    """What can be read of a map without making anything of the rest; raw, so that a wrong kind hides nothing else."""
+
+    id: msgspec.Raw = msgspec.Raw()
+    v: msgspec.Raw = msgspec.Raw()
+    options: msgspec.Raw = msgspec.Raw()
+
+
+_READ_HEAD: Final[dict[Encoding, Callable[[Any], _Head]]] = {
+    JSON: msgspec.json.Decoder(_Head).decode,
+    MSGPACK: msgspec.msgpack.Decoder(_Head).decode,
+}
 _READ_FIELDS: Final[dict[Encoding, Callable[[Any], dict[str, Any]]]] = {
     JSON: msgspec.json.Decoder(dict[str, Any]).decode,
     MSGPACK: msgspec.msgpack.Decoder(dict[str, Any]).decode,
@@ -127,14 +145,19 @@ def read(payload: bytes | None, *, max_message_bytes: int) -> Intake:
     """
     encoding, problem = _outside(payload, max_message_bytes)
     if problem is not None or not payload:
+        if payload and problem is not None and _is_list(encoding, payload):
+            return _refused_whole(encoding, problem, _ids_in(encoding, payload))
         return Intake(encoding, [Item(problem or _EMPTY, [])], False)
     if not _is_list(encoding, payload):
         return Intake(encoding, [_read_map(encoding, payload)], False)
+    if _said_to_hold(encoding, payload) > MAX_SEARCHED:
+        return _refused(encoding, "invalid_request", f"an array holds at most {MAX_BATCH} messages")
     maps = _decode(_READ_LIST[encoding], payload)
     if isinstance(maps, _Undecodable):
         return _refused(encoding, "invalid_request", maps.problem)
     if len(maps) > MAX_BATCH:
-        return _refused(encoding, "invalid_request", f"an array holds at most {MAX_BATCH} messages")
+        problem = refusal("invalid_request", f"an array holds at most {MAX_BATCH} messages")
+        return _refused_whole(encoding, problem, _ids_of(encoding, maps))
     return Intake(encoding, [_read_map(encoding, bytes(memoryview(raw))) for raw in maps], True)
 
 
@@ -166,12 +189,40 @@ def _refused(encoding: Encoding, code: str, message: str) -> Intake:
     return Intake(encoding, [Item(refusal(code, message), [])], False)
 
 
+def _refused_whole(encoding: Encoding, problem: Failed, names: list[str]) -> Intake:
+    """One refusal for each call that can be named, so that none of them waits for its deadline; or a single one."""
+    refused: list[Failed] = [msgspec.structs.replace(problem, id=name) for name in names] or [problem]
+    return Intake(encoding, [Item(each, []) for each in refused], True)
+
+
+def _ids_of(encoding: Encoding, maps: list[msgspec.Raw]) -> list[str]:
+    names = (_readable_id(encoding, bytes(memoryview(raw))) for raw in maps[:MAX_BATCH])
+    return [name for name in names if name is not None]
+
+
+def _ids_in(encoding: Encoding, payload: bytes) -> list[str]:
+    if max(_said_to_hold(encoding, payload), payload.count(b",") if encoding is JSON else 0) > MAX_SEARCHED:
+        return []
+    maps = _decode(_READ_LIST[encoding], payload)
+    return [] if isinstance(maps, _Undecodable) else _ids_of(encoding, maps)
+
+
+def _said_to_hold(encoding: Encoding, payload: bytes) -> int:
+    """How many entries a long MessagePack array claims; 0 for any other."""
+    return int.from_bytes(payload[1:5], "big") if encoding is MSGPACK and payload[0] == 0xDD else 0
+
+
 def _is_list(encoding: Encoding, payload: bytes) -> bool:
     first = payload[0]
     return first == 0x5B if encoding is JSON else 0x90 <= first <= 0x9F or first in {0xDC, 0xDD}
 
 
 def _read_map(encoding: Encoding, data: bytes) -> Item:
+    if len(data) > MAX_OPTIONS_BYTES:  # before anything is made of them
+        head = _decode(_READ_HEAD[encoding], data)
+        if not isinstance(head, _Undecodable) and len(memoryview(head.options)) > MAX_OPTIONS_BYTES:
+            problem = f"options: at most {MAX_OPTIONS_BYTES >> 10} KiB"
+            return Item(refusal("invalid_request", problem, name=_name(encoding, head)), [])
     message = _decode(encoding.decode_to_daemon, data)
     if isinstance(message, _Undecodable):
         return Item(_explain(encoding, data, message.problem), [])
@@ -204,53 +255,59 @@ def _problem(call: Call) -> str:
 
 def _explain(encoding: Encoding, data: bytes, problem: str) -> Failed:
     """A map that could not be read as a message: with its id where that can be read, its version first."""
-    keys = _decode(encoding.read_keys, data)
-    if isinstance(keys, _Undecodable):
+    head = _decode(_READ_HEAD[encoding], data)
+    if isinstance(head, _Undecodable):
         return refusal("invalid_request", problem)
-    name = _name(encoding, keys)
-    if "v" in keys:
-        version = _decode(_READ_ANY[encoding], keys["v"])
+    name = _name(encoding, head)
+    if memoryview(head.v):
+        version = _decode(_READ_ANY[encoding], head.v)
         if type(version) is int and version != wire.WIRE_VERSION:
             return _other_version(name)
     return refusal("invalid_request", problem, name=name)
 
 
 def _readable_id(encoding: Encoding, payload: bytes) -> str | None:
-    keys = _decode(encoding.read_keys, payload)
-    return None if isinstance(keys, _Undecodable) else _name(encoding, keys)
+    head = _decode(_READ_HEAD[encoding], payload)
+    return None if isinstance(head, _Undecodable) else _name(encoding, head)
 
 
-def _name(encoding: Encoding, keys: dict[str, msgspec.Raw]) -> str | None:
-    name = _decode(_READ_ANY[encoding], keys["id"]) if "id" in keys else None
+def _name(encoding: Encoding, head: _Head) -> str | None:
+    name = _decode(_READ_ANY[encoding], head.id) if memoryview(head.id) else None
     return name if isinstance(name, str) and 1 <= len(name) <= 64 else None
 
 
 def unportable(value: Any, path: str) -> str:
     """Why a free-form value cannot be passed on as JSON, "" when it can.
 
-    Iterative: the depth is the bot's choice. A path names map keys no further than the first level (they are his).
+    Level by level and bounded, as depth and size are the bot's choice. A path names map keys no further than the
+    first level (they are his).
     """
-    waiting: list[tuple[Any, int]] = [(value, 0)]
-    while waiting:
-        item, depth = waiting.pop()
-        kind = type(item)
-        if item is None or kind is bool or kind is str:
-            continue
-        if kind is int:
-            if not -MAX_SAFE_INTEGER <= item <= MAX_SAFE_INTEGER:
-                return f"{path}: an integer beyond 2^53 - 1"
-        elif kind is float:
-            if not math.isfinite(item):
-                return f"{path}: NaN and infinities are not allowed"
-        elif depth >= MAX_DEPTH:
-            return f"{path}: nested deeper than {MAX_DEPTH}"
-        elif kind is dict:
-            for key, inner in item.items():
-                if type(key) is not str:
+    level: list[Any] = [value]
+    left = MAX_VALUES
+    for depth in range(MAX_DEPTH + 1):
+        below: list[Any] = []
+        for item in level:
+            kind = type(item)
+            if item is None or kind is bool or kind is str:
+                continue
+            if kind is int:
+                if not -MAX_SAFE_INTEGER <= item <= MAX_SAFE_INTEGER:
+                    return f"{path}: an integer beyond 2^53 - 1"
+            elif kind is float:
+                if not math.isfinite(item):
+                    return f"{path}: NaN and infinities are not allowed"
+            elif kind is not dict and kind is not list:
+                return f"{path}: a value that JSON does not have"
+            elif depth == MAX_DEPTH:
+                return f"{path}: nested deeper than {MAX_DEPTH}"
+            else:
+                left -= len(item)
+                if left < 0:
+                    return f"{path}: more than {MAX_VALUES} values"
+                if kind is dict and not all(type(key) is str for key in item):
                     return f"{path}: the keys of a map must be strings"
-                waiting.append((inner, depth + 1))
-        elif kind is list:
-            waiting.extend((inner, depth + 1) for inner in item)
-        else:
-            return f"{path}: a value that JSON does not have"
+                below.extend(item.values() if kind is dict else item)
+        if not below:
+            return ""
+        level = below
     return ""
