@@ -29,6 +29,7 @@ from sidecar.core.pool_policy import PoolPolicy
 from sidecar.core.retry import RetryBudget
 from sidecar.credentials import CredentialReader
 from sidecar.dialects import DIALECTS
+from sidecar.errors import ConfigurationError
 from sidecar.logs import get_logger
 from sidecar.metrics import Metrics
 from sidecar.service import shown
@@ -271,9 +272,17 @@ def _call_ids(wall_us: Callable[[], int], dice: random.Random) -> Callable[[], s
 
 
 def real_dial(upstream: Upstream) -> Callable[[], Awaitable[trio.abc.Stream]]:
-    """TCP, proxy and TLS as configured; names are resolved anew at each connect."""
+    """TCP, proxy and TLS as configured; names are resolved anew at each connect.
+
+    Raises:
+        ConfigurationError: a file of `[upstream.tls]` cannot be used; the message names the upstream, too.
+    """
     address = parse_url(upstream.url)
-    tls = make_tls_context(upstream.tls) if address.secure else None
+    try:
+        tls = make_tls_context(upstream.tls) if address.secure else None
+    except ConfigurationError as error:
+        where = f"upstream {upstream.name}: {error.where}"
+        raise ConfigurationError(error.problem, where=where, mend=error.mend) from None
 
     async def connect() -> trio.abc.Stream:
         return await dial(

@@ -77,13 +77,13 @@ def _validate(path: Path | None) -> tuple[Config, dict[str, Any]]:
                 mend=f"groupadd --system {frontend.group}",
             ) from None
     notes = []
-    for index, upstream in enumerate(config.upstream):
+    for upstream in config.upstream:
         if upstream.url.startswith("wss:"):
             try:
                 make_tls_context(upstream.tls)
             except ConfigurationError as error:
                 raise ConfigurationError(
-                    error.problem, where=f"upstream[{index}].{error.where}", mend=error.mend
+                    error.problem, where=f"upstream {upstream.name}: {error.where}", mend=error.mend
                 ) from None
         # Not an error yet: the daemon's user and systemd's credentials are not ours here.
         if upstream.credential is not None and not (
