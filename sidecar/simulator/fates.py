@@ -19,6 +19,11 @@ from sidecar.simulator.voices.faults import PATIENT
 
 _CHUNK: Final = 64 << 10
 _FRAGMENT: Final = 1024
+#: A delta in either dialect, its text not UTF-8: a client that judges UTF-8 by what it reads must look at it.
+_BAD_UTF8: Final = (
+    b'{"type":"response.output_text.delta","delta":"\xff\xfe\x80",'
+    b'"choices":[{"index":0,"delta":{"content":"\xff\xfe\x80"},"finish_reason":null}]}'
+)
 
 
 async def _ok(act: Act) -> None:
@@ -225,7 +230,7 @@ FATES: Final[dict[str, Callable[[Act], Awaitable[None]]]] = {
     "stall": _stall,
     "stall_silent": _stall_silent,
     "malformed": partial(_inject, make=lambda _: frames.frame(b'{"type":"response.output_text.delta","delta":oops')),
-    "bad_utf8": partial(_inject, make=lambda _: frames.frame(b'{"type":"note","text":"\xff\xfe\x80"}')),
+    "bad_utf8": partial(_inject, make=lambda _: frames.frame(_BAD_UTF8)),
     "masked_frame": partial(_inject, make=_masked),
     "binary_garbage": partial(_inject, make=lambda _: frames.frame(b"\x00garbage" * 8, frames.BINARY)),
     "giant_frame": _giant,
