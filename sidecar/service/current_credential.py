@@ -53,9 +53,14 @@ class CurrentCredential:
     async def watch(self) -> NoReturn:
         """Look for another secret for ever."""
         reader = self._reader
-        while reader is None or self.secret is None:
-            # Nothing to compare with yet: the connects read it as soon as they can, and say so when they cannot.
-            await trio.sleep(_UNREADABLE_INTERVAL)
+        if reader is None:
+            await trio.sleep_forever()
         while True:
-            self.secret = await reader.changed(self.secret)
-            self._on_change()
+            if self.secret is None:
+                # The connects read it, and say so when they cannot; then they wait for long. One that appears does not.
+                await trio.sleep(_UNREADABLE_INTERVAL)
+            known = self.secret
+            found = await reader.changed(Secret("") if known is None else known)
+            if known is not None or self.secret != found:  # else a connect has read it meanwhile
+                self.secret = found
+                self._on_change()

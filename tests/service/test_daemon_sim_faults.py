@@ -630,6 +630,21 @@ async def test_a_refused_credential_is_no_hot_loop(tmp_path: Path) -> None:
 
 
 @virtual
+async def test_a_credential_that_appears_late(tmp_path: Path) -> None:
+    """No file at the start: calls are told upstream_auth; two seconds after it appears they are answered."""
+    secret = tmp_path / "key"
+    async with clockwork({"a": {"credential": {"file": str(secret)}}}, warm=False) as house:
+        await trio.sleep(10)
+        bot = house.bot()
+        assert (await bot.ask())["code"] == "upstream_auth"
+        assert not house["a"].dialled_at
+        secret.write_text("some-key")
+        secret.chmod(0o600)
+        await trio.sleep(2)
+        assert (await bot.ask())["type"] == "done"
+
+
+@virtual
 async def test_a_key_refused_in_an_answer_sends_calls_to_the_next_target(tmp_path: Path) -> None:
     """401 inside a connection with an unchanged key: the next target answers, this upstream is left alone."""
     secret = tmp_path / "key"
