@@ -163,6 +163,49 @@ async def test_retry_budget_bounds_an_outage() -> None:
 
 
 @virtual
+async def test_retry_budget_where_no_breaker_helps() -> None:
+    """429 counts for no breaker: fifty calls in one second make at most the budget's attempts beyond their first."""
+    async with clockwork({"a": {"max_connections": 64, "warm_connections": 50}}) as house:
+        house["a"].default = erring(429)
+        bot = house.bot()
+        ends = [await bot.terminal(name) for name in [bot.call(timeout_ms=900) for _ in range(50)]]
+        assert {end["code"] for end in ends} == {"upstream_rate_limited"}
+        assert 50 + 10 <= len(house["a"].asked) <= 50 + 10 + 5 + 2
+        assert house.breaker("a").state(trio.current_time()) == "closed"
+
+
+@virtual
+async def test_a_connection_found_dead_at_the_write_costs_no_attempt() -> None:
+    """Writes fail, reads do not yet: the next call takes another connection at once, as its first attempt."""
+    upstream = {"warm_connections": 3, "max_connections": 3, "calls_per_connection": 2}
+    async with clockwork({"a": upstream}, route={"timeout_ms": 9000, "first_delta_timeout_ms": 5000}) as house:
+        house["a"].default = slowly(0.2)
+        dead = house["a"].standing[:2]
+        for served in dead:
+            served.link.is_reset = True
+        bot = house.bot()
+        first = [bot.call(f"first{n}") for n in range(3)]
+        await trio.sleep(0.01)
+        second = [bot.call(f"second{n}") for n in range(3)]
+        ends = [await bot.terminal(name) for name in first + second]
+        assert {end["type"] for end in ends} == {"done"}, [end for end in ends if end["type"] != "done"]
+        assert sum(end["attempts"] == 2 for end in ends) == 2, "those whose request was written to nowhere"
+        assert {asked.connection.link.is_reset for asked in house["a"].asked} == {False}
+
+
+@virtual
+async def test_options_that_a_target_cannot_take_may_be_dropped() -> None:
+    """`unsupported_options = "drop"`: the call goes out, without them where they cannot go."""
+    route = {"unsupported_options": "drop"}
+    async with clockwork({"a": {"dialect": "chat"}, "b": {}}, route=route) as house:
+        house["a"].default = erring(500)
+        assert (await house.bot().ask(options={"seed": 7, "temperature": 0.5}))["upstream"] == "b"
+        assert (house["a"].asked[0].body["seed"], house["a"].asked[0].body["temperature"]) == (7, 0.5)
+        assert "seed" not in house["b"].asked[0].body
+        assert house["b"].asked[0].body["temperature"] == 0.5
+
+
+@virtual
 async def test_graceful_goodbye_under_load_loses_no_call() -> None:
     """1001 on every connection with forty calls in flight: all of them move, whatever the retry budget holds."""
     async with clockwork({"a": {"max_connections": 64, "warm_connections": 45}}, route={"timeout_ms": 9000}) as house:
@@ -747,7 +790,7 @@ async def test_a_lost_connection_loses_every_slot() -> None:
         await house["a"].until(lambda: len(house["a"].asked) == 4)
         await house["a"].cut_all()
         ends = [await bot.terminal(name) for name in names]
-        assert {end["type"] for end in ends} == {"done"}, ends
+        assert {end["type"] for end in ends} == {"done"}, [end for end in ends if end["type"] != "done"]
         assert {end["attempts"] for end in ends} == {2}
 
 
@@ -766,7 +809,7 @@ async def test_an_error_of_the_whole_connection() -> None:
         bot = house.bot()
         names = [bot.call(timeout_ms=9000) for _ in range(3)]
         ends = [await bot.terminal(name) for name in names]
-        assert {end["type"] for end in ends} == {"done"}, ends
+        assert {end["type"] for end in ends} == {"done"}, [end for end in ends if end["type"] != "done"]
         assert house.daemon.pools["a"].statistics().lost == 1
 
 
