@@ -11,9 +11,10 @@ from sidecar.transport.bot_port import BotPort, Envelope, Sent
 from sidecar.wire import JSON, MAX_BATCH, Encoding, FromDaemon
 
 #: Messages that belong to no call (refusals, pongs, reports) kept for a bot that does not read; more are dropped.
-MAX_NOTES: Final = 256
+#: Many, because a bot that does read may send a dozen arrays of 256 at once, and is owed an answer to each map.
+MAX_NOTES: Final = 4096
 #: Bytes of them.
-MAX_NOTE_BYTES: Final = 1 << 20
+MAX_NOTE_BYTES: Final = 2 << 20
 
 
 class BotPeer:

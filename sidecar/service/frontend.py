@@ -115,8 +115,12 @@ class Frontend:
                 # Always a checkpoint, so that a flood leaves every other task its turn.
                 batch = await self._port.receive_batch(RECEIVE_LIMIT)
                 self._messages_in += len(batch)
+                refused = self._refused
                 for incoming in batch:
                     self._take(incoming)
+                    if self._refused - refused >= wire.MAX_BATCH:  # a pass may owe one bot more than is kept for it
+                        refused = self._refused
+                        self.flush()
                 for routing_id in self._port.departures():
                     if peer := self._peers.get(routing_id):
                         self._depart(peer)

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from sidecar import wire
+from sidecar.service.bot_peer import MAX_NOTES
 from sidecar.service.frontend import Frontend, identity_of, is_automatic
 from sidecar.service.ports import Peer, Reply
 from sidecar.wire import Accepted, Call, Done, Failed, Restarted, Timing, Usage
@@ -583,7 +584,18 @@ async def test_refusals_to_a_bot_that_does_not_read_are_bounded() -> None:
         await settled()
         assert [m["type"] for m in read(other)] == ["accepted"]
         stats = h.frontend.statistics()
-        assert (stats.refused, stats.dropped) == (5000, 5000 - 4 - 256)
+        assert (stats.refused, stats.dropped) == (5000, 5000 - 4 - MAX_NOTES)
+
+
+async def test_a_bot_that_reads_gets_every_refusal() -> None:
+    """Sixty arrays of 256 bad maps in one pass: 15,360 refusals are owed, and none is dropped."""
+    async with house() as h:
+        bot = h.port.connect(capacity=100_000)
+        for _ in range(60):
+            bot.send(b"[" + b",".join([b"{}"] * 256) + b"]")
+        await settled()
+        assert len(read(bot)) == 60 * 256
+        assert h.frontend.statistics().dropped == 0
 
 
 async def test_a_flood_leaves_other_tasks_their_turn() -> None:
