@@ -16,6 +16,7 @@ import gc
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -237,7 +238,7 @@ def latency(levels: list[int], repetitions: int, tokens: int) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ saturation
 
 
-def flood(bench: Bench, pid: int, streams: int, per_call: int, at_least: int) -> dict[str, float]:
+def flood(bench: Bench, pid: int, streams: int, per_call: int, at_least: int) -> dict[str, Any]:
     """So many streams at once until `at_least` tokens came; what they cost the process `pid`."""
     with Bot(bench.endpoint) as bot:
         # One short call first: imports, caches and connections are nobody's steady state.
@@ -248,6 +249,7 @@ def flood(bench: Bench, pid: int, streams: int, per_call: int, at_least: int) ->
         cpu, began = cpu_seconds(pid), time.monotonic()
         sent = ended = failed = messages = 0
         silence = 0
+        codes: Counter[str] = Counter()
         while ended < calls and silence < 3:
             while sent < calls and sent - ended < streams:
                 bot.call(str(sent), "flood", TIMEOUT_MS)
@@ -259,17 +261,18 @@ def flood(bench: Bench, pid: int, streams: int, per_call: int, at_least: int) ->
                 if message["type"] in ("done", "failed"):
                     ended += 1
                     failed += message["type"] == "failed"
+                    codes[message.get("code", "done")] += 1
         used, took = cpu_seconds(pid) - cpu, time.monotonic() - began
     tokens = (ended - failed) * per_call
     return {
         "tokens": tokens, "cpu_s": used, "seconds": took, "per_cpu_s": tokens / used if used else 0.0,
-        "per_s": tokens / took, "failed": failed + calls - ended, "deltas_per_call": messages / max(1, ended),
+        "per_s": tokens / took, "failed": failed + calls - ended, "codes": dict(codes), "deltas_per_call": messages / max(1, ended),
     }  # fmt: skip
 
 
 def saturation(levels: list[int], repetitions: int, per_call: int, at_least: tuple[int, int]) -> dict[str, Any]:
     """Streams -> figures of the product and of the naive relay, in turn, each with a fresh process per repetition."""
-    runs: dict[str, dict[int, list[dict[str, float]]]] = {
+    runs: dict[str, dict[int, list[dict[str, Any]]]] = {
         which: {n: [] for n in levels} for which in ("sidecar", "naive")
     }
     most = max(levels)
@@ -294,7 +297,8 @@ def saturation(levels: list[int], repetitions: int, per_call: int, at_least: tup
 def _started(bench: Bench, which: str, relay: Relay, connections: int) -> int:
     if which == "sidecar":
         process = bench.daemon(
-            upstream("sim", relay.url(), warm=connections, maximum=connections) + route("sim", timeout_ms=TIMEOUT_MS)
+            upstream("sim", relay.url(), warm=connections, maximum=connections)
+            + route("sim", timeout_ms=TIMEOUT_MS, first_delta_timeout_ms=TIMEOUT_MS, idle_timeout_ms=TIMEOUT_MS)
         )
         bench.until_connected(connections, "sim")
     else:
@@ -317,9 +321,9 @@ def main() -> int:
     arguments.add_argument("--only", choices=["latency", "saturation"])
     options = arguments.parse_args()
     levels, repetitions, tokens = options.streams, options.repetitions, options.tokens
-    floods, at_least = options.flood_repetitions, (1_000_000, 100_000)
+    floods, per_call, at_least = options.flood_repetitions, options.flood_tokens, (1_000_000, 100_000)
     if options.quick:
-        levels, repetitions, tokens, floods, at_least = [1, 4], 1, 15, 1, (40_000, 20_000)
+        levels, repetitions, tokens, floods, per_call, at_least = [1, 4], 1, 15, 1, 1000, (20_000, 4_000)
     verdicts = Verdicts()
     result: dict[str, Any] = {}
     text = []
@@ -329,7 +333,7 @@ def main() -> int:
         verdicts.judge("every token arrived, by every way", found["every_token_arrived"])
         text.append(_latency_text(found, pooled, levels))
     if options.only != "latency":
-        result["saturation"] = found = saturation(levels, floods, options.flood_tokens, at_least)
+        result["saturation"] = found = saturation(levels, floods, per_call, at_least)
         verdicts.judge("every flood was answered", found["failed"] == 0)
         if not options.quick:
             verdicts.judge("at least 11 times the naive path's tokens per CPU-second",
@@ -368,7 +372,11 @@ def _saturation_text(found: dict[str, Any], levels: list[int]) -> str:
              median(run["deltas_per_call"] for run in mine)]
         )  # fmt: skip
     head = ["streams", "sidecar /CPU-s", "naive /CPU-s", "ratio", "sidecar /s", "naive /s", "messages per answer"]
-    return f"tokens at saturation, answers of {found['per_call']}\n" + table(rows, head=head)
+    codes = {
+        which: [run["codes"] for by in found["runs"][which].values() for run in by] for which in ("sidecar", "naive")
+    }
+    ended = {which: dict(sum(map(Counter, runs), Counter())) for which, runs in codes.items()}
+    return f"tokens at saturation, answers of {found['per_call']}, ended {ended}\n" + table(rows, head=head)
 
 
 if __name__ == "__main__":
