@@ -266,7 +266,8 @@ def flood(bench: Bench, pid: int, streams: int, per_call: int, at_least: int) ->
     tokens = (ended - failed) * per_call
     return {
         "tokens": tokens, "cpu_s": used, "seconds": took, "per_cpu_s": tokens / used if used else 0.0,
-        "per_s": tokens / took, "failed": failed + calls - ended, "codes": dict(codes), "deltas_per_call": messages / max(1, ended),
+        "per_s": tokens / took, "failed": failed + calls - ended, "codes": dict(codes),
+        "deltas_per_call": messages / max(1, ended),
     }  # fmt: skip
 
 

@@ -38,7 +38,8 @@ def main() -> int:
     with Bench() as bench:
         relay = bench.relay("--cadence-ms", "0", "--ttft-ms", "0", "--tokens", str(per_call))
         daemon = bench.daemon(
-            upstream("sim", relay.url(), warm=in_flight, maximum=in_flight) + route("sim", timeout_ms=60_000)
+            upstream("sim", relay.url(), warm=in_flight, maximum=in_flight)
+            + route("sim", timeout_ms=60_000, first_delta_timeout_ms=60_000, idle_timeout_ms=60_000)
         )
         bench.until_connected(in_flight, "sim")
         before = rss_mib(daemon.pid)

@@ -94,7 +94,10 @@ def main() -> int:
     shown: dict[str, dict[str, Any]] = {}
     with Bench() as bench:
         relay = bench.relay("--cadence-ms", "0", "--ttft-ms", "0", "--tokens", "4000")
-        daemon = bench.daemon(upstream("sim", relay.url(), warm=streams, maximum=streams) + route("sim"))
+        daemon = bench.daemon(
+            upstream("sim", relay.url(), warm=streams, maximum=streams)
+            + route("sim", first_delta_timeout_ms=60_000, idle_timeout_ms=60_000)
+        )
         bench.until_connected(streams, "sim")
 
         def measure(state: str) -> None:
