@@ -175,8 +175,11 @@ class RouterPort:
             known = self._known.get(routing_id)
             address: str | None = None
             if known is None:
-                address = str(frame.get("Peer-Address") or "") if frames else ""
-                fd = int(frame.get(zmq.SRCFD))
+                try:
+                    address = str(frame.get("Peer-Address") or "") if frames else ""
+                    fd = int(frame.get(zmq.SRCFD))
+                except zmq.ZMQError:
+                    continue  # a peer of ZMTP 1.0 or 2.0: libzmq does not tell who that is, so he is not heard
                 known = self._meet(routing_id, fd, address)
                 if known is None:
                     continue
