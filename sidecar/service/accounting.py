@@ -5,15 +5,13 @@ Everything here reads the classification made elsewhere; nothing is judged twice
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sidecar.core.outcome import Outcome
 from sidecar.metrics import Metrics
+from sidecar.service.attempt import Attempt
+from sidecar.service.calls import CallView
 from sidecar.wire import Done, Terminal
-
-if TYPE_CHECKING:
-    from sidecar.service.attempt import Attempt
-    from sidecar.service.running_call import RunningCall
 
 
 class Accounting:
@@ -36,7 +34,7 @@ class Accounting:
         self.refused += 1
         self.metrics.calls.add(route if route in self._routes else "", lane, code)
 
-    def call_ended(self, call: RunningCall, terminal: Terminal, code: str, *, overshoot_us: int | None) -> None:
+    def call_ended(self, call: CallView, terminal: Terminal, code: str, *, overshoot_us: int | None) -> None:
         """A call got its terminal."""
         metrics, timing = self.metrics, terminal.timing
         if isinstance(terminal, Done):

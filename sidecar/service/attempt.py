@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final, Protocol
 
 from sidecar.core.breaker import Permit
 from sidecar.core.call import AttemptState
 from sidecar.dialects.base import Faulted, Finished, Started
 from sidecar.errors import MalformedFrame, UpstreamFault
 from sidecar.service.connection import Connection
-from sidecar.service.routes import TargetRuntime
-
-if TYPE_CHECKING:
-    from sidecar.service.running_call import RunningCall
+from sidecar.service.routes import RouteRuntime, TargetRuntime
 
 #: Characters of one answer beyond which the upstream is taken to have lost its mind.
 MAX_ANSWER_CHARACTERS: Final = 1 << 20
+
+
+class Owner(Protocol):
+    """The call that an attempt belongs to, as the attempt sees it."""
+
+    winner: Attempt | None
+    attempts: list[Attempt]
+    route: RouteRuntime
+    length: int
+    emit: Callable[[str], None]
+
+    def first_content(self, attempt: Attempt, now: float) -> bool:
+        """Whether this attempt's content is the answer from here on."""
+        ...
+
+    def ending(self, attempt: Attempt, now: float) -> None:
+        """Its content is over."""
+        ...
+
+    def finished(self, attempt: Attempt, event: Finished, now: float) -> None:
+        """It ended as it should."""
+        ...
+
+    def lost(self, attempt: Attempt, fault: UpstreamFault, now: float) -> None:
+        """It failed."""
+        ...
+
+    def guarded(self, step: Callable[[float], None], now: float) -> None:
+        """Take a step; a bug in it ends the call and nothing else."""
+        ...
 
 
 class Attempt:
@@ -31,7 +59,7 @@ class Attempt:
 
     state: AttemptState
 
-    def __init__(self, call: RunningCall, target: TargetRuntime, connection: Connection, permit: Permit) -> None:
+    def __init__(self, call: Owner, target: TargetRuntime, connection: Connection, permit: Permit) -> None:
         self.backup = bool(call.attempts)
         self.call = call
         self.target = target

@@ -18,18 +18,18 @@ from sidecar.core.admission import Admission, Admitted, Shed
 from sidecar.core.call import Call as CallPolicy
 from sidecar.core.outcome import CANCELLED, DEADLINE_COUNTED, FIRST_DELTA_TIMEOUT, IDLE_TIMEOUT, Outcome
 from sidecar.dialects.base import Finished
-from sidecar.dialects.options import InvalidOption, UnsupportedOption
 from sidecar.errors import CODES
 from sidecar.service import terminals
 from sidecar.service.accounting import Accounting
 from sidecar.service.attempt import Attempt
 from sidecar.service.clocks import Clocked, Clocks
+from sidecar.service.examination import examine
 from sidecar.service.parking import Parking
 from sidecar.service.pool import Pool
 from sidecar.service.ports import Outbound, Peer, Reply
 from sidecar.service.routes import RouteRuntime, TargetRuntime
 from sidecar.service.running_call import RunningCall
-from sidecar.wire import Accepted, Call, Failed, Options, Terminal
+from sidecar.wire import Accepted, Call, Failed, Terminal
 
 #: A bot's own send time is believed when it is at most this far ahead, or behind (another time namespace else).
 _SENT_AHEAD_US: Final = 1_000
@@ -79,7 +79,7 @@ class Dispatcher:
         self.routes = routes
         self.clock = clock
         self.clocks = Clocks(clock, outbound.flush, self.guarded)
-        self.parking = Parking(clock, lambda call, now: self.guarded(call, call.seek, now))
+        self.parking: Parking[RunningCall] = Parking(clock, lambda call, now: self.guarded(call, call.seek, now))
         self.draining = False
         self.calls: dict[str, RunningCall] = {}
         #: set when the last call ended while draining
@@ -104,22 +104,22 @@ class Dispatcher:
         """See `ports.CallHandler`."""
         now = self.clock()
         mono_now = self._mono_us()
-        refusal, route, options = self._examine(call)
-        timeout_us = int(1000 * (call.timeout_ms or (route.config.timeout_ms if route else 1000.0)))
+        examined = examine(call, self.routes)
+        if isinstance(examined, Failed):
+            return self._refuse(call, examined)
+        route, options = examined
+        config = route.config
         sent = call.sent_mono_us
         if sent is None or not recv_mono_us - _SENT_BEHIND_US <= sent <= recv_mono_us + _SENT_AHEAD_US:
             sent = recv_mono_us
-        deadline_mono_us = sent + timeout_us
-        if refusal is None and deadline_mono_us <= mono_now:
-            refusal = terminals.refusal(call, "deadline_exceeded", "the deadline had passed when the call was received")
-        if refusal is None and self.draining:
-            wait_ms = self._jittered_ms(0.5)
-            refusal = terminals.refusal(call, "draining", "the daemon is shutting down", retry_after_ms=wait_ms)
-        if refusal is not None or route is None:
-            assert refusal is not None
-            self._accounting.call_refused(call.route, call.lane, refusal.code)
-            return refusal
-        config = route.config
+        deadline_mono_us = sent + int(1000 * (call.timeout_ms or config.timeout_ms))
+        if deadline_mono_us <= mono_now:
+            problem = "the deadline had passed when the call was received"
+            return self._refuse(call, terminals.refusal(call, "deadline_exceeded", problem))
+        if self.draining:
+            wait_ms = max(1, int(500 * (0.5 + self._jitter())))
+            problem = "the daemon is shutting down"
+            return self._refuse(call, terminals.refusal(call, "draining", problem, retry_after_ms=wait_ms))
         policy = CallPolicy(
             targets=len(route.targets),
             # One microsecond on the safe side of two roundings: a deadline is never early.
@@ -136,13 +136,9 @@ class Dispatcher:
         )  # fmt: skip
         decision = self._admission.offer(running.call_id, call.lane, policy.deadline, now)
         if isinstance(decision, Shed) and decision.key == running.call_id:
-            self._accounting.call_refused(call.route, call.lane, "overloaded")
-            return terminals.refusal(
-                call,
-                "overloaded",
-                "too many calls in flight and queued",
-                retry_after_ms=max(1, int(decision.retry_after * 1000)),
-            )
+            wait_ms = max(1, int(decision.retry_after * 1000))
+            problem = "too many calls in flight and queued"
+            return self._refuse(call, terminals.refusal(call, "overloaded", problem, retry_after_ms=wait_ms))
         self.calls[running.call_id] = running
         if isinstance(decision, Shed):
             self._shed(decision)
@@ -168,35 +164,9 @@ class Dispatcher:
         self.clocks.arm(running)
         return running
 
-    def _examine(self, call: Call) -> tuple[Failed | None, RouteRuntime | None, list[Options]]:
-        """What can be decided on receipt, before a clock is read."""
-        route = self.routes.get(call.route)
-        if route is None:
-            known = ", ".join(sorted(self.routes))
-            problem = f"no route of that name; this daemon has: {known}"
-            return terminals.refusal(call, "unknown_route", problem), None, []
-        options: list[Options] = []
-        try:
-            for target in route.targets:
-                merged = target.options(call.options)
-                unsupported = target.pool.dialect.unsupported(merged)
-                if unsupported:
-                    if route.config.unsupported_options == "fail":
-                        names = ", ".join(unsupported)
-                        return (
-                            terminals.refusal(
-                                call, "unsupported_option", f"{names}: upstream {target.pool.name} cannot take it"
-                            ),
-                            route,
-                            [],
-                        )
-                    merged = _without(merged, unsupported)
-                options.append(merged)
-        except UnsupportedOption as error:
-            return terminals.refusal(call, "unsupported_option", str(error)), route, []
-        except InvalidOption as error:
-            return terminals.refusal(call, "invalid_request", str(error)), route, []
-        return None, route, options
+    def _refuse(self, call: Call, refusal: Failed) -> Failed:
+        self._accounting.call_refused(call.route, call.lane, refusal.code)
+        return refusal
 
     # ------------------------------------------------------------------ waiting
 
@@ -400,10 +370,3 @@ class Dispatcher:
             attempt.target.breaker.give_back(attempt.permit)
         call.attempts.clear()
         self.finish_failed(call, "internal", "an error of the daemon's own; its log has the details")
-
-    def _jittered_ms(self, seconds: float) -> int:
-        return max(1, int(1000 * seconds * (0.5 + self._jitter())))
-
-
-def _without(options: Options, names: list[str]) -> Options:
-    return structs.replace(options, **dict.fromkeys(names))

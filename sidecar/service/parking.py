@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
+from typing import Final, Generic, TypeVar
 
-if TYPE_CHECKING:
-    from sidecar.service.pool import Pool
-    from sidecar.service.running_call import RunningCall
+from sidecar.service.calls import CallView
+from sidecar.service.pool import Pool
+
+CallT = TypeVar("CallT", bound=CallView)
 
 _LANE_RANK: Final = {"exit": 0, "entry": 1, "research": 2}
 #: Entries of calls that wait no more are thrown out when a heap is longer than this and mostly stale.
 _COMPACT_ABOVE: Final = 1024
 
 
-class Parking:
+class Parking(Generic[CallT]):
     """The heaps.
 
     Args:
@@ -26,14 +27,14 @@ class Parking:
         look_again: makes a parked call seek; contains what goes wrong in it.
     """
 
-    def __init__(self, clock: Callable[[], float], look_again: Callable[[RunningCall, float], None]) -> None:
+    def __init__(self, clock: Callable[[], float], look_again: Callable[[CallT, float], None]) -> None:
         self._clock = clock
         self._look_again = look_again
-        self._heaps: dict[str, list[tuple[int, float, int, RunningCall]]] = {}
+        self._heaps: dict[str, list[tuple[int, float, int, CallT]]] = {}
         self._waiting: dict[str, int] = {}
         self._sequence = 0
 
-    def park(self, call: RunningCall, pools: Iterable[Pool]) -> None:
+    def park(self, call: CallT, pools: Iterable[Pool]) -> None:
         """The call waits for a connection of any of `pools`."""
         self._sequence += 1
         entry = (_LANE_RANK[call.lane], call.policy.deadline, self._sequence, call)
@@ -49,7 +50,7 @@ class Parking:
                 heapq.heapify(heap)
             pool.poke()
 
-    def unpark(self, call: RunningCall) -> None:
+    def unpark(self, call: CallT) -> None:
         """It waits no more."""
         for name in call.parked_in:
             self._waiting[name] -= 1
@@ -78,7 +79,7 @@ class Parking:
             elif entry[2] == entry[3].parked_as and entry[3].parked_in:
                 heapq.heappush(self._heaps[pool.name], entry)
 
-    def _look(self, entry: tuple[int, float, int, RunningCall], now: float) -> None:
+    def _look(self, entry: tuple[int, float, int, CallT], now: float) -> None:
         call = entry[3]
         if entry[2] == call.parked_as and call.parked_in:
             self._look_again(call, now)

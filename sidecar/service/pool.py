@@ -7,12 +7,11 @@ asks the policy what to open and what to retire, whenever something changed or t
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, cast
 
 import trio
-from msgspec import Struct, structs
+from msgspec import structs
 
 from sidecar.compression import ZstdStream
 from sidecar.config import Upstream
@@ -31,27 +30,13 @@ from sidecar.errors import (
 )
 from sidecar.service.connection import Connection
 from sidecar.service.current_credential import CurrentCredential
+from sidecar.service.free_slots import FreeSlots
+from sidecar.service.pool_statistics import PoolStatistics
 from sidecar.service.ports import Outbound
 from sidecar.transport.websocket import WebSocket, run_websocket
 
 #: Seconds a graceful close may take before the socket is dropped.
 CLOSE_TIMEOUT = 2.0
-
-
-class PoolStatistics(Struct, frozen=True, kw_only=True):
-    """What one upstream's pool looks like now. `connections` counts by state; times in seconds."""
-
-    name: str
-    url: str
-    connections: dict[str, int]
-    slots_free: int
-    opened: int
-    failed: int
-    lost: int
-    last_error: str | None
-    rtt: float | None
-    credential_refused: bool
-    compression: bool
 
 
 class Pool:
@@ -107,7 +92,7 @@ class Pool:
         self._on_capacity = on_capacity
         self._on_connect = on_connect
         self._log = log
-        self._free: deque[Connection] = deque()
+        self._free = FreeSlots()
         self._next_key = 0
         self._wake = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -128,38 +113,16 @@ class Pool:
         One of the keys in `avoid` is given only when there is no other.
         The caller starts its attempt on it in the same step; nothing is reserved.
         """
-        free = self._free
-        skipped: list[Connection] = []
-        found = None
-        while free:
-            connection = free.popleft()
-            connection.in_rotation = False
-            if not connection.free:
-                continue  # taken, draining or gone since: it comes back by `_changed`
-            if connection.key in avoid:
-                skipped.append(connection)
-                continue
-            found = connection
-            break
-        if found is None and skipped:
-            found = skipped.pop(0)
-        for connection in skipped:
-            self._rotate(connection)
-        return found
+        return self._free.take(avoid)
 
     def leased(self, connection: Connection) -> None:
         """What `lease` gave was used, or was not needed: keep it in rotation while it has a free slot."""
-        self._rotate(connection)
+        self._free.put(connection)
         self.poke()
-
-    def _rotate(self, connection: Connection) -> None:
-        if connection.free and not connection.in_rotation:
-            connection.in_rotation = True
-            self._free.append(connection)
 
     def has_free_slot(self) -> bool:
         """Whether `lease` would give something."""
-        return any(connection.free for connection in self._free)
+        return self._free.any()
 
     def credential_refused(self, connection: Connection, outcome: Outcome) -> Outcome:
         """An answer said that the key is bad: move on to a newer key if there is one, else stop offering this upstream.
@@ -199,10 +162,6 @@ class Pool:
         if any(c.state == "CONNECTING" or c.state == "BUSY" for c in self.connections.values()):
             return self._clock()
         return math.inf if self.refusal is not None else self._policy.may_connect_at
-
-    def ready(self) -> int:
-        """How many connections stand and take calls (READY or BUSY)."""
-        return sum(c.state == "READY" or c.state == "BUSY" for c in self.connections.values())
 
     def poke(self) -> None:
         """Something changed that the policy may want to act on."""
@@ -307,9 +266,7 @@ class Pool:
                 self._compression = False
                 self._log.warning("compression.off", upstream=self.name, reason=fault.reason)
         connection.closed(fault, now)
-        if connection.in_rotation:
-            connection.in_rotation = False
-            self._free.remove(connection)
+        self._free.remove(connection)
         self._wake.set()
         self._on_capacity(self)  # parked calls look again: here, elsewhere, or give up
         self._outbound.flush()
@@ -384,7 +341,7 @@ class Pool:
             connection.expiring = False
             self._wake.set()
         if connection.free:
-            self._rotate(connection)
+            self._free.put(connection)
             self._on_capacity(self)
         elif connection.state == "DRAINING" and connection.active == 0 and connection.fault is None:
             self.retire(connection, "drained")
@@ -424,17 +381,17 @@ class Pool:
 
     def statistics(self) -> PoolStatistics:
         """A snapshot for health, metrics and `show upstreams`."""
-        rtts = [c.rtt for c in self.connections.values() if c.rtt is not None]
+        connections = self.connections.values()
         return PoolStatistics(
             name=self.name,
             url=self.upstream.url,
             connections=self.counts(),
-            slots_free=sum(c.free for c in self.connections.values()),
+            slots_free=sum(c.free for c in connections),
             opened=self._opened,
             failed=self._failed,
             lost=self._lost,
             last_error=self.last_error,
-            rtt=min(rtts) if rtts else None,
+            rtt=min((c.rtt for c in connections if c.rtt is not None), default=None),
             credential_refused=self.refusal is not None,
             compression=self._compression,
         )

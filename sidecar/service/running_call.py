@@ -8,59 +8,87 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from sidecar.core.breaker import Permit, Refusal
+from sidecar.core.breaker import Permit
 from sidecar.core.call import Call as CallPolicy
 from sidecar.core.call import End, Seek, State
 from sidecar.core.outcome import CANCELLED, FIRST_DELTA_TIMEOUT, IDLE_TIMEOUT, SUCCESS, Kind, Outcome, classify
 from sidecar.dialects.base import ENDING_GRACE, Finished, Prompt
 from sidecar.errors import ConnectionLost, UpstreamFault
 from sidecar.service.attempt import Attempt
+from sidecar.service.clocks import Clocked, Clocks
 from sidecar.service.connection import Connection
+from sidecar.service.parking import Parking
 from sidecar.service.ports import Peer, Reply
 from sidecar.service.routes import RouteRuntime, TargetRuntime
+from sidecar.service.seeking import seek
 from sidecar.wire import Call, ChatMessage, Failed, Options, Restarted
 
-if TYPE_CHECKING:
-    from sidecar.service.dispatcher import Dispatcher
 
+class Desk(Protocol):
+    """What a call at work asks of the dispatcher."""
 
-class _Prospects:
-    """What a call that found no connection may hope for: targets worth waiting for, instants, a refused credential."""
+    clock: Callable[[], float]
+    clocks: Clocks
+    parking: Parking[RunningCall]
 
-    __slots__ = ("connects_at", "may_come", "refused", "reopens_at")
+    def park(self, call: RunningCall, targets: list[TargetRuntime], until: float) -> None:
+        """Wait for a connection of one of `targets`, at most `until` before looking again anyway."""
+        ...
 
-    def __init__(self) -> None:
-        self.may_come: list[TargetRuntime] = []
-        self.reopens_at = self.connects_at = math.inf
-        self.refused: Outcome | None = None
+    def record(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
+        """An attempt is over, however."""
+        ...
+
+    def finish_done(self, call: RunningCall, attempt: Attempt, event: Finished, now: float) -> None:
+        """The call is answered."""
+        ...
+
+    def finish_lost(self, call: RunningCall, outcome: Outcome, attempt: Attempt | None = None) -> None:
+        """The upstream's failure becomes the call's."""
+        ...
+
+    def finish_failed(
+        self,
+        call: RunningCall,
+        code: str,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        attempt: Attempt | None = None,
+    ) -> None:
+        """The call ends without an answer; `retry_after` in seconds."""
+        ...
+
+    def guarded(self, call: Clocked, step: Callable[[float], None], now: float) -> None:
+        """Take a step of one call; a bug in it ends that call and no other."""
+        ...
 
 
 class RunningCall:
     """A call from its acceptance to its terminal; the frontend holds it as its `Ticket`."""
 
     __slots__ = (
-        "_dispatcher",
-        "_first_lost",
         "_instructions",
-        "_lost_connections",
         "_messages",
         "_options",
-        "_replays",
         "abandoned",
         "admitted",
         "armed_at",
         "attempts",
         "call_id",
         "deadline_mono_us",
+        "desk",
         "emit",
         "ended",
         "first_delta_at",
+        "first_lost",
         "id",
         "ignored",
         "lane",
         "length",
+        "lost_connections",
         "on_receipt",
         "overhead",
         "parked_as",
@@ -72,6 +100,7 @@ class RunningCall:
         "received_at",
         "recv_mono_us",
         "refusal",
+        "replays",
         "reply",
         "route",
         "stream",
@@ -82,7 +111,7 @@ class RunningCall:
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
+        desk: Desk,
         call: Call,
         reply: Reply,
         peer: Peer,
@@ -129,18 +158,18 @@ class RunningCall:
         #: seconds the daemon itself spent, and since when it has been waiting for others
         self.overhead = 0.0
         self.waiting_since: float | None = None
-        self._dispatcher = dispatcher
+        self.desk = desk
         self._messages = (
             tuple(call.messages) if call.messages is not None else (ChatMessage(role="user", content=call.input or ""),)
         )
         self._instructions = call.instructions
         self._options = options
-        self._lost_connections: frozenset[tuple[str, int]] = frozenset()
-        self._first_lost: Attempt | None = None
+        self.lost_connections: frozenset[tuple[str, int]] = frozenset()
+        self.first_lost: Attempt | None = None
         #: the next attempt stands in for one that the upstream never took up (its connection's time was over, its
         #: credential had changed): no retry of a failure, so the budget, which bounds those, has no say (gRPC A6 calls
         #: it transparent). MAX_ATTEMPTS bounds it.
-        self._replays = False
+        self.replays = False
 
     def __repr__(self) -> str:
         return f"<RunningCall {self.call_id} {self.policy!r}>"
@@ -151,14 +180,14 @@ class RunningCall:
         """See `ports.Ticket`."""
         if not self.ended:
             in_hand = self._stop_attempts(CANCELLED)
-            self._dispatcher.finish_failed(self, code, message, attempt=in_hand)
+            self.desk.finish_failed(self, code, message, attempt=in_hand)
 
     def abandon(self) -> None:
         """See `ports.Ticket`."""
         if not self.ended:
             self.abandoned = True
             in_hand = self._stop_attempts(CANCELLED)
-            self._dispatcher.finish_failed(self, "cancelled", "the bot is gone", attempt=in_hand)
+            self.desk.finish_failed(self, "cancelled", "the bot is gone", attempt=in_hand)
 
     # ------------------------------------------------------------------ Clocked: the clocks' side
 
@@ -194,96 +223,19 @@ class RunningCall:
 
     def guarded(self, step: Callable[[float], None], now: float) -> None:
         """Take a step that an upstream brought about: a bug in it ends this call and no other."""
-        self._dispatcher.guarded(self, step, now)
+        self.desk.guarded(self, step, now)
 
     def seek(self, now: float) -> None:
         """Start the attempt that the policy wants, on the first candidate that can take it; else wait, else end."""
-        policy = self.policy
-        if self.ended or not policy.seeking:
-            return
-        self._dispatcher.parking.unpark(self)
-        prospects = _Prospects()
-        for index in policy.candidates(now):
-            if self._try(index, prospects, now):
-                return
-        if policy.attempts:
-            # A backup was wanted beside the attempt in hand; wait for a connection, not for a breaker.
-            if prospects.may_come:
-                self._dispatcher.park(self, prospects.may_come, math.inf)
-            else:
-                policy.give_up_backup()
-        elif prospects.may_come:
-            self._wait(prospects.may_come, prospects.reopens_at, now)
-        elif policy.retry_is_due_later(now):
-            self._wait([], math.inf, now)
-        else:
-            self._nobody(prospects, now)
+        if not self.ended and self.policy.seeking:
+            self.desk.parking.unpark(self)
+            seek(self, now)
 
-    def _try(self, index: int, prospects: _Prospects, now: float) -> bool:
-        """Start an attempt on target `index`; False, and what may come of it later, when that cannot be had now."""
-        target, policy = self.route.targets[index], self.policy
-        pool, breaker = target.pool, target.breaker
-        avoid = frozenset(key for name, key in self._lost_connections if name == pool.name)
-        while connection := pool.lease(avoid=avoid):
-            permit = breaker.admit(now)
-            if isinstance(permit, Refusal):
-                pool.leased(connection)
-                prospects.reopens_at = min(prospects.reopens_at, now + permit.retry_after)
-                if not self.on_receipt and not policy.attempts and breaker.state(now) == "half_open":
-                    prospects.may_come.append(target)  # one trial at a time: who waits already may wait for its end
-                return False
-            paid = policy.made > 0 and not self._replays
-            if paid and not target.budget.withdraw(now):
-                breaker.give_back(permit)
-                pool.leased(connection)
-                return False
-            if self._start(index, target, connection, permit, now):
-                return True
-            # The connection turned out to be gone: nothing was sent. The next one, if there is one.
-            breaker.give_back(permit)
-            if paid:
-                target.budget.give_back()
-        if pool.refusal is not None:
-            prospects.refused = prospects.refused or pool.refusal
-            return False
-        at = pool.may_connect_at()
-        prospects.connects_at = min(prospects.connects_at, at)
-        if at < policy.deadline:
-            if breaker.state(now) != "open":
-                prospects.may_come.append(target)
-            else:
-                prospects.reopens_at = min(prospects.reopens_at, breaker.next_wakeup_at())
-        return False
-
-    def _wait(self, targets: list[TargetRuntime], until: float, now: float) -> None:
-        if self.waiting_since is None:
-            self.waiting_since = now
-        self._dispatcher.park(self, targets, until)
-
-    def _nobody(self, prospects: _Prospects, now: float) -> None:
-        """No target can take this call before its deadline: say so now, not then."""
-        first, refused = self.policy.first_outcome, prospects.refused
-        reopens_at, connects_at = prospects.reopens_at, prospects.connects_at
-        if first is not None:
-            self._dispatcher.finish_lost(self, first, self._first_lost)
-        elif refused is not None:
-            self._dispatcher.finish_lost(self, refused)
-        elif reopens_at < math.inf:
-            self._dispatcher.finish_failed(
-                self, "breaker_open", "every target's breaker is open", retry_after=max(0.0, reopens_at - now)
-            )
-        else:
-            self._dispatcher.finish_failed(
-                self,
-                "no_connection",
-                "no connection to any target is due before the deadline",
-                retry_after=max(0.0, connects_at - now) if connects_at < math.inf else 1.0,
-            )
-
-    def _start(self, index: int, target: TargetRuntime, connection: Connection, permit: Permit, now: float) -> bool:
+    def start(self, index: int, target: TargetRuntime, connection: Connection, permit: Permit, now: float) -> bool:
+        """Hand an attempt to `connection`. False: it is gone, nothing was written, the permit is still the caller's."""
         attempt = Attempt(self, target, connection, permit)
         prompt = self.prompt(index)
-        dispatcher = self._dispatcher
+        desk = self.desk
         try:
             connection.start(attempt, prompt)
         except ConnectionLost:
@@ -291,7 +243,7 @@ class RunningCall:
         target.pool.leased(connection)
         if not self.policy.made:
             target.budget.deposit(now)
-        sent_at = dispatcher.clock()
+        sent_at = desk.clock()
         if self.waiting_since is not None:
             self.overhead += sent_at - now
             self.waiting_since = None
@@ -305,7 +257,7 @@ class RunningCall:
             self.reply.restart(
                 Restarted(id=self.id, attempt=attempt.state.number, upstream=target.pool.name, model=target.model)
             )
-        dispatcher.clocks.arm(self)
+        desk.clocks.arm(self)
         return True
 
     def prompt(self, index: int) -> Prompt:
@@ -324,32 +276,32 @@ class RunningCall:
             return False
         losers = self.policy.content(attempt.state, now)
         self.winner = attempt
-        self._dispatcher.parking.unpark(self)
+        self.desk.parking.unpark(self)
         for loser in losers:
             self._stop(next(a for a in self.attempts if a.state is loser), FIRST_DELTA_TIMEOUT, now)
         attempt.target.observed_first_delta(now - attempt.state.sent_at)
         if self.first_delta_at is None:
             self.first_delta_at = now
-        self._dispatcher.clocks.arm(self)
+        self.desk.clocks.arm(self)
         return True
 
     def ending(self, attempt: Attempt, now: float) -> None:
         """The content of an attempt is over; its usage may still come."""
         if attempt in self.attempts:
             self.policy.ending(attempt.state, now, ENDING_GRACE)
-            self._dispatcher.clocks.arm(self)
+            self.desk.clocks.arm(self)
 
     def finished(self, attempt: Attempt, event: Finished, now: float) -> None:
         """An attempt ended as it should: the call is done."""
         if self.ended or attempt not in self.attempts:
             return
         self.attempts.remove(attempt)
-        self._dispatcher.record(attempt, SUCCESS, now)
+        self.desk.record(attempt, SUCCESS, now)
         self.policy.finished(attempt.state)
         for loser in self.attempts.copy():
             self._stop(loser, FIRST_DELTA_TIMEOUT, now)
         self.winner = attempt
-        self._dispatcher.finish_done(self, attempt, event, now)
+        self.desk.finish_done(self, attempt, event, now)
 
     def lost(self, attempt: Attempt, fault: UpstreamFault, now: float) -> None:
         """The upstream or the connection failed an attempt."""
@@ -363,18 +315,18 @@ class RunningCall:
 
     def _lost(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         self.attempts.remove(attempt)
-        self._lost_connections |= {(attempt.target.pool.name, attempt.connection.key)}
-        self._replays = outcome.kind is Kind.IGNORED or outcome.credential_refused
+        self.lost_connections |= {(attempt.target.pool.name, attempt.connection.key)}
+        self.replays = outcome.kind is Kind.IGNORED or outcome.credential_refused
         if self.policy.first_outcome is None:
-            self._first_lost = attempt
-        self._dispatcher.record(attempt, outcome, now)
+            self.first_lost = attempt
+        self.desk.record(attempt, outcome, now)
         committed = self.stream and self.reply.committed
         verdict = self.policy.lost(attempt.state, outcome, now, committed=committed, usual=attempt.target.first_delta)
         if isinstance(verdict, End):
             self._stop_attempts(CANCELLED)
             # What is told is one attempt's story: the one whose failure becomes the call's.
-            told = self._first_lost if verdict.outcome is self.policy.first_outcome else attempt
-            self._dispatcher.finish_lost(self, verdict.outcome, told)
+            told = self.first_lost if verdict.outcome is self.policy.first_outcome else attempt
+            self.desk.finish_lost(self, verdict.outcome, told)
             return
         if self.winner is attempt:
             self.winner = None
@@ -385,22 +337,22 @@ class RunningCall:
             self.waiting_since = None
             self.seek(now)
             if not self.ended:
-                self._dispatcher.clocks.arm(self)
+                self.desk.clocks.arm(self)
 
     def _deadline(self, now: float) -> None:
         in_hand = self.winner or (self.attempts[0] if self.attempts else None)
         for attempt in self.attempts.copy():
             self._stop(attempt, self.policy.deadline_outcome(attempt.state, now), now)
-        self._dispatcher.finish_failed(self, "deadline_exceeded", "the deadline passed", attempt=in_hand)
+        self.desk.finish_failed(self, "deadline_exceeded", "the deadline passed", attempt=in_hand)
 
     def _stop(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         self.attempts.remove(attempt)
         attempt.connection.stop(attempt)
-        self._dispatcher.record(attempt, outcome, now)
+        self.desk.record(attempt, outcome, now)
 
     def _stop_attempts(self, outcome: Outcome) -> Attempt | None:
         """Stop them all; returns the one that the terminal tells of."""
-        now = self._dispatcher.clock()
+        now = self.desk.clock()
         in_hand = self.winner or (self.attempts[0] if self.attempts else None)
         for attempt in self.attempts.copy():
             self._stop(attempt, outcome, now)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sidecar.core.outcome import Outcome
 from sidecar.dialects.base import Faulted, Finished, Started
 from sidecar.dialects.facts import estimate_usage
 from sidecar.errors import CODES
+from sidecar.service.attempt import Attempt
+from sidecar.service.calls import CallView
 from sidecar.wire import Call, Done, Failed, Timing, Usage
-
-if TYPE_CHECKING:
-    from sidecar.service.attempt import Attempt
-    from sidecar.service.running_call import RunningCall
 
 
 def refusal(call: Call, code: str, message: str, *, retry_after_ms: int | None = None) -> Failed:
@@ -39,7 +35,7 @@ def as_refusal(terminal: Failed) -> Failed:
     )
 
 
-def done(call: RunningCall, attempt: Attempt, event: Finished, *, timing: Timing, wall_us: int) -> Done:
+def done(call: CallView, attempt: Attempt, event: Finished, *, timing: Timing, wall_us: int) -> Done:
     """The terminal of an answered call; the frontend fills in `deltas` and `text`."""
     started = attempt.started
     return Done(
@@ -61,7 +57,7 @@ def done(call: RunningCall, attempt: Attempt, event: Finished, *, timing: Timing
 
 
 def failed(
-    call: RunningCall,
+    call: CallView,
     code: str,
     message: str,
     *,
@@ -103,7 +99,7 @@ def failed(
     )
 
 
-def timing(call: RunningCall, attempt: Attempt | None, *, step_began_at: float, now: float) -> Timing:
+def timing(call: CallView, attempt: Attempt | None, *, step_began_at: float, now: float) -> Timing:
     """Where the call's time went.
 
     Args:
@@ -125,6 +121,6 @@ def timing(call: RunningCall, attempt: Attempt | None, *, step_began_at: float, 
     )
 
 
-def estimated_usage(call: RunningCall, attempt: Attempt) -> Usage:
+def estimated_usage(call: CallView, attempt: Attempt) -> Usage:
     """For an answer, or a part of one, whose upstream did not say."""
     return estimate_usage(call.prompt(call.route.targets.index(attempt.target)), call.length)

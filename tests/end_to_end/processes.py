@@ -1,4 +1,4 @@
-"""Relay and daemon as processes of their own, as in life; everything in a short folder under /tmp, all gone at the end."""
+"""Relay and daemon as processes of their own, as in life; all in a short folder under /tmp, gone at the end."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Processes:
         return self.port
 
     def daemon(self, configuration: str, *, ready: bool = True, **environ: str) -> subprocess.Popen[bytes]:
-        """Start `sidecar serve` with this TOML (its `[frontend] endpoint` is ours) and wait until it is bound, or ready."""
+        """Start `sidecar serve` with this TOML (the endpoint is ours) and wait until it is bound, or ready."""
         path = self.folder / "sidecar.toml"
         path.write_text(f'[frontend]\nendpoint = "{self.endpoint}"\n{configuration}')
         process = self.start("serve", "-c", str(path), log="daemon.log", **environ)

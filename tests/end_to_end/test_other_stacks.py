@@ -1,4 +1,4 @@
-"""The same daemon against somebody else's WebSocket server (the `websockets` package), over ws, and wss with a private CA."""
+"""The daemon against somebody else's WebSocket server (`websockets`), over ws, and wss with a private CA."""
 
 from __future__ import annotations
 

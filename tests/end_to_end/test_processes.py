@@ -160,7 +160,8 @@ def test_a_dead_bot_stops_its_upstream_work(running: Processes) -> None:
     code = (
         "import json,sys,zmq\n"
         "s=zmq.Context().socket(zmq.DEALER); s.connect(sys.argv[1])\n"
-        "s.send(json.dumps({'type':'call','id':'a','input':'x [[tokens=5000 cadence_ms=20]]','timeout_ms':60000}).encode())\n"
+        "call = {'type':'call','id':'a','input':'x [[tokens=5000 cadence_ms=20]]','timeout_ms':60000}\n"
+        "s.send(json.dumps(call).encode())\n"
         "while True:\n    print(json.loads(s.recv())['type'], flush=True)\n"
     )
     import sys

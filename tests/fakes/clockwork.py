@@ -25,6 +25,7 @@ import trio.testing
 from sidecar.config import Config, Frontend, Route, Target, Upstream
 from sidecar.daemon import Daemon
 from sidecar.logs import capture
+from sidecar.service.pool import Pool
 from tests.fakes.bot_port import FakeBot, FakeBotPort
 from tests.fakes.upstream import FakeUpstream
 
@@ -154,7 +155,7 @@ class House:
     async def warm(self, name: str = "a", count: int = 1) -> None:
         """Wait until that many connections stand and are ready."""
         await self.upstreams[name].until(lambda: len(self.upstreams[name].standing) >= count)
-        while self.daemon.pools[name].ready() < count:
+        while standing(self.daemon.pools[name]) < count:
             await trio.sleep(0.001)
 
     def check(self) -> None:
@@ -177,7 +178,7 @@ class House:
             if not self.stopped.is_set():
                 free = [connection for connection in pool.connections.values() if connection.free]
                 assert all(connection.in_rotation for connection in free)
-                assert all(connection in pool.connections.values() for connection in pool._free), pool._free
+                assert all(connection in pool.connections.values() for connection in pool._free._queue), pool._free
         for breaker in self.daemon.breakers.values():
             assert breaker._trial is None, breaker
         for call in (entry[3] for heap in dispatcher.parking._heaps.values() for entry in heap):
@@ -324,3 +325,9 @@ async def clockwork(
             for name, fake in fakes.items():
                 assert not fake.standing, f"{name}: connections left open"
             outside.cancel_scope.cancel()
+
+
+def standing(pool: Pool) -> int:
+    """Its connections that carry a call, or could."""
+    counts = pool.counts()
+    return counts.get("READY", 0) + counts.get("BUSY", 0)
