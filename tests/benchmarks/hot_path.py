@@ -376,7 +376,9 @@ def _saturation_text(found: dict[str, Any], levels: list[int]) -> str:
     codes = {
         which: [run["codes"] for by in found["runs"][which].values() for run in by] for which in ("sidecar", "naive")
     }
-    ended = {which: dict(sum(map(Counter, runs), Counter())) for which, runs in codes.items()}
+    ended: dict[str, dict[str, int]] = {
+        which: dict(sum(map(Counter, runs), Counter())) for which, runs in codes.items()
+    }
     return f"tokens at saturation, answers of {found['per_call']}, ended {ended}\n" + table(rows, head=head)
 
 
