@@ -96,10 +96,10 @@ class BotPeer:
         """Queue a message that belongs to no call. Dropped when the bot leaves too many of them unread."""
         if self.gone:
             return
-        payload = encode(encoding, message)
-        if len(self.notes) >= MAX_NOTES or self._note_bytes + len(payload) > MAX_NOTE_BYTES:
+        if len(self.notes) >= MAX_NOTES or self._note_bytes > MAX_NOTE_BYTES:  # not encoded in vain: this is a flood
             self.dropped_notes += 1
             return
+        payload = encode(encoding, message)
         self._note_bytes += len(payload)
         self.notes.append((payload, envelope))
         self._touch()

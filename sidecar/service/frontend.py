@@ -21,8 +21,8 @@ from sidecar.service.reply import DELTA_OVERHEAD, WORST_CHARACTER, BotReply
 from sidecar.transport.bot_port import BotPort, Envelope, Incoming, Sent
 from sidecar.wire import Call, Cancel, Encoding, Failed, Hello, Ping, Pong, Probe, Report, Welcome
 
-#: Messages read between two checkpoints.
-RECEIVE_LIMIT: Final = 64
+#: Messages read at once: whoever comes next waits for all of them, and each may be an array of 256 maps.
+RECEIVE_LIMIT: Final = 16
 #: Connections of one uid that are heard; calls of any further one are refused.
 MAX_CONNECTIONS_PER_UID: Final = 1024
 
@@ -94,6 +94,7 @@ class Frontend:
         self._peers: dict[bytes, BotPeer] = {}
         self._connections: dict[int, int] = {}  # uid -> how many
         self._outbound: list[BotPeer] = []
+        self._reported: Report | None = None
         self._watch = ReaderWatch(
             port, self._peers, clock=clock, stall_timeout=stall_timeout, depart=self._depart, flush=self.flush
         )
@@ -115,12 +116,13 @@ class Frontend:
                 # Always a checkpoint, so that a flood leaves every other task its turn.
                 batch = await self._port.receive_batch(RECEIVE_LIMIT)
                 self._messages_in += len(batch)
-                refused = self._refused
+                taken = 0
                 for incoming in batch:
-                    self._take(incoming)
-                    if self._refused - refused >= wire.MAX_BATCH:  # a pass may owe one bot more than is kept for it
-                        refused = self._refused
+                    taken += self._take(incoming)
+                    if taken >= wire.MAX_BATCH:  # arrays: everybody else has a turn, and refusals leave
+                        taken = 0
                         self.flush()
+                        await trio.lowlevel.checkpoint()
                 for routing_id in self._port.departures():
                     if peer := self._peers.get(routing_id):
                         self._depart(peer)
@@ -148,12 +150,14 @@ class Frontend:
 
     # ------------------------------------------------------------------------------------------- in
 
-    def _take(self, incoming: Incoming) -> None:
+    def _take(self, incoming: Incoming) -> int:
+        """Serve one payload. Returns how many maps it had."""
         peer = self._peers.get(incoming.routing_id)
         if peer is None:
             if incoming.peer_address is None:
-                return  # we saw it go before the port did
+                return 0  # we saw it go before the port did
             peer = self._meet(incoming)
+        self._reported = None
         envelope = incoming.envelope
         encoding, items, batch = intake.read(incoming.payload, max_message_bytes=self._max_message_bytes)
         if batch and envelope:
@@ -167,6 +171,7 @@ class Frontend:
                 self._refuse(peer, encoding, envelope, message)
             else:
                 self._serve(peer, encoding, envelope, message)
+        return len(items)
 
     def _serve(
         self, peer: BotPeer, encoding: Encoding, envelope: Envelope, message: Cancel | Hello | Ping | Probe
@@ -197,7 +202,9 @@ class Frontend:
             pong = Pong(nonce=message.nonce, session=self._session, mono_us=self._mono_us(), wall_us=self._wall_us())
             peer.note(encoding, pong, envelope)
         else:
-            peer.note(encoding, self._report(), envelope)
+            if self._reported is None:  # one for all the probes of an array
+                self._reported = self._report()
+            peer.note(encoding, self._reported, envelope)
 
     def _call(self, peer: BotPeer, encoding: Encoding, envelope: Envelope, call: Call, ignored: list[str]) -> None:
         refused: Failed | None = None

@@ -112,11 +112,11 @@ class ReaderWatch:
 
     def retry(self) -> bool:
         """Offer every congested peer its messages again; whether any took something."""
-        progress = False
+        progress = tried = False
         for peer in tuple(self._congested):
             if peer.held and not self._reads_again(peer):
                 continue
-            before = peer.sent
+            before, tried = peer.sent, True
             result = peer.flush(self._port)
             if result is Sent.GONE:
                 self._depart(peer)
@@ -128,7 +128,7 @@ class ReaderWatch:
             elif peer.sent > before:
                 progress = True
                 peer.stalled_since = self._clock()
-        if progress:
+        if tried:  # a send that was refused has eaten the wake of what came in, too
             self._port.settle()
         return progress
 

@@ -587,6 +587,30 @@ async def test_refusals_to_a_bot_that_does_not_read_are_bounded() -> None:
         assert (stats.refused, stats.dropped) == (5000, 5000 - 4 - MAX_NOTES)
 
 
+async def test_a_refused_send_is_followed_by_a_look_at_what_came_in() -> None:
+    """A send that finds the pipe full eats ZeroMQ's edge all the same: not looking lost other bots' messages."""
+    async with house() as h:
+        flooder = h.port.connect(capacity=1)
+        for _ in range(3):
+            flooder.send(b"garbage")
+        await settled()
+        before = h.port.settled
+        assert not h.frontend._watch.retry()
+        assert h.port.settled == before + 1
+
+
+async def test_an_array_of_probes_costs_one_report() -> None:
+    """Fifty probes at once are answered each, from one snapshot."""
+    async with house() as h:
+        made: list[wire.Report] = []
+        h.frontend._report = lambda: made.append(h.report()) or made[-1]  # type: ignore[func-returns-value]
+        bot = h.port.connect()
+        bot.send(b"[" + b",".join([b'{"type":"probe"}'] * 50) + b"]")
+        await settled()
+        assert [message["type"] for message in read(bot)] == ["report"] * 50
+        assert len(made) == 1
+
+
 async def test_a_bot_that_reads_gets_every_refusal() -> None:
     """Sixty arrays of 256 bad maps in one pass: 15,360 refusals are owed, and none is dropped."""
     async with house() as h:
