@@ -36,6 +36,8 @@ class Link:
         self._pending = bytearray()
         self._pushed = trio.Event()
         self._waiting = trio.lowlevel.ParkingLot()
+        self._large: list[bytes] | None = None  # what waits for the end of a large write
+        self._one_large = trio.Lock()
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls: ssl.SSLObject | None = None
         self._last = False
@@ -98,6 +100,12 @@ class Link:
         """Hand over, in order, without waiting. After the end: dropped."""
         if self.closed:
             return
+        if self._large is not None:
+            self._large.append(bytes(data))  # not into the middle of a frame
+            return
+        self._send(data)
+
+    def _send(self, data: bytes | memoryview) -> None:
         if self._tls is None:
             self._push(data)
         else:
@@ -125,11 +133,18 @@ class Link:
         self._pushed.set()
 
     async def send_large(self, data: bytes) -> None:
-        """Send in large writes, waiting while the client does not read."""
-        view = memoryview(data)
-        for start in range(0, len(view), _WRITE):
-            self.send(view[start : start + _WRITE])
-            await self.drained()
+        """Send in large writes, waiting while the client does not read. What `send` is given meanwhile comes after."""
+        async with self._one_large:
+            self._large = []
+            try:
+                view = memoryview(data)
+                for start in range(0, len(view), _WRITE):
+                    self._send(view[start : start + _WRITE])
+                    await self.drained()
+            finally:
+                held, self._large = self._large, None
+                for frame in held:
+                    self.send(frame)
 
     async def drained(self, below: int = _WRITE) -> None:
         """Wait until less than `below` bytes are waiting for the kernel. A checkpoint in any case."""
