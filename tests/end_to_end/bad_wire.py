@@ -44,6 +44,11 @@ def messages() -> list[tuple[str, list[Any], str]]:
         b'{"type":"call","id":"a","input":"x","options":{"extra_body":{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}}}"
     )
     packed = b"\x81\xa4type" + b"\x91" * 200_000 + b"\xc0"
+    lists = (
+        b"\x84\xa4type\xa4call\xa2id\xa1a\xa5input\xa1x\xa7options\x81\xaaextra_body\x81\xa1a\xdd"
+        + (LIMIT - 100).to_bytes(4, "big")
+        + b"\x90" * (LIMIT - 100)
+    )
     nan = b'{"type":"call","id":"a","input":"x","timeout_ms":NaN}'
     inf = pack(call(options={"extra_body": {"a": math.inf}}))
     key = pack({**CALL, 7: "x"})
@@ -60,6 +65,8 @@ def messages() -> list[tuple[str, list[Any], str]]:
         ("JSON, cut in the middle", [json.dumps(CALL).encode()[:-5]], NULL),
         ("MessagePack array said to have 2^32 - 1 entries", [b"\xdd\xff\xff\xff\xff"], NULL),
         ("MessagePack string said to have 4 GiB", [b"\x81\xa4type\xdb\xff\xff\xff\xff"], NULL),
+        ("a million empty lists in extra_body", [lists], NAMED),
+        ("an array of half a million numbers", [b"[" + b"1," * 500_000 + b"1]"], NULL),
         ("options nested 70 deep", [deep], NAMED),
         ("JSON nested 100,000 deep", [deeper], NULL),
         ("MessagePack nested 200,000 deep", [packed], NULL),
@@ -146,6 +153,12 @@ def wire(table: Table, endpoint: str, memory: Callable[[], int]) -> None:
     table.try_("wire", "a frame of 10x the limit", lambda: _giant(endpoint, 10 * LIMIT), r"^connection closed")
     table.try_("wire", "ZMTP commands of garbage after the handshake", lambda: _commands(endpoint), r"^connection ")
     table.try_("wire", "bytes that are not ZMTP", lambda: _not_zmtp(endpoint), r"^connection ")
+    old = b"\xff\0\0\0\0\0\0\0\x01\x7f"
+    for tried, said in (
+        ("a call by ZMTP 1.0", b"\x01\x00\x03\x00hi"),
+        ("a call by ZMTP 2.0", old + b"\x01\x05\x00\x00\x00\x02hi"),
+    ):
+        table.try_("wire", tried, lambda said=said: _says(endpoint, said), r"^connection ")
     if table.quick:
         return
     table.try_("wire", "a frame said to have 2^63 - 1 bytes", lambda: _claim(endpoint), r"^connection closed")
@@ -199,10 +212,16 @@ def _commands(endpoint: str) -> str:
         return raw.closed(3.0)
 
 
+def _says(endpoint: str, said: bytes) -> str:
+    with Raw(endpoint) as raw:
+        raw.send(said)
+        return raw.closed(0.5)
+
+
 def _not_zmtp(endpoint: str) -> str:
     with Raw(endpoint) as raw:
         raw.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" + b"\xfe" * 200)
-        return raw.closed(4.0)
+        return raw.closed(2.5)
 
 
 def _silent(endpoint: str, first: bytes) -> str:
