@@ -39,6 +39,7 @@ from sidecar.service.frontend import Frontend
 from sidecar.service.pool import Pool
 from sidecar.service.pulse import Pulse
 from sidecar.service.routes import RouteRuntime, TargetRuntime
+from sidecar.service.turn import Turn
 from sidecar.transport.bot_port import BotPort
 from sidecar.transport.dial import dial, make_tls_context, parse_url
 from sidecar.version import __version__
@@ -48,18 +49,6 @@ from sidecar.wire import Limits, Report
 FAREWELL: Final = 1.0
 
 Dial = Callable[[Upstream], Callable[[], Awaitable[trio.abc.Stream]]]
-
-
-class Outbox:
-    """The end of a pass, before the frontend exists: pools and dispatcher are built first."""
-
-    def __init__(self) -> None:
-        self.frontend: Frontend | None = None
-
-    def flush(self) -> None:
-        """See `ports.Outbound.flush`. A method, so that whoever keeps `outbox.flush` keeps the right one."""
-        if self.frontend is not None:
-            self.frontend.flush()
 
 
 class Daemon:
@@ -98,7 +87,7 @@ class Daemon:
         self._mono_us = mono_us
         self._started_at = clock()
         jitter = dice.random
-        outbox = Outbox()
+        turn = Turn(clock)
         self.pools: dict[str, Pool] = {}
         self.breakers: dict[tuple[str, str], Breaker] = {}
         routes: dict[str, RouteRuntime] = {}
@@ -111,7 +100,7 @@ class Daemon:
             jitter=jitter,
             new_call_id=_call_ids(wall_us, dice),
             session=session,
-            outbound=outbox,
+            outbound=turn,
             accounting=Accounting(self.metrics, self.log, frozenset(route.name for route in config.route)),
         )
         for upstream in config.upstream:
@@ -137,7 +126,7 @@ class Daemon:
                 else CredentialReader(upstream.credential, environ=environ),
                 clock=clock,
                 jitter=jitter,
-                outbound=outbox,
+                outbound=turn,
                 on_capacity=self.dispatcher.parking.on_capacity,
                 on_connect=self.dispatcher.on_connect,
                 log=self.log,
@@ -181,7 +170,7 @@ class Daemon:
             stall_timeout=frontend.stall_timeout_s,
             jitter=jitter,
         )
-        outbox.frontend = self.frontend
+        turn.attach(self.frontend, self.dispatcher.clocks)
 
     # ------------------------------------------------------------------ life
 

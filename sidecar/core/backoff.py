@@ -132,14 +132,28 @@ class ConnectBackoff:
 
     @property
     def early_attempt_at(self) -> float:
-        """The earliest instant of a connect for a call that waits while other connections of this upstream stand.
+        """The earliest instant of a connect while other connections of this upstream stand.
 
         Losing one of many is no outage: once `LONE_LOSS_AFTER` has passed and the others still stand, the first delay
-        is not for such a call. After a failed connect, or a connection that did not last, this is `next_attempt_at`.
+        is not for its replacement. After a failed connect, or one that did not last, this is `next_attempt_at`.
         """
         if self._lost_at is None:
             return self.next_attempt_at
         return max(self._floor_until, min(self._delay_until, self._lost_at + LONE_LOSS_AFTER))
+
+    @property
+    def early_spare_at(self) -> float:
+        """As `early_attempt_at`, for a spare that nobody waits for.
+
+        A graceful close (1001, 1012) is how a service empties a node: many hosts lose one of many at the same instant,
+        and their spares must not come back as one.
+        """
+        return self.next_attempt_at if self._spread >= self._graceful_spread else self.early_attempt_at
+
+    @property
+    def only_lost(self) -> bool:
+        """Connects work, as far as known: what delays the next is the loss of a connection, or nothing."""
+        return self._lost_at is not None or self._state == "steady"
 
     @property
     def refused(self) -> bool:

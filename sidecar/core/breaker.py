@@ -44,6 +44,10 @@ TRANSITIONS: Final[Table[State]] = Table(
 SLICES: Final = 10
 
 
+#: A run of failures that chance alone would bring more often than this is no outage.
+CHANCE: Final = 1e-6
+
+
 class Permit(Struct, frozen=True):
     """Leave to make one attempt; hand it back with its outcome to `Breaker.record`. `trial`: it decides much."""
 
@@ -279,10 +283,23 @@ class Breaker:
         )
 
     def _too_bad(self, now: float) -> bool:
-        if self._consecutive >= self._consecutive_limit:
-            return True
         total, failures, slow = self._window.sums(now)
+        if self._consecutive >= self._consecutive_limit and not self._by_chance(total, failures):
+            return True
         return total >= self._rate_minimum and (failures >= self._rate * total or slow >= self._slow_rate * total)
+
+    def _by_chance(self, total: int, failures: int) -> bool:
+        """Whether a run of failures this long is to be expected anyway at the share of failures before it.
+
+        At a share of one in six and thousands of calls a minute, five in a row come by chance alone, and a breaker that
+        opened on it would turn a sixth into all. Without outcomes before the run there is no share: it is an outage.
+        """
+        run = self._consecutive
+        before = total - run
+        if before < self._rate_minimum:
+            return False
+        share = max(failures - run, 1) / before
+        return share**run > CHANCE
 
     def _step(self, event: str) -> None:
         self._state = TRANSITIONS.after(self._state, event)

@@ -22,8 +22,8 @@ Rules, in the order of their weight:
 3. Replacement first: a connection due for rotation is retired once as many fresh idle spares stand as are wanted; at
    the maximum, once its replacement stands. If nothing can be opened, what works is kept, however old.
 4. Connects wait for their backoff (`core.backoff`), and go out few at a time: `burst` at a healthy start, one after a
-   failure or a loss, twice as many after each success. The delay after losing one of many is not for a call that
-   waits while others still stand (`ConnectBackoff.early_attempt_at`).
+   failure or a loss, twice as many after each success. Losing one of many is no outage: while others still stand, the
+   replacement waits a moment only (`ConnectBackoff.early_attempt_at`); what we closed ourselves is replaced at once.
 
 Source: httpcore's `_assign_requests_to_connections` (decide synchronously, return what to close).
 """
@@ -142,6 +142,8 @@ class PoolPolicy:
         self._turn = jitter()
         self._restless = False  # something is due or drains: any event may matter
         self._wake_at = -math.inf  # decide() has something to say at once: it has never been asked
+        #: connections we closed ourselves and have not replaced yet
+        self._owed = 0
         self._opened = self._retired = self._failed = self._lost = self._stopped = 0
 
     # ---------------------------------------------------------------- what happened
@@ -169,6 +171,7 @@ class PoolPolicy:
     def stopped_by_us(self, now: float) -> None:
         """We closed a connection to stop an abandoned call: no delay, no failure, its replacement opens at once."""
         self._stopped += 1
+        self._owed += 1
         self._wake_at = now
 
     def credential_changed(self, now: float) -> None:
@@ -186,7 +189,7 @@ class PoolPolicy:
     @property
     def may_connect_at(self) -> float:
         """The earliest instant at which a connect may start; in the past means now."""
-        return self._backoff.next_attempt_at
+        return -math.inf if self._owed and self._backoff.only_lost else self._backoff.next_attempt_at
 
     def retire_at_for(self, opened_at: float) -> float:
         """When a connection opened then falls due for rotation: jittered and staggered, never past `max_age`."""
@@ -206,7 +209,9 @@ class PoolPolicy:
             return True
         if total >= self._maximum or (idle >= self._warm and not waiting):
             return False
-        return now >= (self._backoff.early_attempt_at if waiting else self._backoff.next_attempt_at)
+        if self._owed and self._backoff.only_lost:
+            return True
+        return now >= (self._backoff.early_attempt_at if waiting else self._backoff.early_spare_at)
 
     def next_wakeup_at(self) -> float:
         """When `decide` is to be asked again if nothing happens before; inf when time alone changes nothing."""
@@ -249,10 +254,14 @@ class PoolPolicy:
         missing = min(self._warm - (-waiting // self._slots) - len(fresh) - connecting, room)
         opens, start_at = 0, math.inf
         if missing > 0:
-            alive = waiting > 0 and standing > 0
-            start_at = self._backoff.early_attempt_at if alive else self._backoff.next_attempt_at
+            start_at = self._backoff.next_attempt_at
+            if standing > 0:
+                start_at = self._backoff.early_attempt_at if waiting > 0 else self._backoff.early_spare_at
             if now >= start_at:
                 opens, start_at = max(0, min(missing, self._at_once - connecting)), math.inf
+            if opens < missing and self._owed and self._backoff.only_lost:
+                opens = max(opens, min(missing, self._owed, self._burst - connecting))
+        self._owed = max(0, self._owed - opens) if missing > 0 else 0
         self._wake_at = min(next_due, start_at)
         self._restless = due > 0 or draining > 0 or standing > self._maximum
         self._opened += opens

@@ -59,6 +59,11 @@ class Clocks:
     def __len__(self) -> int:
         return len(self._heap)
 
+    @property
+    def due_at(self) -> float:
+        """When the earliest clock falls due; inf when there is none."""
+        return self._heap[0][0] if self._heap else math.inf
+
     def arm(self, item: Clocked) -> None:
         """See to it that `item.tick` runs at `item.next_wakeup_at()`."""
         when = item.next_wakeup_at()

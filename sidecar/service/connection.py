@@ -106,6 +106,7 @@ class Connection:
         "state",
         "stopped_by_us",
         "taken",
+        "used",
         "websocket",
     )
 
@@ -143,6 +144,8 @@ class Connection:
         #: slots in use, and those of them that somebody still reads
         self.taken = 0
         self.active = 0
+        #: a call was started on it, ever
+        self.used = False
         #: when the read that is being worked on came in
         self.pass_at = 0.0
         self._codec = codec
@@ -232,6 +235,7 @@ class Connection:
         self._attempts[slot] = attempt
         self.taken += 1
         self.active += 1
+        self.used = True
         self._step("taken")
 
     def stop(self, attempt: SlotHolder) -> None:

@@ -23,6 +23,8 @@ from sidecar.wire import Call, Cancel, Encoding, Failed, Hello, Ping, Pong, Prob
 
 #: Messages read at once: whoever comes next waits for all of them, and each may be an array of 256 maps.
 RECEIVE_LIMIT: Final = 16
+#: Messages taken at most by one glance from within another task's step.
+GLANCE_LIMIT: Final = 16
 #: Connections of one uid that are heard; calls of any further one are refused.
 MAX_CONNECTIONS_PER_UID: Final = 1024
 
@@ -98,6 +100,7 @@ class Frontend:
         self._watch = ReaderWatch(
             port, self._peers, clock=clock, stall_timeout=stall_timeout, depart=self._depart, flush=self.flush
         )
+        self._taking = False  # a batch is under way, with a checkpoint in it
         self._messages_in = self._refused = self._departed = 0
         self._past_out = self._past_merged = self._past_dropped = 0
 
@@ -116,6 +119,7 @@ class Frontend:
                 # Always a checkpoint, so that a flood leaves every other task its turn.
                 batch = await self._port.receive_batch(RECEIVE_LIMIT)
                 self._messages_in += len(batch)
+                self._taking = True
                 taken = 0
                 for incoming in batch:
                     taken += self._take(incoming)
@@ -123,6 +127,7 @@ class Frontend:
                         taken = 0
                         self.flush()
                         await trio.lowlevel.checkpoint()
+                self._taking = False
                 for routing_id in self._port.departures():
                     if peer := self._peers.get(routing_id):
                         self._depart(peer)
@@ -149,6 +154,18 @@ class Frontend:
         port.settle()
 
     # ------------------------------------------------------------------------------------------- in
+
+    def glance(self) -> None:
+        """Take a few messages from within another task's step, when the loop's round is long. See `turn`."""
+        if self._taking:
+            return  # some are being taken: what comes after them must stay after them
+        batch = self._port.receive_now(GLANCE_LIMIT)
+        if batch:
+            self._messages_in += len(batch)
+            for incoming in batch:
+                self._take(incoming)
+            self.flush()
+        self._port.settle()
 
     def _take(self, incoming: Incoming) -> int:
         """Serve one payload. Returns how many maps it had."""

@@ -159,8 +159,8 @@ class Pool:
 
     def may_connect_at(self) -> float:
         """The earliest instant at which a call parked now could get a connection; inf for never."""
-        if any(c.state == "CONNECTING" or c.state == "BUSY" for c in self.connections.values()):
-            return self._clock()
+        if any(c.state == "CONNECTING" or c.state == "BUSY" or c.stopped_by_us for c in self.connections.values()):
+            return self._clock()  # one is coming, may come free, or is about to be replaced at once
         return math.inf if self.refusal is not None else self._policy.may_connect_at
 
     def poke(self) -> None:
@@ -259,7 +259,9 @@ class Pool:
         elif connection.opened_at is not None and not (isinstance(fault, ConnectionLost) and fault.how == "local"):
             self._lost += 1
             self.last_error = str(fault)
-            self._policy.lost(now, fault, lived=now - connection.opened_at)
+            # One that carried a call was taken in for good, however young: the breaker judges what became of the call.
+            lived = math.inf if connection.used else now - connection.opened_at
+            self._policy.lost(now, fault, lived=lived)
             self._log.info("connection.lost", upstream=self.name, reason=str(fault))
             if isinstance(fault, MalformedFrame) and self._compression and fault.reason.startswith("zstd"):
                 # A stream that cannot be decoded once will not be the next time: plain JSON from here on.

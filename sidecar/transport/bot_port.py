@@ -48,6 +48,10 @@ class BotPort(Protocol):
         """
         ...
 
+    def receive_now(self, limit: int) -> list[Incoming]:
+        """What is there now, without waiting; at most `limit` messages. From any task; `settle` after it."""
+        ...
+
     def departures(self) -> list[bytes]:
         """The routing ids of the peers found gone since the last call; nothing comes from them any more."""
         ...

@@ -150,6 +150,10 @@ class RouterPort:
         self._look()
         return self._drain(limit)
 
+    def receive_now(self, limit: int) -> list[Incoming]:
+        """See `BotPort.receive_now`."""
+        return self._drain(limit)
+
     def departures(self) -> list[bytes]:
         """See `BotPort.departures`."""
         departed, self._departed = self._departed, []

@@ -350,3 +350,15 @@ class BreakerMachine(RuleBasedStateMachine):
 
 BreakerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
 TestBreakerMachine = BreakerMachine.TestCase
+
+
+def test_a_run_that_chance_brings_is_no_outage():
+    """At a share of one failure in six, five in a row do not trip it, and a run that chance does not bring does."""
+    it = breaker()
+    for number in range(60):
+        one(it, FAILURE if number % 6 == 0 else o.SUCCESS, number * 0.1)
+    for run in range(1, 8):
+        one(it, FAILURE, 6.0 + run * 0.01)
+        assert it.state(6.1) == "closed", run
+    one(it, FAILURE, 6.2)
+    assert it.state(6.3) == "open"

@@ -200,6 +200,30 @@ def test_losing_one_of_many_does_not_make_a_call_wait():
     assert it.next_wakeup_at() == 3.5
 
 
+def test_a_cut_spare_is_replaced_soon_and_one_of_a_service_going_away_is_not():
+    """One cut among many that stand is no outage; a graceful close befalls many hosts at once and keeps its jitter."""
+    for fault, opens in ((CUT, 1), (GOING, 0)):
+        it = policy(maximum=9)
+        it.lost(1, fault, lived=3000)
+        assert counts(it.decide(1.06, views("BBB"), 0)) == (opens, [])
+
+
+def test_our_own_stop_is_replaced_at_once_even_after_a_loss():
+    """The delay after a loss is not for what we closed ourselves; the delay after a failed connect is."""
+    it = policy(maximum=9)
+    it.lost(1, GOING, lived=3000)
+    it.stopped_by_us(1.01)
+    it.stopped_by_us(1.01)
+    assert it.may_connect_at < 1
+    assert it.needs_decision(0, 1, 0, 1.01)
+    assert counts(it.decide(1.01, views("B"), 0)) == (2, [])
+    assert counts(it.decide(1.01, views("BCC"), 0)) == (0, [])
+    assert it.may_connect_at > 1.01
+    it.connect_failed(1.1, REFUSED)
+    it.stopped_by_us(1.2)
+    assert counts(it.decide(1.2, views("B"), 0)) == (0, [])
+
+
 def test_our_own_stop_costs_no_delay():
     """A connection closed to stop an abandoned call is replaced at once."""
     it = policy()

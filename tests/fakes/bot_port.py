@@ -78,6 +78,13 @@ class FakeBotPort:
         if not self._messages and not self._departed:
             await self._woken.wait()
         self._woken = trio.Event()
+        batch = self.receive_now(limit)
+        if self._messages:
+            self.wake()
+        return batch
+
+    def receive_now(self, limit: int) -> list[Incoming]:
+        """See `BotPort`."""
         batch: list[Incoming] = []
         while self._messages and len(batch) < limit:
             bot, frames = self._messages.popleft()
@@ -88,8 +95,6 @@ class FakeBotPort:
             self._bots[bot.routing_id] = bot
             envelope, payload = split_envelope(frames)
             batch.append(Incoming(bot.routing_id, envelope, payload, address, bot.fd))
-        if self._messages:
-            self.wake()
         return batch
 
     def departures(self) -> list[bytes]:
