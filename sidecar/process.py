@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -89,6 +90,9 @@ async def serve(
                 await nursery.start(_signals, shutdown, notifier, log)
             await nursery.start(control.run)
             await nursery.start(_run, daemon, shutdown, nursery)
+            # What exists now stays for good: the collector need not walk it again and stop the loop meanwhile.
+            gc.collect()
+            gc.freeze()
             say(first_line(config, endpoint))
             notifier.ready(f"serving {endpoint}")
             log.info("ready", endpoint=endpoint, group=frontend.group, calls_at_once=frontend.max_calls_in_flight)

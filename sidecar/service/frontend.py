@@ -243,7 +243,8 @@ class Frontend:
             peer.open += 1
             result = self._handler.submit(call, reply, peer.identity, recv_mono_us=self._mono_us(), ignored=ignored)
             if not isinstance(result, Failed):
-                reply.ticket = result
+                if not reply.finished:
+                    reply.ticket = result
                 self._watch.attend()
                 if peer.gone:  # found out while its `accepted` was sent
                     result.abandon()
@@ -301,6 +302,7 @@ class Frontend:
         for reply in peer.forget():
             if reply.ticket is not None:
                 reply.ticket.abandon()
+                reply.ticket = None
 
     def statistics(self) -> FrontendStatistics:
         """A snapshot of the counters."""

@@ -235,7 +235,7 @@ class Pool:
                 lost=lambda how: self._ended(connection, how),
             )
         except (ConnectFailed, UpgradeRefused, ConnectionLost, MalformedFrame) as error:
-            fault = error
+            fault = error.with_traceback(None)  # which would hold this frame
         except CredentialError as error:
             fault = ConnectFailed("credential", str(error))
         if connection.opened_at is None:
@@ -243,6 +243,7 @@ class Pool:
             await self._connect_failed(connection, fault)
         self._ended(connection, fault)
         connection.keepalive.cancel()
+        connection.websocket = None
         del self.connections[connection.key]
         self._wake.set()
 

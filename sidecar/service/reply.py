@@ -107,6 +107,7 @@ class BotReply:
         if self.finished:
             return
         self.finished = True
+        self.ticket = None
         self._terminal = terminal
         self.peer.released(self)
         self._enqueue()

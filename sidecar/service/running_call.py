@@ -367,6 +367,9 @@ class RunningCall:
         self._instructions = None
         self.pieces = []
         self.emit = _ignore
+        # Call and attempts know each other: parted, they are freed at once and cost the collector nothing.
+        self.attempts = []
+        self.winner = self.first_lost = None
 
 
 def _ignore(_: str) -> None:

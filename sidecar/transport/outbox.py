@@ -83,6 +83,11 @@ class Outbox:
         if self._drained is not None:
             self._drained.set()
 
+    def over(self) -> None:
+        """As `close`, and for good: nobody is told of anything any more."""
+        self.close()
+        self._failed = _nobody
+
     def _enqueue(self, data: bytes) -> None:
         self._queue.append(data)
         self._queued += len(data)
@@ -114,3 +119,7 @@ class Outbox:
         if not self._closed:
             self.close()
             self._failed()
+
+
+def _nobody() -> None:
+    """Whom a failure concerns after the end."""

@@ -197,5 +197,8 @@ async def run_websocket(
     if failure is None and not websocket.is_open:
         failure = ConnectFailed("upgrade", "connection reset before the answer")
     if failure is not None:
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback holds this frame
     return websocket.how_it_ended()
