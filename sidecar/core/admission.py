@@ -15,6 +15,7 @@ stays. Lanes are Google SRE's criticality classes.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Final, TypeAlias
 
@@ -25,6 +26,10 @@ from sidecar.wire import Lane
 
 #: Who goes first.
 LANES: Final[tuple[Lane, ...]] = ("exit", "entry", "research")
+#: Of the places in flight, and of the queue, that one holder may have while others call: a flood leaves room.
+SHARE: Final = 0.75
+#: Seconds for which a holder that has called counts as calling.
+MEMORY: Final = 60.0
 _RANK: Final = {lane: rank for rank, lane in enumerate(LANES)}
 
 
@@ -76,7 +81,8 @@ class Admission:
     """
 
     __slots__ = (
-        "_admitted", "_hold", "_in_flight", "_jitter", "_lanes", "_max", "_queue_max", "_queued", "_sequence", "_shed",
+        "_admitted", "_held", "_hold", "_in_flight", "_jitter", "_lanes", "_max", "_queue_max", "_queued", "_recent",
+        "_sequence", "_shed", "_waiting",
     )  # fmt: skip
 
     def __init__(self, max_in_flight: int, queue_max: int, *, jitter: Callable[[], float], hold: float = 0.25) -> None:
@@ -84,10 +90,13 @@ class Admission:
             raise ValueError("max_in_flight is at least 1, queue_max at least 0")
         self._max, self._queue_max = max_in_flight, queue_max
         self._jitter, self._hold = jitter, hold
-        self._in_flight: set[Hashable] = set()
+        self._in_flight: dict[Hashable, Hashable] = {}  # call -> whose
+        self._held: dict[Hashable, int] = {}  # holder -> calls in flight
+        self._waiting: dict[Hashable, int] = {}  # holder -> calls queued
+        self._recent: OrderedDict[Hashable, float] = OrderedDict()  # the two holders that called last, and when
         # Per lane, sorted so that who goes next stands last (cheap to take): (-deadline, -sequence, key).
         self._lanes: tuple[list[tuple[float, int, Hashable]], ...] = ([], [], [])
-        self._queued: dict[Hashable, tuple[int, tuple[float, int, Hashable]]] = {}
+        self._queued: dict[Hashable, tuple[int, tuple[float, int, Hashable], Hashable]] = {}
         self._sequence = 0
         self._admitted = self._shed = 0
 
@@ -101,34 +110,41 @@ class Admission:
         """Calls that wait."""
         return len(self._queued)
 
-    def offer(self, call_key: Hashable, lane: Lane, deadline: float, now: float) -> Decision:  # noqa: ARG002
+    def offer(
+        self, call_key: Hashable, lane: Lane, deadline: float, now: float, *, holder: Hashable = None
+    ) -> Decision:
         """A call came.
 
         Args:
             call_key: names it until it leaves.
             lane: who goes first.
             deadline: instant.
-            now: instant (unused as yet: an adaptive limit will want it).
+            now: instant.
+            holder: whose call it is. While others call, too, none holds more than `SHARE` of the places or the queue.
 
         Raises:
             IllegalTransition: the key is queued or in flight already.
         """
         if call_key in self._in_flight or call_key in self._queued:
             raise IllegalTransition(f"admission: {call_key!r} is here already")
-        if len(self._in_flight) < self._max:  # then nobody waits: places that come free are given at once
-            self._in_flight.add(call_key)
-            self._admitted += 1
+        crowded = self._is_crowded(holder, now)
+        held = self._held.get(holder, 0)
+        if len(self._in_flight) < self._max and not (crowded and held >= SHARE * self._max):
+            self._take_place(call_key, holder)
             return _ADMITTED
         rank = _RANK[lane]
+        if crowded and self._waiting.get(holder, 0) >= max(1.0, SHARE * self._queue_max):
+            self._shed += 1
+            return Shed(call_key, self.retry_after())
         if len(self._queued) < self._queue_max:
-            self._enqueue(call_key, rank, deadline)
+            self._enqueue(call_key, rank, deadline, holder)
             return _QUEUED
         self._shed += 1
         for worse in range(len(LANES) - 1, rank, -1):
             if self._lanes[worse]:
                 victim = self._lanes[worse].pop(0)[2]
-                del self._queued[victim]
-                self._enqueue(call_key, rank, deadline)
+                self._unqueue(victim)
+                self._enqueue(call_key, rank, deadline, holder)
                 return Shed(victim, self.retry_after())
         return Shed(call_key, self.retry_after())
 
@@ -143,7 +159,7 @@ class Admission:
         """
         if call_key not in self._in_flight:
             raise IllegalTransition(f"admission: {call_key!r} is not in flight")
-        self._in_flight.remove(call_key)
+        _one_less(self._held, self._in_flight.pop(call_key))
         return self._admit()
 
     def remove(self, call_key: Hashable) -> None:
@@ -154,7 +170,7 @@ class Admission:
         """
         if call_key not in self._queued:
             raise IllegalTransition(f"admission: {call_key!r} is not queued")
-        rank, entry = self._queued.pop(call_key)
+        rank, entry = self._unqueue(call_key)
         lane = self._lanes[rank]
         # (-deadline, -sequence) is unique, so the key itself is never compared.
         del lane[bisect_left(lane, entry[:2], key=_place)]
@@ -182,22 +198,54 @@ class Admission:
             shed=self._shed,
         )
 
-    def _enqueue(self, call_key: Hashable, rank: int, deadline: float) -> None:
+    def _is_crowded(self, holder: Hashable, now: float) -> bool:
+        """Somebody else called within `MEMORY`, or has calls here."""
+        recent = self._recent
+        recent[holder] = now
+        recent.move_to_end(holder)
+        if len(recent) > 2:
+            recent.popitem(last=False)
+        return any(other != holder and now - at < MEMORY for other, at in recent.items())
+
+    def _take_place(self, call_key: Hashable, holder: Hashable) -> None:
+        self._in_flight[call_key] = holder
+        self._held[holder] = self._held.get(holder, 0) + 1
+        self._admitted += 1
+
+    def _enqueue(self, call_key: Hashable, rank: int, deadline: float, holder: Hashable) -> None:
         self._sequence += 1
         entry = (-deadline, -self._sequence, call_key)
         insort(self._lanes[rank], entry, key=_place)
-        self._queued[call_key] = (rank, entry)
+        self._queued[call_key] = (rank, entry, holder)
+        self._waiting[holder] = self._waiting.get(holder, 0) + 1
+
+    def _unqueue(self, call_key: Hashable) -> tuple[int, tuple[float, int, Hashable]]:
+        rank, entry, holder = self._queued.pop(call_key)
+        _one_less(self._waiting, holder)
+        return rank, entry
 
     def _admit(self) -> list[Hashable]:
         admitted: list[Hashable] = []
         while self._queued and len(self._in_flight) < self._max:
-            lane = next(lane for lane in self._lanes if lane)
-            key = lane.pop()[2]
-            del self._queued[key]
-            self._in_flight.add(key)
+            key = self._next()
+            if key is None:
+                break
+            holder = self._queued[key][2]
+            self._unqueue(key)
+            self._take_place(key, holder)
             admitted.append(key)
-        self._admitted += len(admitted)
         return admitted
+
+    def _next(self) -> Hashable | None:
+        """Who goes next: the best call of a holder below its share; it leaves its lane. None when all are at it."""
+        limit = SHARE * self._max if len(self._recent) > 1 else self._max
+        for lane in self._lanes:
+            for index in range(len(lane) - 1, -1, -1):
+                key = lane[index][2]
+                if self._held.get(self._queued[key][2], 0) < limit:
+                    del lane[index]
+                    return key
+        return None
 
     def __repr__(self) -> str:
         return f"<Admission in_flight={len(self._in_flight)}/{self._max} queued={len(self._queued)}/{self._queue_max}>"
@@ -205,3 +253,10 @@ class Admission:
 
 def _place(entry: tuple[float, int, Hashable]) -> tuple[float, int]:
     return entry[:2]
+
+
+def _one_less(counts: dict[Hashable, int], holder: Hashable) -> None:
+    if counts[holder] == 1:
+        del counts[holder]
+    else:
+        counts[holder] -= 1

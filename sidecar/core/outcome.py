@@ -227,8 +227,11 @@ def classify(fault: UpstreamFault) -> Outcome:
     if isinstance(fault, ConnectionLost):
         return _outcome(_rule_of_close(fault), str(fault), retire=True)
     if isinstance(fault, ConnectFailed):
-        # A credential command that ran into its cap is a slow machine, not a wrong secret.
-        return _outcome(CREDENTIAL if fault.stage == "credential" and not fault.timed_out else CONNECT, str(fault))
+        if fault.stage == "credential":
+            # Where it lies is the operator's business: the log has it, a bot is told no path. A command that ran into
+            # its cap is a slow machine, not a wrong secret.
+            return _outcome(CONNECT if fault.timed_out else CREDENTIAL, "the upstream's credential cannot be read")
+        return _outcome(CONNECT, str(fault))
     if isinstance(fault, UpgradeRefused):
         return _classify_upgrade(fault)
     if isinstance(fault, MalformedFrame):

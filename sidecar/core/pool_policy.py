@@ -209,8 +209,6 @@ class PoolPolicy:
             return True
         if total >= self._maximum or (idle >= self._warm and not waiting):
             return False
-        if self._owed and self._backoff.only_lost:
-            return True
         return now >= (self._backoff.early_attempt_at if waiting else self._backoff.early_spare_at)
 
     def next_wakeup_at(self) -> float:

@@ -25,6 +25,7 @@ class CurrentCredential:
     def __init__(self, reader: CredentialReader | None, on_change: Callable[[], None]) -> None:
         self._reader = reader
         self._on_change = on_change
+        self._reading: _Reading | None = None
         self.secret: Secret | None = None
 
     async def headers(self) -> list[tuple[bytes, bytes]]:
@@ -36,7 +37,7 @@ class CurrentCredential:
         if self._reader is None:
             return []
         if self.secret is None:
-            self.secret = await self._reader.fetch()
+            self.secret = await self._read(self._reader)
         return [(b"Authorization", b"Bearer " + self.secret.reveal().encode())]
 
     async def reread(self) -> bool:
@@ -45,10 +46,29 @@ class CurrentCredential:
             return False
         before = self.secret
         try:
-            self.secret = await self._reader.fetch()
+            self.secret = await self._read(self._reader)
         except CredentialError:
             return False
         return before is not None and self.secret != before
+
+    async def _read(self, reader: CredentialReader) -> Secret:
+        """Read once for all who want it now: a command that hangs is not run by every connect."""
+        if self._reading is not None:
+            reading = self._reading
+            await reading.done.wait()
+            if reading.secret is None:
+                raise CredentialError(reading.problem)
+            return reading.secret
+        reading = self._reading = _Reading()
+        try:
+            reading.secret = await reader.fetch()
+        except CredentialError as error:
+            reading.problem = str(error)
+            raise
+        finally:
+            self._reading = None
+            reading.done.set()
+        return reading.secret
 
     async def watch(self) -> NoReturn:
         """Look for another secret for ever."""
@@ -64,3 +84,12 @@ class CurrentCredential:
             if known is not None or self.secret != found:  # else a connect has read it meanwhile
                 self.secret = found
                 self._on_change()
+
+
+class _Reading:
+    """A read under way, and what came of it; cancelled, it ends as a problem for those who waited for it."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.secret: Secret | None = None
+        self.problem = "credential: the read was cancelled"

@@ -237,7 +237,7 @@ class Pool:
         except (ConnectFailed, UpgradeRefused, ConnectionLost, MalformedFrame) as error:
             fault = error.with_traceback(None)  # which would hold this frame
         except CredentialError as error:
-            fault = ConnectFailed("credential", str(error))
+            fault = ConnectFailed("credential", str(error).removeprefix("credential: "))
         if connection.opened_at is None:
             self._connecting -= 1
             await self._connect_failed(connection, fault)
@@ -259,11 +259,11 @@ class Pool:
             pass  # on its way out already: its replacement is no storm
         elif connection.opened_at is not None and not (isinstance(fault, ConnectionLost) and fault.how == "local"):
             self._lost += 1
-            self.last_error = str(fault)
+            said = self.last_error = _said(fault)
             # One that carried a call was taken in for good, however young: the breaker judges what became of the call.
             lived = math.inf if connection.used else now - connection.opened_at
             self._policy.lost(now, fault, lived=lived)
-            self._log.info("connection.lost", upstream=self.name, reason=str(fault))
+            self._log.info("connection.lost", upstream=self.name, reason=said)
             if isinstance(fault, MalformedFrame) and self._compression and fault.reason.startswith("zstd"):
                 # A stream that cannot be decoded once will not be the next time: plain JSON from here on.
                 self._compression = False
@@ -277,11 +277,13 @@ class Pool:
     async def _connect_failed(self, connection: Connection, fault: UpstreamFault) -> None:
         outcome = classify(fault)
         self._failed += 1
-        self.last_error = str(fault)
+        self.last_error = outcome.message
         changed = False
         if outcome.credential_refused:
             # It may have been found out already, by another connect that was refused with the same old one.
-            changed = connection.credential != self._credential.secret or await self._credential.reread()
+            unreadable = isinstance(fault, ConnectFailed)
+            changed = connection.credential != self._credential.secret
+            changed = changed or (not unreadable and await self._credential.reread())
         now = self._clock()
         if changed:
             # Rotated under our feet: one immediate try with the new one.
@@ -408,3 +410,10 @@ class _OnStarted:
 
     def started(self, value: Any = None) -> None:
         self._call(value)
+
+
+def _said(fault: UpstreamFault) -> str:
+    """A fault for the log and for every bot's report: an upstream's own words may hold a piece of somebody's prompt."""
+    if isinstance(fault, UpstreamError):
+        return f"error frame: {fault.code or fault.type or fault.status or 'no code'}"
+    return str(fault)

@@ -178,7 +178,12 @@ class RunningCall:
 
     def end(self, code: str, message: str) -> None:
         """See `ports.Ticket`."""
-        if not self.ended:
+        if self.ended:
+            return
+        now = self.desk.clock()
+        if now >= self.policy.deadline:
+            self._deadline(now)
+        else:
             in_hand = self._stop_attempts(CANCELLED)
             self.desk.finish_failed(self, code, message, attempt=in_hand)
 
@@ -297,6 +302,9 @@ class RunningCall:
             return
         self.attempts.remove(attempt)
         self.desk.record(attempt, SUCCESS, now)
+        if now >= self.policy.deadline:
+            self._deadline(now)  # it beats every other end, also where the loop was late to look
+            return
         self.policy.finished(attempt.state)
         for loser in self.attempts.copy():
             self._stop(loser, FIRST_DELTA_TIMEOUT, now)
@@ -307,6 +315,11 @@ class RunningCall:
         """The upstream or the connection failed an attempt."""
         if not self.ended and attempt in self.attempts:
             outcome = classify(fault)
+            if now >= self.policy.deadline:
+                self.attempts.remove(attempt)
+                self.desk.record(attempt, outcome, now)
+                self._deadline(now)
+                return
             if outcome.retire_connection:
                 attempt.target.pool.retire(attempt.connection, outcome.code)
             if outcome.credential_refused:

@@ -94,6 +94,8 @@ def _wait(call: RunningCall, targets: list[TargetRuntime], until: float, now: fl
 
 def _nobody(call: RunningCall, prospects: _Prospects, now: float) -> None:
     """No target can take this call before its deadline: say so now, not then."""
+    if now >= call.policy.deadline:
+        return  # the deadline's clock is due, and beats every other
     first, refused = call.policy.first_outcome, prospects.refused
     reopens_at, connects_at = prospects.reopens_at, prospects.connects_at
     if first is not None:

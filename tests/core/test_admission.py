@@ -191,3 +191,40 @@ class AdmissionMachine(RuleBasedStateMachine):
 
 AdmissionMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
 TestAdmissionMachine = AdmissionMachine.TestCase
+
+
+def test_a_flood_of_one_holder_leaves_room_for_others():
+    """While another calls, one holder has three quarters of the places and of the queue at most; alone it has all."""
+    it = Admission(8, 4, jitter=lambda: 0.5)
+    for number in range(8):
+        assert isinstance(it.offer(f"early{number}", "entry", 9, 0, holder="flood"), Admitted), "alone"
+    assert isinstance(it.offer("good0", "entry", 9, 0, holder="good"), Queued)
+    assert it.leave("early0") == ["good0"]
+    for number in range(1, 3):
+        it.leave(f"early{number}")
+    assert isinstance(it.offer("late0", "entry", 9, 1, holder="flood"), Admitted)
+    assert isinstance(it.offer("late1", "entry", 9, 1, holder="flood"), Queued), "six of eight"
+    assert isinstance(it.offer("good1", "entry", 9, 1, holder="good"), Admitted)
+    for number in range(2, 4):
+        assert isinstance(it.offer(f"late{number}", "entry", 9, 1, holder="flood"), Queued)
+    assert it.offer("late4", "entry", 9, 1, holder="flood") == Shed("late4", it.retry_after())
+    assert isinstance(it.offer("good2", "entry", 9, 1, holder="good"), Queued)
+    assert it.leave("good0") == ["good2"], "the flood is at its share"
+    assert it.leave("early3") == ["late1"]
+    assert isinstance(it.offer("late5", "entry", 9, 100, holder="flood"), Queued)
+    for key in ("good1", "good2", "early4"):
+        it.leave(key)
+    assert it.statistics().queued_by_lane["entry"] > 0
+
+
+def test_holders_that_are_over_leave_no_trace():
+    """Counts of holders do not outlive their calls."""
+    it = Admission(2, 2, jitter=lambda: 0.5)
+    it.offer("a", "entry", 9, 0, holder=1)
+    it.offer("b", "entry", 9, 0, holder=2)
+    it.offer("c", "entry", 9, 0, holder=3)
+    it.remove("c")
+    it.leave("a")
+    it.leave("b")
+    assert not it._held
+    assert not it._waiting
