@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import deque
 from collections.abc import Callable
 from typing import Final, NoReturn, Protocol
 
@@ -52,6 +53,8 @@ class Clocks:
         self._guard = guard
         self._heap: list[tuple[float, int, Clocked]] = []
         self._sequence = 0
+        self._sweeping = False
+        self._afterwards: deque[Callable[[], None]] = deque()
         self._compact_above = _COMPACT_ABOVE
         self._scope = trio.CancelScope()
         self._sleeping_until = math.inf
@@ -76,6 +79,13 @@ class Clocks:
             self._sleeping_until = when
             self._scope.deadline = when
 
+    def afterwards(self, step: Callable[[], None]) -> None:
+        """Do this when everything that is due has been said; now, outside of a sweep."""
+        if self._sweeping:
+            self._afterwards.append(step)
+        else:
+            step()
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Sweep for ever."""
         task_status.started()
@@ -87,6 +97,20 @@ class Clocks:
 
     def sweep(self, now: float) -> None:
         """Tick everything that is due at `now`."""
+        if self._sweeping:
+            return
+        self._sweeping = True
+        try:
+            self._tick_due(now)
+            while self._afterwards:
+                self._afterwards.popleft()()
+                now = self._clock()
+                if now >= self.due_at:
+                    self._tick_due(now)
+        finally:
+            self._sweeping = False
+
+    def _tick_due(self, now: float) -> None:
         heap = self._heap
         worked = False
         while heap and heap[0][0] <= now:

@@ -225,7 +225,7 @@ class Pool:
                 self._outbound.flush()
 
             fault = await run_websocket(
-                self._dial,
+                self._dialled,
                 self._host,
                 self._resource,
                 connection.receive,
@@ -246,6 +246,11 @@ class Pool:
         connection.websocket = None
         del self.connections[connection.key]
         self._wake.set()
+
+    async def _dialled(self) -> trio.abc.Stream:
+        stream = await self._dial()
+        self._outbound.flush()  # many connects make a long round: those whose deadline is due do not wait for its end
+        return stream
 
     def _ended(self, connection: Connection, fault: UpstreamFault) -> None:
         """A connection is of no use any more: told as soon as the transport knows, its task may end later."""

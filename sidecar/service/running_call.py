@@ -354,9 +354,16 @@ class RunningCall:
 
     def _deadline(self, now: float) -> None:
         in_hand = self.winner or (self.attempts[0] if self.attempts else None)
-        for attempt in self.attempts.copy():
-            self._stop(attempt, self.policy.deadline_outcome(attempt.state, now), now)
-        self.desk.finish_failed(self, "deadline_exceeded", "the deadline passed", attempt=in_hand)
+        attempts, policy, desk = self.attempts, self.policy, self.desk
+        desk.finish_failed(self, "deadline_exceeded", "the deadline passed", attempt=in_hand)
+
+        def stop(now: float) -> None:
+            for attempt in attempts:
+                attempt.connection.stop(attempt)
+                desk.record(attempt, policy.deadline_outcome(attempt.state, now), now)
+
+        # Closing a connection takes longer than saying so: other calls whose deadline has passed are told first.
+        desk.clocks.afterwards(lambda: desk.guarded(self, stop, now))
 
     def _stop(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         self.attempts.remove(attempt)
