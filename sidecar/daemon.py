@@ -34,6 +34,7 @@ from sidecar.logs import get_logger
 from sidecar.metrics import Metrics
 from sidecar.service import shown
 from sidecar.service.accounting import Accounting
+from sidecar.service.control import Handler, show
 from sidecar.service.dispatcher import Dispatcher
 from sidecar.service.frontend import Frontend
 from sidecar.service.pool import Pool
@@ -243,9 +244,9 @@ class Daemon:
             rtt=snapshot.rtt,
         )
 
-    def show(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
-        """The control endpoint's handlers: message type -> answer."""
-        return {"show": lambda message: shown.answer(self, message, self._clock())}
+    def handlers(self) -> dict[str, Handler]:
+        """What operators may ask at the control endpoint: message type -> its handler."""
+        return {"show": show(shown.sections(self, self._clock))}
 
 
 def _call_ids(wall_us: Callable[[], int], dice: random.Random) -> Callable[[], str]:

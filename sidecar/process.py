@@ -83,7 +83,7 @@ async def serve(
         seams = composition.real_clocks()
         daemon = composition.Daemon(config, port, environ=dict(environ), dial=composition.real_dial, **seams)
         control = Control(
-            control_port, daemon.show(), session=daemon.session, mono_us=seams["mono_us"], wall_us=seams["wall_us"]
+            control_port, daemon.handlers(), session=daemon.session, mono_us=seams["mono_us"], wall_us=seams["wall_us"]
         )
         async with trio.open_nursery() as nursery:
             if handle_signals:

@@ -404,6 +404,7 @@ class Pool:
             rtt=min((c.rtt for c in connections if c.rtt is not None), default=None),
             credential_refused=self.refusal is not None,
             compression=self._compression,
+            policy=repr(self._policy),
         )
 
 

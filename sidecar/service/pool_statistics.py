@@ -6,7 +6,7 @@ from msgspec import Struct
 
 
 class PoolStatistics(Struct, frozen=True, kw_only=True):
-    """What one upstream's pool looks like now. `connections` counts by state; times in seconds."""
+    """One upstream's pool now. `connections` counts by state; times in seconds; `policy` is for people."""
 
     name: str
     url: str
@@ -19,3 +19,4 @@ class PoolStatistics(Struct, frozen=True, kw_only=True):
     rtt: float | None
     credential_refused: bool
     compression: bool
+    policy: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -25,25 +26,22 @@ class Parts(Protocol):
     breakers: dict[tuple[str, str], Breaker]
 
 
-def answer(daemon: Parts, message: dict[str, Any], now: float) -> dict[str, Any]:
-    """The answer to `{"type": "show", "what": ...}`.
-
-    Raises:
-        KeyError: `what` is nothing that can be shown.
-    """
-    what = message.get("what")
-    data: Any = {"upstreams": _upstreams, "calls": _calls, "stats": _stats}[str(what)](daemon, now)
-    return {"type": "shown", "what": what, "data": data}
+def sections(daemon: Parts, clock: Callable[[], float]) -> dict[str, Callable[[], list[Any]]]:
+    """What may be shown -> its data now, for `control.show`. `clock`: the loop's time."""
+    return {
+        "upstreams": lambda: _upstreams(daemon, clock()),
+        "calls": lambda: _calls(daemon, clock()),
+        "stats": lambda: _stats(daemon, clock()),
+    }
 
 
 def _upstreams(daemon: Parts, now: float) -> list[dict[str, Any]]:
     rows = []
     for pool in daemon.pools.values():
         row = msgspec.to_builtins(pool.statistics())
-        row["rtt_us"] = None if row["rtt"] is None else int(1e6 * row.pop("rtt"))
-        row.pop("rtt", None)
+        rtt = row.pop("rtt")
+        row["rtt_us"] = None if rtt is None else int(1e6 * rtt)
         row["waiting"] = pool.waiting()
-        row["policy"] = repr(pool._policy)  # noqa: SLF001 - its repr is made for people
         row["breakers"] = [
             _in_milliseconds(msgspec.to_builtins(breaker.statistics(now)), now)
             for (name, _), breaker in daemon.breakers.items()

@@ -14,6 +14,7 @@ import trio.testing
 from sidecar.errors import ConfigurationError
 from sidecar.service.control import Control, show
 from tests.fakes.bot_port import FakeBot, FakeBotPort
+from tests.fakes.clockwork import clockwork, virtual
 
 
 def broken(request: dict[str, Any]) -> dict[str, Any]:
@@ -97,3 +98,16 @@ async def test_an_operator_who_left_or_does_not_read_harms_nobody() -> None:
         gone.send(b'{"type":"ping"}')
         gone.leave()
         assert (await ask(other, b'{"type":"ping"}'))["type"] == "pong"
+
+
+@virtual
+async def test_the_daemon_shows_what_it_has_and_refuses_what_it_has_not() -> None:
+    """The real daemon's own handlers: lists of what may be shown; for anything else a refusal, which ends nothing."""
+    async with clockwork(upstreams={"a": {}}) as house:
+        show = house.daemon.handlers()["show"]
+        for what in ("upstreams", "calls", "stats"):
+            answer = show({"type": "show", "what": what})
+            assert (answer["type"], answer["what"], type(answer["data"])) == ("shown", what, list)
+        for strange in ("nothing", "", 7, None, {}, ["calls"]):
+            with pytest.raises(ValueError, match="upstreams"):
+                show({"type": "show", "what": strange})
