@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypeAlias, TypeVar
 
 from sidecar.service.calls import CallView
 from sidecar.service.pool import Pool
 
 CallT = TypeVar("CallT", bound=CallView)
+#: lane, group, deadline, sequence (unique: the call itself is never compared), call
+_Entry: TypeAlias = tuple[int, int, float, int, CallT]
 
+#: How many calls of one bot wait in deadline order with everybody else's before its further ones stand behind.
+GROUP: Final = 16
 _LANE_RANK: Final = {"exit": 0, "entry": 1, "research": 2}
 #: Entries of calls that wait no more are thrown out when a heap is longer than this and mostly stale.
 _COMPACT_ABOVE: Final = 1024
@@ -21,6 +25,9 @@ _COMPACT_ABOVE: Final = 1024
 
 class Parking(Generic[CallT]):
     """The heaps.
+
+    The lane goes first; then, by groups of `GROUP`, those of whom fewer calls wait already, so that one bot's flood
+    stands behind another's few; then the deadline.
 
     Args:
         clock: the loop's time.
@@ -30,15 +37,20 @@ class Parking(Generic[CallT]):
     def __init__(self, clock: Callable[[], float], look_again: Callable[[CallT, float], None]) -> None:
         self._clock = clock
         self._look_again = look_again
-        self._heaps: dict[str, list[tuple[int, float, int, CallT]]] = {}
+        self._heaps: dict[str, list[_Entry[CallT]]] = {}
         self._waiting: dict[str, int] = {}
+        self._of: dict[tuple[int, int], int] = {}  # (uid, pid) -> how many of its calls wait
         self._sequence = 0
 
     def park(self, call: CallT, pools: Iterable[Pool]) -> None:
         """The call waits for a connection of any of `pools`."""
         self._sequence += 1
-        entry = (_LANE_RANK[call.lane], call.policy.deadline, self._sequence, call)
+        holder = (call.peer.uid, call.peer.pid)
+        before = self._of.get(holder, 0)
         by_name = {pool.name: pool for pool in pools}
+        if by_name:
+            self._of[holder] = before + 1
+        entry = (_LANE_RANK[call.lane], before // GROUP, call.policy.deadline, self._sequence, call)
         call.parked_in = tuple(by_name)
         call.parked_as = self._sequence
         for name, pool in by_name.items():
@@ -46,15 +58,21 @@ class Parking(Generic[CallT]):
             heapq.heappush(heap, entry)
             waiting = self._waiting[name] = self._waiting.get(name, 0) + 1
             if len(heap) > max(_COMPACT_ABOVE, 2 * waiting):
-                heap[:] = [kept for kept in heap if kept[2] == kept[3].parked_as and kept[3].parked_in]
+                heap[:] = [kept for kept in heap if _waits(kept)]
                 heapq.heapify(heap)
             pool.poke()
 
     def unpark(self, call: CallT) -> None:
         """It waits no more."""
+        if not call.parked_in:
+            return
         for name in call.parked_in:
             self._waiting[name] -= 1
         call.parked_in = ()
+        holder = (call.peer.uid, call.peer.pid)
+        self._of[holder] -= 1
+        if not self._of[holder]:
+            del self._of[holder]
 
     def waiting(self, pool: str) -> int:
         """How many calls wait for a connection of `pool`."""
@@ -66,20 +84,23 @@ class Parking(Generic[CallT]):
         if not heap:
             return
         now = self._clock()
-        # A call that finds nothing parks again, in the new heap: each is looked at once at most.
-        entries, self._heaps[pool.name] = heap, []
-        while entries and pool.has_free_slot():
-            self._look(heapq.heappop(entries), now)
-        if not entries:
-            return
+        newest = self._sequence
+        parked_again: list[_Entry[CallT]] = []
+        while heap and pool.has_free_slot():
+            entry = heapq.heappop(heap)
+            if entry[3] > newest:
+                parked_again.append(entry)  # looked at in this very step: once is enough
+            elif _waits(entry):
+                self._look_again(entry[4], now)
+        for entry in parked_again:
+            heapq.heappush(heap, entry)
         may_connect_at = pool.may_connect_at()
-        for entry in entries:
-            if entry[1] <= may_connect_at:
-                self._look(entry, now)  # no use waiting for this pool any longer
-            elif entry[2] == entry[3].parked_as and entry[3].parked_in:
-                heapq.heappush(self._heaps[pool.name], entry)
+        if may_connect_at > now:
+            for entry in [entry for entry in heap if entry[2] <= may_connect_at]:
+                if _waits(entry):
+                    self._look_again(entry[4], now)  # no use waiting for this pool any longer
 
-    def _look(self, entry: tuple[int, float, int, CallT], now: float) -> None:
-        call = entry[3]
-        if entry[2] == call.parked_as and call.parked_in:
-            self._look_again(call, now)
+
+def _waits(entry: _Entry[CallT]) -> bool:
+    """Whether this is the entry under which its call waits: not one of an earlier wait."""
+    return entry[3] == entry[4].parked_as and bool(entry[4].parked_in)

@@ -181,7 +181,7 @@ class House:
                 assert all(connection in pool.connections.values() for connection in pool._free._queue), pool._free
         for breaker in self.daemon.breakers.values():
             assert breaker._trial is None, breaker
-        for call in (entry[3] for heap in dispatcher.parking._heaps.values() for entry in heap):
+        for call in (entry[4] for heap in dispatcher.parking._heaps.values() for entry in heap):
             assert not call.parked_in, call
         for _, _, item in dispatcher.clocks._heap:
             assert item.ended

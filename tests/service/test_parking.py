@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from sidecar.service.parking import Parking
+from sidecar.service.ports import Peer
 
 
 class FakePool:
@@ -39,8 +40,9 @@ class FakePolicy:
 class FakeCall:
     """A call by what parking asks of it."""
 
-    def __init__(self, name: str, lane: str = "entry", deadline: float = 10.0) -> None:
+    def __init__(self, name: str, lane: str = "entry", deadline: float = 10.0, pid: int = 1) -> None:
         self.name, self.lane, self.policy = name, lane, FakePolicy(deadline)
+        self.peer = Peer(uid=1, gid=1, pid=pid)
         self.parked_in: tuple[str, ...] = ()
         self.parked_as = 0
 
@@ -133,3 +135,14 @@ def test_parked_again_and_again_it_has_one_entry_that_counts() -> None:
     assert len(yard.parking._heaps["a"]) <= 1100
     assert yard.capacity("a", 1) == ["again"]
     assert yard.capacity("a", 1) == []
+
+
+def test_a_flood_stands_behind_anothers_few() -> None:
+    """Of one bot sixteen calls wait by deadline with everybody's; its further ones wait behind the others' few."""
+    yard = Yard()
+    for number in range(40):
+        yard.park(FakeCall(f"flood{number}", deadline=1.0 + number / 100, pid=1), "a")
+    yard.park(FakeCall("good", deadline=9.0, pid=2), "a")
+    yard.pools["a"].slots = 17
+    yard.parking.on_capacity(cast("Any", yard.pools["a"]))
+    assert yard.looked[:17] == [*(f"flood{number}" for number in range(16)), "good"]
