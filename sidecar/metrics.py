@@ -195,7 +195,6 @@ class Metrics:
     def __init__(self) -> None:
         # Calls, as bots see them. `code` is "done" or a code of the wire.
         self.calls = Counter("sidecar_calls_total", "Calls ended or refused.", ("route", "lane", "code"))
-        self.refused = Counter("sidecar_refused_total", "Messages refused without a route.", ("code",))
         self.call_time = Histogram("sidecar_call_duration_seconds", "Receipt to terminal.", ("route",))
         self.queued_time = Histogram("sidecar_queued_seconds", "Receipt to the first attempt.", ("lane",))
         self.overhead = Histogram("sidecar_overhead_seconds", "Spent in the daemon itself, per call.")
@@ -203,7 +202,6 @@ class Metrics:
         # Attempts, as upstreams see them. `outcome` is the class of core.outcome.
         self.attempts = Counter("sidecar_attempts_total", "Attempts ended.", ("upstream", "outcome"))
         self.backups = Counter("sidecar_backups_total", "Attempts started beside one still running.", ("upstream",))
-        self.restarts = Counter("sidecar_restarts_total", "Calls started over after deltas.", ("upstream",))
         self.first_delta = Histogram(
             "sidecar_first_delta_seconds", "Attempt sent to its first content.", ("upstream", "model")
         )
@@ -213,31 +211,14 @@ class Metrics:
             ("upstream", "model", "kind"),
         )
         self.tokens_estimated = Counter("sidecar_answers_without_usage_total", "Usage estimated.", ("upstream",))
-        # Connections.
-        self.connects = Counter(
-            "sidecar_connects_total", "Connects by result (ok, or a stage).", ("upstream", "result")
-        )
-        self.closes = Counter(
-            "sidecar_connections_closed_total", "Connections ended, by reason.", ("upstream", "reason")
-        )
-        self.connect_time = Histogram("sidecar_connect_seconds", "Start of a connect to READY.", ("upstream",))
-        self.round_trip = Histogram("sidecar_ping_seconds", "Ping to pong.", ("upstream",))
-        self.received_bytes = Counter("sidecar_received_bytes_total", "From upstreams, decrypted.", ("upstream",))
         self.breaker_trips = Counter("sidecar_breaker_trips_total", "Breakers opened.", ("upstream", "model"))
-        # Bots and the daemon itself.
-        self.deltas = Counter("sidecar_deltas_total", "Delta messages sent to bots.")
-        self.contents = Counter("sidecar_contents_total", "Pieces of content received from upstreams.")
-        self.bots_gone = Counter("sidecar_bots_disconnected_total", "Bots gone, by how it was noticed.", ("how",))
-        self.log_dropped = Gauge("sidecar_log_lines_dropped", "Log lines lost to a reader that does not read.")
-        # Set from statistics() when somebody asks.
+        # Bots and the daemon itself: set when somebody asks.
         self.in_flight = Gauge("sidecar_calls_in_flight", "Calls admitted and not ended.")
         self.queued = Gauge("sidecar_calls_queued", "Calls waiting for admission or a connection.")
         self.bots = Gauge("sidecar_bots_connected", "Bots connected.")
         self.connections = Gauge("sidecar_connections", "Connections by state.", ("upstream", "state"))
         self.breakers = Gauge("sidecar_breaker_open", "1 open, 0.5 half-open, 0 closed.", ("upstream", "model"))
-        self.loop_lag = Gauge("sidecar_loop_lag_seconds", "How late the loop's last tick was.")
-        self.uptime = Gauge("sidecar_uptime_seconds", "Since the start.")
-        self.info = Gauge("sidecar_info", "Always 1.", ("version", "session"))
+        self.loop_lag = Gauge("sidecar_loop_lag_seconds", "The worst lateness of the loop in the last two seconds.")
 
     def families(self) -> Iterable[Counter | Histogram]:
         """All families, in the order above."""

@@ -57,7 +57,6 @@ class Session:
         self.connected = self.ever_connected = False
         #: calls and questions that changed since the shell last emptied this list
         self.changed: list[OpenCall | Question] = []
-        self.unreadable = 0
         self._count = 0
         self._calls: dict[str, OpenCall] = {}
         self._pings: dict[int, Question] = {}
@@ -336,7 +335,6 @@ class Session:
 
     def _salvage(self, payload: bytes, now: float) -> None:
         """Read what can be read of an unreadable payload, message by message."""
-        self.unreadable += 1  # as a whole
         for message in pieces_of(payload):
             if not isinstance(message, Unreadable):
                 self._take(message, now)

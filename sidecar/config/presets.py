@@ -18,13 +18,11 @@ class Preset(Struct, frozen=True, kw_only=True):
         values: keys of `[[upstream]]` with the values that suit the service.
         age_limit_s: when the service itself ends a connection, seconds.
         calls_limit: responses it runs at once on one connection; it queues or refuses more.
-        close_codes: the service's own WebSocket close codes -> the code they mean on our wire.
     """
 
     values: dict[str, Any]
     age_limit_s: float
     calls_limit: int = 1
-    close_codes: dict[int, str] = {}
 
 
 PRESETS: Final[dict[str, Preset]] = {
@@ -32,9 +30,7 @@ PRESETS: Final[dict[str, Preset]] = {
     "azure": Preset(values={"max_age_s": 3300, "calls_per_connection": 1}, age_limit_s=3600),
     # Pongs come up to 9.6 s late while deltas flow.
     "xai": Preset(values={"max_age_s": 1380, "calls_per_connection": 1, "pong_timeout_s": 15}, age_limit_s=1500),
-    "vercel": Preset(
-        values={"max_age_s": 660, "calls_per_connection": 1}, age_limit_s=780, close_codes={4402: "insufficient_quota"}
-    ),
+    "vercel": Preset(values={"max_age_s": 660, "calls_per_connection": 1}, age_limit_s=780),
     "litellm": Preset(values={"max_age_s": 3300, "calls_per_connection": 1}, age_limit_s=3600),
 }
 

@@ -16,7 +16,6 @@ from sidecar.wire import Options
 
 #: sun_path is 108 bytes with its end.
 MAX_SOCKET_PATH: Final = 107
-CONTROL_SUFFIX: Final = ".control.sock"
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 _HEADER_VALUE: Final = re.compile(r"[\x20-\x7e]{0,4096}")

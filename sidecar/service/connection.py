@@ -2,8 +2,8 @@
 
 Its states and steps are `core.pool_policy.CONNECTION`.
 
-`_receive` is the path of a token: one call per read, one decode per frame, one flush at the end. Nothing in it
-awaits, locks, logs or sets a timer.
+`Connection.receive` is the path of a token: one call per read, one decode per frame, one flush at the end. Nothing in
+it awaits, locks, logs or sets a timer.
 """
 
 from __future__ import annotations
@@ -100,7 +100,6 @@ class Connection:
         "keepalive",
         "key",
         "opened_at",
-        "pass_at",
         "retire_at",
         "rtt",
         "state",
@@ -146,8 +145,6 @@ class Connection:
         self.active = 0
         #: a call was started on it, ever
         self.used = False
-        #: when the read that is being worked on came in
-        self.pass_at = 0.0
         self._codec = codec
         self._decode = codec.decode
         self._clock = clock
@@ -268,7 +265,7 @@ class Connection:
         Raises:
             MalformedFrame: the connection cannot be trusted any more; the transport retires it.
         """
-        self.pass_at = now = self._clock()
+        now = self._clock()
         attempts = self._attempts
         decode = self._decode
         for opcode, payload in messages:

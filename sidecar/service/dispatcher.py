@@ -134,9 +134,7 @@ class Dispatcher:
             call_id=self._new_call_id(), received_at=now - (mono_now - recv_mono_us) / 1e6,
             recv_mono_us=recv_mono_us, deadline_mono_us=deadline_mono_us,
         )  # fmt: skip
-        decision = self._admission.offer(
-            running.call_id, call.lane, policy.deadline, now, holder=(peer.uid, peer.pid)
-        )
+        decision = self._admission.offer(running.call_id, call.lane, policy.deadline, now, holder=(peer.uid, peer.pid))
         if isinstance(decision, Shed) and decision.key == running.call_id:
             wait_ms = max(1, int(decision.retry_after * 1000))
             problem = "too many calls in flight and queued"

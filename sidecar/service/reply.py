@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -11,13 +11,24 @@ from sidecar.service.ports import Ticket
 from sidecar.transport.bot_port import Envelope
 from sidecar.wire import Accepted, Delta, Encoding, Failed, FromDaemon, Restarted, Terminal
 
-if TYPE_CHECKING:
-    from sidecar.service.bot_peer import BotPeer
-
 #: Bytes of a delta message beside its text: an id of 64 characters at 6 bytes each, and the fields.
 DELTA_OVERHEAD: Final = 512
 #: Bytes that one character may take in JSON (a control character, escaped).
 WORST_CHARACTER: Final = 6
+
+
+class Addressee(Protocol):
+    """The bot's side, as a reply sees it: `bot_peer.BotPeer`. `merged`: deltas that carried more than one piece."""
+
+    merged: int
+
+    def enqueue(self, reply: BotReply) -> None:
+        """`reply` has something to send."""
+        ...
+
+    def released(self, reply: BotReply) -> None:
+        """The call of `reply` has its terminal."""
+        ...
 
 
 class BotReply:
@@ -36,12 +47,12 @@ class BotReply:
     """
 
     __slots__ = (
-        "_chunks", "_cut", "_head", "_terminal", "encoding", "envelope", "finished", "length", "name", "peer",
-        "pieces", "queued", "seq", "stream", "ticket",
+        "_chunks", "_cut", "_head", "_terminal", "encoding", "envelope", "finished", "name", "peer", "pieces", "queued",
+        "seq", "stream", "ticket",
     )  # fmt: skip
 
     def __init__(
-        self, peer: BotPeer, name: str, encoding: Encoding, envelope: Envelope, *, stream: bool, cut: int
+        self, peer: Addressee, name: str, encoding: Encoding, envelope: Envelope, *, stream: bool, cut: int
     ) -> None:
         self.peer = peer
         self.name = name
@@ -49,8 +60,6 @@ class BotReply:
         self.envelope = envelope
         self.stream = stream
         self.pieces: list[str] = []
-        #: Characters of the answer so far, since the last restart: for whoever bounds it.
-        self.length = 0
         self.seq = 0
         self.queued = False
         self.finished = False
@@ -62,7 +71,7 @@ class BotReply:
 
     def __repr__(self) -> str:
         state = "finished" if self.finished else "open"
-        return f"<BotReply {state} seq={self.seq} length={self.length} unsent={self.unsent}>"
+        return f"<BotReply {state} seq={self.seq} unsent={self.unsent}>"
 
     @property
     def committed(self) -> bool:
@@ -85,7 +94,6 @@ class BotReply:
         if self.finished:
             return
         self.pieces.append(piece)
-        self.length += len(piece)
         if not self.queued and self.stream:
             self.queued = True
             self.peer.enqueue(self)
@@ -96,7 +104,7 @@ class BotReply:
             return
         self.pieces.clear()
         self._chunks.clear()
-        self.length = self.seq = 0
+        self.seq = 0
         if self.stream:  # nobody was told anything otherwise
             self._head = [waiting for waiting in self._head if isinstance(waiting, Accepted)]
             self._head.append(message)

@@ -85,7 +85,6 @@ class RunningCall:
         "first_delta_at",
         "first_lost",
         "id",
-        "ignored",
         "lane",
         "length",
         "lost_connections",
@@ -104,7 +103,6 @@ class RunningCall:
         "reply",
         "route",
         "stream",
-        "waited",
         "waiting_since",
         "winner",
     )  # fmt: skip

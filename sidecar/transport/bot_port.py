@@ -35,7 +35,6 @@ class Incoming(NamedTuple):
     envelope: Envelope
     payload: bytes | None
     peer_address: str | None
-    source_fd: int
 
 
 class BotPort(Protocol):

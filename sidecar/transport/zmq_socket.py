@@ -188,7 +188,7 @@ class RouterPort:
                 if known is None:
                     continue
             envelope, payload = split_envelope(frames)
-            batch.append(Incoming(routing_id, envelope, payload, address, known.fd))
+            batch.append(Incoming(routing_id, envelope, payload, address))
         return batch
 
     # ------------------------------------------------------------------------------------------- sending

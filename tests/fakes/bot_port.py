@@ -14,8 +14,8 @@ from sidecar.transport.bot_port import Envelope, Incoming, Sent, split_envelope
 class FakeBot:
     """One connection. `capacity` is how many messages it takes unread before it is full; None: any number."""
 
-    def __init__(self, port: FakeBotPort, routing_id: bytes, address: str, fd: int, capacity: int | None) -> None:
-        self.port, self.routing_id, self.address, self.fd, self.capacity = port, routing_id, address, fd, capacity
+    def __init__(self, port: FakeBotPort, routing_id: bytes, address: str, capacity: int | None) -> None:
+        self.port, self.routing_id, self.address, self.capacity = port, routing_id, address, capacity
         self.inbox: deque[tuple[Envelope, bytes]] = deque()
         self.unread = 0
         self.met = self.gone = False
@@ -55,7 +55,7 @@ class FakeBotPort:
         """A new bot; the port hears of it with its first message."""
         number = next(self._numbers)
         identity = routing_id if routing_id is not None else b"\0" + number.to_bytes(4, "big")
-        return FakeBot(self, identity, f"localhost:{uid}:{uid}:{pid}", 100 + number, capacity)
+        return FakeBot(self, identity, f"localhost:{uid}:{uid}:{pid}", capacity)
 
     def deliver(self, bot: FakeBot, frames: list[bytes]) -> None:
         """A bot sent something."""
@@ -94,7 +94,7 @@ class FakeBotPort:
             bot.met = True
             self._bots[bot.routing_id] = bot
             envelope, payload = split_envelope(frames)
-            batch.append(Incoming(bot.routing_id, envelope, payload, address, bot.fd))
+            batch.append(Incoming(bot.routing_id, envelope, payload, address))
         return batch
 
     def departures(self) -> list[bytes]:

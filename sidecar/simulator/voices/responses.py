@@ -65,7 +65,6 @@ class ResponsesVoice(Voice):
         self.sequence = 0
         self._output = 0
         self._done: list[dict[str, Any]] = []
-        self._thinking: dict[str, Any] | None = None
         self._lane = {} if request.lane is None else {"stream_id": request.lane}
         self._head = b'{"type":"response.output_text.delta","sequence_number":'
         self._tail = b""
