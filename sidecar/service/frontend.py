@@ -24,7 +24,7 @@ from sidecar.wire import Call, Cancel, Encoding, Failed, Hello, Ping, Pong, Prob
 #: Messages read at once: whoever comes next waits for all of them, and each may be an array of 256 maps.
 RECEIVE_LIMIT: Final = 16
 #: Messages taken at most by one glance from within another task's step.
-GLANCE_LIMIT: Final = 16
+GLANCE_LIMIT: Final = 4
 #: Connections of one uid that are heard; calls of any further one are refused.
 MAX_CONNECTIONS_PER_UID: Final = 1024
 
