@@ -15,7 +15,9 @@ does not bound its volume: that is the budget's work (`core.retry`).
     | any | connected | steady |
     | refused | credential_changed | steady; elsewhere it changes nothing |
 
-Sources: AWS, "Exponential Backoff And Jitter" (full and decorrelated); figures in resilience.md section 2.
+Source: AWS, "Exponential Backoff And Jitter" (full and decorrelated). Figures, of 1,000 simulated clients after 30 s of
+outage, as the peak of handshakes to their mean: 65 without jitter, 17 with full jitter, 7.8 decorrelated; after a
+graceful close 22.8 without a first delay, 1.7 with U(0, 5 s).
 """
 
 from __future__ import annotations

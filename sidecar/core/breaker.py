@@ -14,7 +14,7 @@ belongs to a permit of an earlier one is ignored, so that calls begun before a t
 that is never recorded expires.
 
 Sources: gobreaker (generations), Polly (lost trials), resilience4j (slow-call rate), Finagle (equal-jittered,
-growing), resilience.md section 3 (numbers).
+growing). The numbers: docs/decisions/0006.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ TRANSITIONS: Final[Table[State]] = Table(
 
 #: The window is kept in this many slices, so that it costs the same at any rate.
 SLICES: Final = 10
-
-
 #: A run of failures that chance alone would bring more often than this is no outage.
 CHANCE: Final = 1e-6
 
@@ -121,7 +119,7 @@ class Breaker:
 
     Args:
         name: upstream and model, for statistics.
-        consecutive: counted failures in a row that trip it.
+        consecutive: counted failures in a row that trip it, unless chance alone would bring such a run (`CHANCE`).
         rate, rate_minimum: share of counted failures that trips it, once there are so many outcomes in the window.
         window: seconds.
         slow_rate: share of slow outcomes that trips it, with the same minimum.
@@ -135,9 +133,9 @@ class Breaker:
 
     __slots__ = (
         "_closed_at", "_consecutive", "_consecutive_limit", "_growth", "_jitter", "_name", "_no_way_in", "_open_base",
-        "_open_cap",
-        "_open_until", "_permit", "_rate", "_rate_minimum", "_refused", "_slow_rate", "_stale", "_state", "_successes",
-        "_trial", "_trial_timeout", "_trial_until", "_trials", "_trials_needed", "_trips", "_window", "_window_width",
+        "_open_cap", "_open_until", "_permit", "_rate", "_rate_minimum", "_refused", "_slow_rate", "_stale", "_state",
+        "_successes", "_trial", "_trial_timeout", "_trial_until", "_trials", "_trials_needed", "_trips", "_window",
+        "_window_width",
     )  # fmt: skip
 
     def __init__(

@@ -2,7 +2,7 @@
 
 Connections and codecs raise facts (`errors.UpstreamFault`); `classify` judges them by the one table `RULES`, which
 `outcome_table` prints. What is no fault of an upstream (success, our clocks, a bot's cancel) stands as constants at
-the end. Source of the idea: linkerd2-proxy's classify; of the rows: resilience.md section 3.
+the end. Source of the idea: linkerd2-proxy's classify; of the rows: what the services document of their codes.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 There is one per upstream. An attempt after a call's first withdraws from the budget of the upstream that receives it,
 be it a retry, a backup request or a restart; every first attempt deposits a little. It starts full.
 
-Sources: Finagle's RetryBudget and gRPC A6's throttle; resilience.md section 2 (amplification in a 30 s outage: 3.9
-without a budget, 1.14 with one).
+Sources: Finagle's RetryBudget and gRPC A6's throttle. Figures, of 500 simulated clients with at most 4 attempts in 30 s
+of outage: 3.9 times the load without a budget, 1.14 times with one of 10 %.
 """
 
 from __future__ import annotations

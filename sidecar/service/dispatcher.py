@@ -134,7 +134,7 @@ class Dispatcher:
             call_id=self._new_call_id(), received_at=now - (mono_now - recv_mono_us) / 1e6,
             recv_mono_us=recv_mono_us, deadline_mono_us=deadline_mono_us,
         )  # fmt: skip
-        decision = self._admission.offer(running.call_id, call.lane, policy.deadline, now, holder=(peer.uid, peer.pid))
+        decision = self._admission.offer(running.call_id, call.lane, policy.deadline, now, holder=peer.holder)
         if isinstance(decision, Shed) and decision.key == running.call_id:
             wait_ms = max(1, int(decision.retry_after * 1000))
             problem = "too many calls in flight and queued"
@@ -359,7 +359,7 @@ class Dispatcher:
         """THE guard of one call: a bug in one call's step ends that call (`internal`) and no other."""
         try:
             step(now)
-        except Exception as error:  # noqa: BLE001 - design: one of the two places
+        except Exception as error:  # noqa: BLE001 - the guard that architecture.md speaks of
             self._log.error("call.internal_error", error=type(error).__name__, exc_info=True)
             assert isinstance(call, RunningCall)
             self._contain(call)

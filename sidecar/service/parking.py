@@ -9,6 +9,7 @@ import heapq
 from collections.abc import Callable, Iterable
 from typing import Final, Generic, TypeAlias, TypeVar
 
+from sidecar.core.admission import LANES
 from sidecar.service.calls import CallView
 from sidecar.service.pool import Pool
 
@@ -18,7 +19,7 @@ _Entry: TypeAlias = tuple[int, int, float, int, CallT]
 
 #: How many calls of one bot wait in deadline order with everybody else's before its further ones stand behind.
 GROUP: Final = 16
-_LANE_RANK: Final = {"exit": 0, "entry": 1, "research": 2}
+_RANK: Final = {lane: rank for rank, lane in enumerate(LANES)}
 #: Entries of calls that wait no more are thrown out when a heap is longer than this and mostly stale.
 _COMPACT_ABOVE: Final = 1024
 
@@ -39,18 +40,18 @@ class Parking(Generic[CallT]):
         self._look_again = look_again
         self._heaps: dict[str, list[_Entry[CallT]]] = {}
         self._waiting: dict[str, int] = {}
-        self._of: dict[tuple[int, int], int] = {}  # (uid, pid) -> how many of its calls wait
+        self._of: dict[tuple[int, int], int] = {}  # holder -> how many of its calls wait
         self._sequence = 0
 
     def park(self, call: CallT, pools: Iterable[Pool]) -> None:
         """The call waits for a connection of any of `pools`."""
         self._sequence += 1
-        holder = (call.peer.uid, call.peer.pid)
+        holder = call.peer.holder
         before = self._of.get(holder, 0)
         by_name = {pool.name: pool for pool in pools}
         if by_name:
             self._of[holder] = before + 1
-        entry = (_LANE_RANK[call.lane], before // GROUP, call.policy.deadline, self._sequence, call)
+        entry = (_RANK[call.lane], before // GROUP, call.policy.deadline, self._sequence, call)
         call.parked_in = tuple(by_name)
         call.parked_as = self._sequence
         for name, pool in by_name.items():
@@ -69,7 +70,7 @@ class Parking(Generic[CallT]):
         for name in call.parked_in:
             self._waiting[name] -= 1
         call.parked_in = ()
-        holder = (call.peer.uid, call.peer.pid)
+        holder = call.peer.holder
         self._of[holder] -= 1
         if not self._of[holder]:
             del self._of[holder]

@@ -22,6 +22,11 @@ class Peer(Struct, frozen=True, kw_only=True):
     pid: int
     label: str = ""
 
+    @property
+    def holder(self) -> tuple[int, int]:
+        """Whose calls are counted together: one process of one user, however many connections it makes."""
+        return self.uid, self.pid
+
 
 class Reply(Protocol):
     """The way back to the bot for one call. The frontend implements it; `accept` comes first, one `finish` last."""

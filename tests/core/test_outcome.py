@@ -91,7 +91,7 @@ def test_an_unreadable_credential_is_not_the_upstreams_fault():
     ],
 )
 def test_close_codes(code, kind, wire, retry, counted):
-    """Every close code means what resilience.md says, and the connection is always gone."""
+    """Every close code means what this table says of it, and the connection is always gone."""
     said = classify(ConnectionLost(code, how="close"))
     assert (said.kind, said.code, said.retry, said.counts_against_breaker) == (kind, wire, retry, counted)
     assert said.retire_connection
