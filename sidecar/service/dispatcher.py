@@ -132,7 +132,7 @@ class Dispatcher:
         running = RunningCall(
             self, call, reply, peer, route, options, policy,
             call_id=self._new_call_id(), received_at=now - (mono_now - recv_mono_us) / 1e6,
-            recv_mono_us=recv_mono_us, deadline_mono_us=deadline_mono_us,
+            deadline_mono_us=deadline_mono_us,
         )  # fmt: skip
         decision = self._admission.offer(running.call_id, call.lane, policy.deadline, now, holder=peer.holder)
         if isinstance(decision, Shed) and decision.key == running.call_id:

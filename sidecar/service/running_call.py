@@ -70,41 +70,10 @@ class RunningCall:
     """A call from its acceptance to its terminal; the frontend holds it as its `Ticket`."""
 
     __slots__ = (
-        "_instructions",
-        "_messages",
-        "_options",
-        "abandoned",
-        "admitted",
-        "armed_at",
-        "attempts",
-        "call_id",
-        "deadline_mono_us",
-        "desk",
-        "emit",
-        "ended",
-        "first_delta_at",
-        "first_lost",
-        "id",
-        "lane",
-        "length",
-        "lost_connections",
-        "on_receipt",
-        "overhead",
-        "parked_as",
-        "parked_in",
-        "peer",
-        "pieces",
-        "policy",
-        "queued_until",
-        "received_at",
-        "recv_mono_us",
-        "refusal",
-        "replays",
-        "reply",
-        "route",
-        "stream",
-        "waiting_since",
-        "winner",
+        "_instructions", "_messages", "_options", "abandoned", "admitted", "armed_at", "attempts", "call_id",
+        "deadline_mono_us", "desk", "emit", "ended", "first_delta_at", "first_lost", "id", "lane", "length",
+        "lost_connections", "on_receipt", "overhead", "parked_as", "parked_in", "peer", "pieces", "policy",
+        "queued_until", "received_at", "refusal", "replays", "reply", "route", "stream", "waiting_since", "winner",
     )  # fmt: skip
 
     def __init__(
@@ -119,7 +88,6 @@ class RunningCall:
         *,
         call_id: str,
         received_at: float,
-        recv_mono_us: int,
         deadline_mono_us: int,
     ) -> None:
         self.id = call.id
@@ -131,7 +99,6 @@ class RunningCall:
         self.stream = call.stream
         self.policy = policy
         self.received_at = received_at
-        self.recv_mono_us = recv_mono_us
         self.deadline_mono_us = deadline_mono_us
         self.ended = False
         self.abandoned = False
@@ -233,6 +200,20 @@ class RunningCall:
         if not self.ended and self.policy.seeking:
             self.desk.parking.unpark(self)
             seek(self, now)
+
+    def wait(self, targets: list[TargetRuntime], until: float, now: float) -> None:
+        """See `seeking.Seeker`."""
+        if self.waiting_since is None and not self.policy.attempts:
+            self.waiting_since = now
+        self.desk.park(self, targets, until)
+
+    def fail(self, code: str, message: str, *, retry_after: float) -> None:
+        """See `seeking.Seeker`."""
+        self.desk.finish_failed(self, code, message, retry_after=retry_after)
+
+    def fail_as(self, outcome: Outcome) -> None:
+        """See `seeking.Seeker`."""
+        self.desk.finish_lost(self, outcome, self.first_lost if outcome is self.policy.first_outcome else None)
 
     def start(self, index: int, target: TargetRuntime, connection: Connection, permit: Permit, now: float) -> bool:
         """Hand an attempt to `connection`. False: it is gone, nothing was written, the permit is still the caller's."""

@@ -7,14 +7,40 @@ had now, the call waits for what may come before its deadline; where nothing wil
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from sidecar.core.breaker import Refusal
+from sidecar.core.breaker import Permit, Refusal
+from sidecar.core.call import Call as CallPolicy
 from sidecar.core.outcome import Outcome
-from sidecar.service.routes import TargetRuntime
+from sidecar.service.connection import Connection
+from sidecar.service.routes import RouteRuntime, TargetRuntime
 
-if TYPE_CHECKING:
-    from sidecar.service.running_call import RunningCall
+
+class Seeker(Protocol):
+    """The call that seeks, as seen from here: `running_call.RunningCall`."""
+
+    policy: CallPolicy
+    route: RouteRuntime
+    on_receipt: bool
+    replays: bool
+    #: (pool, connection) on which an attempt of it was lost
+    lost_connections: frozenset[tuple[str, int]]
+
+    def start(self, index: int, target: TargetRuntime, connection: Connection, permit: Permit, now: float) -> bool:
+        """Hand an attempt to `connection`; False: it is gone, nothing was written."""
+        ...
+
+    def wait(self, targets: list[TargetRuntime], until: float, now: float) -> None:
+        """Wait for a connection of one of `targets`, at most `until` before looking again anyway."""
+        ...
+
+    def fail(self, code: str, message: str, *, retry_after: float) -> None:
+        """End without an answer; `retry_after` in seconds."""
+        ...
+
+    def fail_as(self, outcome: Outcome) -> None:
+        """End with an upstream's failure or refusal."""
+        ...
 
 
 class _Prospects:
@@ -28,7 +54,7 @@ class _Prospects:
         self.refused: Outcome | None = None
 
 
-def seek(call: RunningCall, now: float) -> None:
+def seek(call: Seeker, now: float) -> None:
     """Start the attempt that the call's policy wants, on the first candidate that can take it; else wait, else end."""
     policy = call.policy
     prospects = _Prospects()
@@ -38,18 +64,18 @@ def seek(call: RunningCall, now: float) -> None:
     if policy.attempts:
         # A backup was wanted beside the attempt in hand; wait for a connection, not for a breaker.
         if prospects.may_come:
-            call.desk.park(call, prospects.may_come, math.inf)
+            call.wait(prospects.may_come, math.inf, now)
         else:
             policy.give_up_backup()
     elif prospects.may_come:
-        _wait(call, prospects.may_come, prospects.reopens_at, now)
+        call.wait(prospects.may_come, prospects.reopens_at, now)
     elif policy.retry_is_due_later(now):
-        _wait(call, [], math.inf, now)
+        call.wait([], math.inf, now)
     else:
         _nobody(call, prospects, now)
 
 
-def _try(call: RunningCall, index: int, prospects: _Prospects, now: float) -> bool:
+def _try(call: Seeker, index: int, prospects: _Prospects, now: float) -> bool:
     """Start an attempt on target `index`; False, and what may come of it later, when that cannot be had now."""
     target, policy = call.route.targets[index], call.policy
     pool, breaker = target.pool, target.breaker
@@ -86,29 +112,20 @@ def _try(call: RunningCall, index: int, prospects: _Prospects, now: float) -> bo
     return False
 
 
-def _wait(call: RunningCall, targets: list[TargetRuntime], until: float, now: float) -> None:
-    if call.waiting_since is None:
-        call.waiting_since = now
-    call.desk.park(call, targets, until)
-
-
-def _nobody(call: RunningCall, prospects: _Prospects, now: float) -> None:
+def _nobody(call: Seeker, prospects: _Prospects, now: float) -> None:
     """No target can take this call before its deadline: say so now, not then."""
     if now >= call.policy.deadline:
         return  # the deadline's clock is due, and beats every other
     first, refused = call.policy.first_outcome, prospects.refused
     reopens_at, connects_at = prospects.reopens_at, prospects.connects_at
     if first is not None:
-        call.desk.finish_lost(call, first, call.first_lost)
+        call.fail_as(first)
     elif refused is not None:
-        call.desk.finish_lost(call, refused)
+        call.fail_as(refused)
     elif reopens_at < math.inf:
-        call.desk.finish_failed(
-            call, "breaker_open", "every target's breaker is open", retry_after=max(0.0, reopens_at - now)
-        )
+        call.fail("breaker_open", "every target's breaker is open", retry_after=max(0.0, reopens_at - now))
     else:
-        call.desk.finish_failed(
-            call,
+        call.fail(
             "no_connection",
             "no connection to any target is due before the deadline",
             retry_after=max(0.0, connects_at - now) if connects_at < math.inf else 1.0,
