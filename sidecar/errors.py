@@ -99,6 +99,11 @@ Stage: TypeAlias = Literal["resolve", "tcp", "proxy", "tls", "upgrade", "credent
 class UpstreamFault(SidecarError):
     """What an upstream, or the way to it, did wrong. `core.outcome` judges; these only carry facts."""
 
+    @property
+    def loggable(self) -> str:
+        """What the log and every bot's report say of it."""
+        return str(self)
+
 
 class ConnectFailed(UpstreamFault):
     """No connection was made.
@@ -178,6 +183,11 @@ class UpstreamError(UpstreamFault):
         self.message, self.code, self.type = message[:512], code, type
         self.status, self.retry_after = status, retry_after
         super().__init__(self.message)
+
+    @property
+    def loggable(self) -> str:
+        """Its code, not its message: that is the upstream's own, and may hold a piece of somebody's prompt."""
+        return f"error frame: {self.code or self.type or self.status or 'no code'}"
 
 
 class CallFailed(SidecarError):

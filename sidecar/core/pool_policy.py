@@ -93,7 +93,7 @@ Action: TypeAlias = Open | Retire
 _OPEN: Final = Open()
 
 
-class PoolStatistics(Struct, frozen=True, kw_only=True):
+class PolicyStatistics(Struct, frozen=True, kw_only=True):
     """A snapshot; counts since the start, `connects_at_once` now."""
 
     opened: int
@@ -294,9 +294,9 @@ class PoolPolicy:
             Retire(view.key, "surplus") for view in _oldest(fresh, surplus)
         ]
 
-    def statistics(self) -> PoolStatistics:
+    def statistics(self) -> PolicyStatistics:
         """A snapshot."""
-        return PoolStatistics(
+        return PolicyStatistics(
             opened=self._opened,
             retired=self._retired,
             failed=self._failed,

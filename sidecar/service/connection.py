@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import trio
 
 from sidecar.compression import ZstdStream
-from sidecar.core.pool_policy import CONNECTION, ConnectionState
+from sidecar.core.pool_policy import CONNECTION, ConnectionState, ConnectionView
 from sidecar.dialects.base import Codec, Content, Ending, Expiring, Faulted, Finished, Prompt, Started
 from sidecar.errors import ConnectionLost, MalformedFrame, UpstreamFault
 from sidecar.service.ports import Outbound
@@ -201,6 +201,28 @@ class Connection:
         self.drain()
         if self.websocket is not None:
             self.websocket.abort()
+
+    async def keep_alive(self, delay: Callable[[], float], pong_timeout: float) -> None:
+        """Ping now and then for the round trip, until it is gone; the transport gives up a peer that stays silent.
+
+        Args:
+            delay: -> seconds until the next ping.
+            pong_timeout: seconds of silence after a ping that mean the peer is dead.
+        """
+        websocket = self.websocket
+        assert websocket is not None
+        with self.keepalive:
+            while True:
+                await trio.sleep(delay())
+                try:
+                    self.rtt = await websocket.ping(pong_timeout)
+                except ConnectionLost:
+                    return
+
+    def view(self) -> ConnectionView:
+        """As the pool's policy sees it."""
+        opened_at = self.born_at if self.opened_at is None else self.opened_at
+        return ConnectionView(self.key, self.state, opened_at, self.taken, self.retire_at)
 
     # ------------------------------------------------------------------ slots
 

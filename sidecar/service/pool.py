@@ -16,7 +16,7 @@ from msgspec import structs
 from sidecar.compression import ZstdStream
 from sidecar.config import Upstream
 from sidecar.core.outcome import Outcome, classify
-from sidecar.core.pool_policy import ConnectionView, Open, PoolPolicy, Retire
+from sidecar.core.pool_policy import Open, PoolPolicy, Retire
 from sidecar.credentials import CredentialReader
 from sidecar.dialects.base import Dialect
 from sidecar.errors import (
@@ -100,7 +100,7 @@ class Pool:
         self._closing = False
         self._connecting = 0
         self._compression = upstream.compression == "zstd-stream"
-        self._opened = self._failed = self._lost = 0
+        self._opened = self._failed = 0
 
     def __repr__(self) -> str:
         return f"<Pool {self.name} {self.counts()}>"
@@ -185,7 +185,8 @@ class Pool:
                 now = self._clock()
                 if self._closing:
                     await trio.sleep_forever()
-                for decision in self._policy.decide(now, self._views(), self.waiting()):
+                views = [connection.view() for connection in self.connections.values()]
+                for decision in self._policy.decide(now, views, self.waiting()):
                     match decision:
                         case Open():
                             nursery.start_soon(self._live, self._new_connection(now), nursery)
@@ -221,7 +222,7 @@ class Pool:
                 self._policy.connected(now)
                 self._on_connect(self, None)
                 connection.opened(websocket, now)
-                nursery.start_soon(self._keepalive, connection)
+                nursery.start_soon(connection.keep_alive, self._ping_delay, self.upstream.pong_timeout_s)
                 self._outbound.flush()
 
             fault = await run_websocket(
@@ -263,8 +264,7 @@ class Pool:
         elif connection.state == "DRAINING" and connection.fault is None:
             pass  # on its way out already: its replacement is no storm
         elif connection.opened_at is not None and not (isinstance(fault, ConnectionLost) and fault.how == "local"):
-            self._lost += 1
-            said = self.last_error = _said(fault)
+            said = self.last_error = fault.loggable
             # One that carried a call was taken in for good, however young: the breaker judges what became of the call.
             lived = math.inf if connection.used else now - connection.opened_at
             self._policy.lost(now, fault, lived=lived)
@@ -303,18 +303,6 @@ class Pool:
             else:
                 self._log.warning("connect.failed", upstream=self.name, reason=str(fault))
         self._on_connect(self, outcome)
-
-    async def _keepalive(self, connection: Connection) -> None:
-        """Ping now and then for the round trip; the transport gives up a peer that stays silent."""
-        websocket = connection.websocket
-        assert websocket is not None
-        with connection.keepalive:
-            while True:
-                await trio.sleep(self.upstream.ping_interval_s * (0.9 + 0.2 * self._jitter()))
-                try:
-                    connection.rtt = await websocket.ping(self.upstream.pong_timeout_s)
-                except ConnectionLost:
-                    return
 
     def _move_to_new_credential(self) -> None:
         now = self._clock()
@@ -370,17 +358,8 @@ class Pool:
             connection.fault = ConnectionLost(code, reason, how="local")
         await connection.websocket.close(code, reason, timeout=CLOSE_TIMEOUT)
 
-    def _views(self) -> list[ConnectionView]:
-        return [
-            ConnectionView(
-                key=c.key,
-                state=c.state,
-                opened_at=c.born_at if c.opened_at is None else c.opened_at,
-                taken=c.taken,
-                retire_at=c.retire_at,
-            )
-            for c in self.connections.values()
-        ]
+    def _ping_delay(self) -> float:
+        return self.upstream.ping_interval_s * (0.9 + 0.2 * self._jitter())
 
     def counts(self) -> dict[str, int]:
         """Connections by state."""
@@ -399,7 +378,7 @@ class Pool:
             slots_free=sum(c.free for c in connections),
             opened=self._opened,
             failed=self._failed,
-            lost=self._lost,
+            lost=self._policy.statistics().lost,
             last_error=self.last_error,
             rtt=min((c.rtt for c in connections if c.rtt is not None), default=None),
             credential_refused=self.refusal is not None,
@@ -416,10 +395,3 @@ class _OnStarted:
 
     def started(self, value: Any = None) -> None:
         self._call(value)
-
-
-def _said(fault: UpstreamFault) -> str:
-    """A fault for the log and for every bot's report: an upstream's own words may hold a piece of somebody's prompt."""
-    if isinstance(fault, UpstreamError):
-        return f"error frame: {fault.code or fault.type or fault.status or 'no code'}"
-    return str(fault)
