@@ -334,7 +334,10 @@ class RunningCall:
     def _deadline(self, now: float) -> None:
         in_hand = self.winner or (self.attempts[0] if self.attempts else None)
         attempts, policy, desk = self.attempts, self.policy, self.desk
-        desk.finish_failed(self, "deadline_exceeded", "the deadline passed", attempt=in_hand)
+        message, first = "the deadline passed", policy.first_outcome
+        if first is not None:
+            message += f"; an attempt before it failed: {first.code}: {first.message}"
+        desk.finish_failed(self, "deadline_exceeded", message, attempt=in_hand)
 
         def stop(now: float) -> None:
             for attempt in attempts:
