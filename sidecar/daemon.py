@@ -1,12 +1,14 @@
 """THE composition root: builds every object, holds the one nursery tree, and knows the order in which it all ends.
 
-    nursery
-    ├── frontend, control        the sockets' owners: last to stop, so that every terminal still leaves
-    ├── clocks, pulse, watchdog
-    └── pools                    one per upstream; in each one task per connection
+    sockets
+    ├── frontend, pulse          last to stop, so that every terminal still leaves
+    └── upstreams
+        ├── clocks
+        └── pools                one per upstream; in each one task per connection
 
 Drain: new calls are answered `draining`; calls in flight have until `drain_timeout_s`; what is left then ends
-`halted`; connections are closed gracefully; what bots have not read yet gets a moment to leave; sockets close.
+`halted`, or `draining` if nothing of it was sent upstream; connections are closed gracefully; what bots have not read
+yet gets a moment to leave. Sockets, signals, systemd and the operators' endpoint are `process`'s.
 
 The three seams of a simulation are the arguments of `Daemon`: the bots' port, the dial, and clock and dice.
 """

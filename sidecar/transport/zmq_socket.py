@@ -1,4 +1,4 @@
-"""The ROUTER that bots connect to, on Trio. The only ``import zmq`` of the daemon.
+"""The ROUTER that bots connect to, on Trio: the daemon's door to ZeroMQ (`zmq_ping` is its own bot for the watchdog).
 
 ZeroMQ's file descriptor is edge-triggered and every call on the socket can eat the edge. So one task owns the wait:
 it drains until EAGAIN before it sleeps, and whoever sent something calls `settle`, which looks once and wakes the
