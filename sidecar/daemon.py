@@ -31,7 +31,6 @@ from sidecar.core.pool_policy import PoolPolicy
 from sidecar.core.retry import RetryBudget
 from sidecar.credentials import CredentialReader
 from sidecar.dialects import DIALECTS
-from sidecar.errors import ConfigurationError
 from sidecar.logs import get_logger
 from sidecar.metrics import Metrics
 from sidecar.service import shown
@@ -44,7 +43,7 @@ from sidecar.service.pulse import Pulse
 from sidecar.service.routes import RouteRuntime, TargetRuntime
 from sidecar.service.turn import Turn
 from sidecar.transport.bot_port import BotPort
-from sidecar.transport.dial import dial, make_tls_context, parse_url
+from sidecar.transport.dial import dial, parse_url, tls_context_of
 from sidecar.version import __version__
 from sidecar.wire import Limits, Report
 
@@ -269,12 +268,7 @@ def real_dial(upstream: Upstream) -> Callable[[], Awaitable[trio.abc.Stream]]:
     Raises:
         ConfigurationError: a file of `[upstream.tls]` cannot be used; the message names the upstream, too.
     """
-    address = parse_url(upstream.url)
-    try:
-        tls = make_tls_context(upstream.tls) if address.secure else None
-    except ConfigurationError as error:
-        where = f"upstream {upstream.name}: {error.where}"
-        raise ConfigurationError(error.problem, where=where, mend=error.mend) from None
+    address, tls = parse_url(upstream.url), tls_context_of(upstream)
 
     async def connect() -> trio.abc.Stream:
         return await dial(

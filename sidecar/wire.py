@@ -267,8 +267,8 @@ class UpstreamReport(Struct, frozen=True, kw_only=True):
 class Report(Struct, frozen=True, kw_only=True, tag="report"):
     """Health, answered from a snapshot even when every upstream is down.
 
-    ready = bound, not draining, every route has a target with a READY connection and a breaker that is not open;
-    degraded = ready, with reasons.
+    ready = bound, not draining, every route has a target with a standing connection (READY or BUSY) and a breaker that
+    is not open; degraded = ready, with reasons.
     """
 
     live: bool

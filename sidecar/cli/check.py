@@ -60,7 +60,7 @@ def _validate(path: Path | None) -> tuple[Config, dict[str, Any]]:
     from sidecar.config import load
     from sidecar.config.summary import describe
     from sidecar.credentials import CredentialReader
-    from sidecar.transport.dial import make_tls_context
+    from sidecar.transport.dial import tls_context_of
     from sidecar.transport.endpoint import control_of, resolve
 
     config = load(path, environ=os.environ)
@@ -78,13 +78,7 @@ def _validate(path: Path | None) -> tuple[Config, dict[str, Any]]:
             ) from None
     notes = []
     for upstream in config.upstream:
-        if upstream.url.startswith("wss:"):
-            try:
-                make_tls_context(upstream.tls)
-            except ConfigurationError as error:
-                raise ConfigurationError(
-                    error.problem, where=f"upstream {upstream.name}: {error.where}", mend=error.mend
-                ) from None
+        tls_context_of(upstream)
         # Not an error yet: the daemon's user and systemd's credentials are not ours here.
         if upstream.credential is not None and not (
             not isinstance(upstream.credential, str) and upstream.credential.command

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from sidecar.dialects.base import Dialect
 from sidecar.dialects.chat import CHAT
+from sidecar.dialects.dialect import Dialect
 from sidecar.dialects.responses import RESPONSES
 
 #: Every dialect by its name in the configuration.

@@ -119,19 +119,5 @@ class Codec(Protocol):
         ...
 
 
-class Dialect(Protocol):
-    """A dialect: its name, which portable options it can carry, and a codec for each connection."""
-
-    name: str
-
-    def unsupported(self, options: Options) -> list[str]:
-        """The names of the options given that this dialect cannot carry."""
-        ...
-
-    def codec(self, *, slots: int = 1) -> Codec:
-        """A codec for one new connection of `slots` calls at once."""
-        ...
-
-
 #: A JSON object as a Python value; used where a frame is built.
 JsonObject: TypeAlias = dict[str, Any]

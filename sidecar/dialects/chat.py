@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from sidecar.dialects import options as portable
-from sidecar.dialects.base import NOTHING, Codec, Content, Ending, Event, Faulted, Finished, JsonObject, Prompt, Started
+from sidecar.dialects.base import NOTHING, Content, Ending, Event, Faulted, Finished, JsonObject, Prompt, Started
 from sidecar.dialects.chat_frames import (
     DONE,
     FINISHES,
@@ -34,10 +34,11 @@ from sidecar.dialects.chat_frames import (
     read_head,
     says_error,
 )
+from sidecar.dialects.dialect import Dialect
 from sidecar.dialects.facts import Owners, filtered
 from sidecar.dialects.text import REPLACEMENT, UNREADABLE, join, reread, typed
 from sidecar.errors import MalformedFrame, UpstreamError
-from sidecar.wire import Finish, Options, Usage
+from sidecar.wire import Finish, Usage
 
 _encode = msgspec.json.Encoder().encode
 
@@ -382,18 +383,4 @@ class ChatCodec:
             del self._live[name]
 
 
-class ChatDialect:
-    """See `base.Dialect`."""
-
-    name = "chat"
-
-    def unsupported(self, options: Options) -> list[str]:
-        """See `base.Dialect.unsupported`."""
-        return portable.unsupported(options, self.name)
-
-    def codec(self, *, slots: int = 1) -> Codec:
-        """See `base.Dialect.codec`."""
-        return ChatCodec(slots)
-
-
-CHAT: Final = ChatDialect()
+CHAT: Final = Dialect("chat", ChatCodec)

@@ -17,7 +17,6 @@ import msgspec
 from sidecar.dialects import options as portable
 from sidecar.dialects.base import (
     NOTHING,
-    Codec,
     Content,
     Event,
     Expiring,
@@ -27,6 +26,7 @@ from sidecar.dialects.base import (
     Prompt,
     Started,
 )
+from sidecar.dialects.dialect import Dialect
 from sidecar.dialects.facts import ErrorBody, ErrorFrame, Owners, filtered, upstream_error
 from sidecar.dialects.responses_frames import (
     Frame,
@@ -44,7 +44,7 @@ from sidecar.dialects.responses_frames import (
 )
 from sidecar.dialects.text import REPLACEMENT, UNREADABLE, join, reread, typed
 from sidecar.errors import MalformedFrame, UpstreamError
-from sidecar.wire import Finish, Options
+from sidecar.wire import Finish
 
 #: `stream_id`s a service takes on one socket (OpenAI's limit).
 MAX_SLOTS: Final = 32
@@ -360,18 +360,4 @@ def _verdict(status: str, response: Response, refusal: str) -> UpstreamError | N
     return filtered(refusal) if refusal else None
 
 
-class ResponsesDialect:
-    """See `base.Dialect`."""
-
-    name = "responses"
-
-    def unsupported(self, options: Options) -> list[str]:
-        """See `base.Dialect.unsupported`."""
-        return portable.unsupported(options, self.name)
-
-    def codec(self, *, slots: int = 1) -> Codec:
-        """See `base.Dialect.codec`."""
-        return ResponsesCodec(slots)
-
-
-RESPONSES: Final = ResponsesDialect()
+RESPONSES: Final = Dialect("responses", ResponsesCodec)

@@ -18,7 +18,7 @@ from sidecar.config import Upstream
 from sidecar.core.outcome import Outcome, classify
 from sidecar.core.pool_policy import Open, PoolPolicy, Retire
 from sidecar.credentials import CredentialReader
-from sidecar.dialects.base import Dialect
+from sidecar.dialects.dialect import Dialect
 from sidecar.errors import (
     ConnectFailed,
     ConnectionLost,

@@ -121,6 +121,21 @@ def parse_proxy(url: str) -> Proxy:
     return Proxy(host=host, port=port or 80, authorization=authorization)
 
 
+def tls_context_of(upstream: config.Upstream) -> ssl.SSLContext | None:
+    """What `dial` needs for this upstream: the context of a ``wss`` URL, None for ``ws``.
+
+    Raises:
+        ConfigurationError: as `make_tls_context`; the message names the upstream, too.
+    """
+    if not parse_url(upstream.url).secure:
+        return None
+    try:
+        return make_tls_context(upstream.tls)
+    except ConfigurationError as error:
+        where = f"upstream {upstream.name}: {error.where}"
+        raise ConfigurationError(error.problem, where=where, mend=error.mend) from None
+
+
 def make_tls_context(tls: config.Tls) -> ssl.SSLContext:
     """A verifying context, TLS 1.2 or later. With `ca_file`, that authority is trusted and no other.
 

@@ -83,8 +83,8 @@ class Owner:
             self.ended.set()
 
 
-async def serve(nursery: trio.Nursery, handler: Handler) -> Callable[[], Awaitable[trio.abc.Stream]]:
-    """A raw server; returns what dials it."""
+async def listen(nursery: trio.Nursery, handler: Handler) -> int:
+    """A raw server on a free port, each connection handled by `handler` and closed after it."""
 
     async def guarded(stream: trio.SocketStream) -> None:
         try:
@@ -94,7 +94,12 @@ async def serve(nursery: trio.Nursery, handler: Handler) -> Callable[[], Awaitab
 
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     nursery.start_soon(trio.serve_listeners, guarded, listeners)
-    port = listeners[0].socket.getsockname()[1]
+    return int(listeners[0].socket.getsockname()[1])
+
+
+async def serve(nursery: trio.Nursery, handler: Handler) -> Callable[[], Awaitable[trio.abc.Stream]]:
+    """As `listen`; returns what dials it."""
+    port = await listen(nursery, handler)
     return lambda: trio.open_tcp_stream("127.0.0.1", port)
 
 
@@ -157,9 +162,11 @@ def unmask(data: bytes) -> list[tuple[int, bytes]]:
 
 
 @asynccontextmanager
-async def over_memory(**options: Any) -> AsyncIterator[tuple[Owner, Any]]:
-    """A connection over a memory stream, and the peer's end of it after the upgrade."""
-    ours, theirs = trio.testing.memory_stream_pair()
+async def over_memory(
+    pair: Callable[[], tuple[Any, Any]] = trio.testing.memory_stream_pair, **options: Any
+) -> AsyncIterator[tuple[Owner, Any]]:
+    """A connection over a memory stream, and the peer's end of it after the upgrade; `pair` makes the two ends."""
+    ours, theirs = pair()
     owner = Owner()
 
     async def dialer() -> trio.abc.Stream:

@@ -17,6 +17,7 @@ from sidecar.config import Tls
 from sidecar.errors import ConfigurationError, ConnectFailed
 from sidecar.transport.dial import Address, dial, make_tls_context, parse_proxy, parse_url
 from sidecar.transport.tls import TlsStream
+from tests.fakes.raw_upstream import listen
 from tests.fakes.websockets_server import Authority, websockets_server
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
@@ -26,20 +27,6 @@ Handler = Callable[[trio.SocketStream], Awaitable[None]]
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """A private CA for the module."""
     return Authority(tmp_path_factory.mktemp("ca"))
-
-
-async def serve(nursery: trio.Nursery, handler: Handler) -> int:
-    """A raw server on a free port, each connection handled by `handler` and closed after it."""
-
-    async def guarded(stream: trio.SocketStream) -> None:
-        try:
-            await handler(stream)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
-
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    nursery.start_soon(trio.serve_listeners, guarded, listeners)
-    return int(listeners[0].socket.getsockname()[1])
 
 
 def reset(stream: trio.SocketStream) -> None:
@@ -176,7 +163,7 @@ async def test_tls_handshake_dies(how: str) -> None:
             await stream.receive_some()
 
     async with trio.open_nursery() as nursery:
-        port = await serve(nursery, handler)
+        port = await listen(nursery, handler)
         with trio.fail_after(2), pytest.raises(ConnectFailed) as caught:
             await dial(_address(port, secure=True), tls=make_tls_context(Tls()), tls_timeout=60)
         nursery.cancel_scope.cancel()
@@ -193,7 +180,7 @@ async def test_tls_handshake_is_silent() -> None:
         closed.set()
 
     async with trio.open_nursery() as nursery:
-        port = await serve(nursery, handler)
+        port = await listen(nursery, handler)
         with pytest.raises(ConnectFailed) as caught:
             await dial(_address(port, secure=True), tls=make_tls_context(Tls()), tls_timeout=0.05)
         with trio.fail_after(2):
@@ -271,7 +258,7 @@ async def _proxy(nursery: trio.Nursery, target: int, seen: list[bytes]) -> int:
                 pumps.start_soon(pump, stream, onward)
                 pumps.start_soon(pump, onward, stream)
 
-    return await serve(nursery, handler)
+    return await listen(nursery, handler)
 
 
 async def test_through_a_proxy(authority: Authority) -> None:
@@ -300,7 +287,7 @@ async def test_bytes_behind_the_proxys_answer_are_kept() -> None:
         await stream.send_all(await stream.receive_some())
 
     async with trio.open_nursery() as nursery:
-        port = await serve(nursery, handler)
+        port = await listen(nursery, handler)
         async with await dial(_address(1), tls=None, proxy=f"http://127.0.0.1:{port}") as stream:
             assert await stream.receive_some(5) == b"first"
             assert await stream.receive_some() == b" words"
@@ -331,7 +318,7 @@ async def test_proxy_refuses(answer: bytes, reason: str) -> None:
             await stream.receive_some()
 
     async with trio.open_nursery() as nursery:
-        port = await serve(nursery, handler)
+        port = await listen(nursery, handler)
         with trio.fail_after(2), pytest.raises(ConnectFailed) as caught:
             await dial(_address(1), tls=None, proxy=f"http://u:hunter2@127.0.0.1:{port}", proxy_timeout=60)
         nursery.cancel_scope.cancel()
@@ -348,7 +335,7 @@ async def test_proxy_is_silent() -> None:
             pass
 
     async with trio.open_nursery() as nursery:
-        port = await serve(nursery, handler)
+        port = await listen(nursery, handler)
         with pytest.raises(ConnectFailed) as caught:
             await dial(_address(1), tls=None, proxy=f"http://127.0.0.1:{port}", proxy_timeout=0.05)
         nursery.cancel_scope.cancel()

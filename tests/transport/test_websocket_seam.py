@@ -9,7 +9,7 @@ import trio.testing
 from sidecar.errors import ConnectFailed, ConnectionLost, MalformedFrame
 from sidecar.transport.frames import CLOSE, CONTINUATION, PING, PONG, TEXT, encode_server_frame
 from sidecar.transport.websocket import run_websocket
-from tests.fakes.raw_upstream import Owner, drain, over_memory, request, switching, unmask
+from tests.fakes.raw_upstream import drain, over_memory, request, switching, unmask
 
 
 async def test_the_byte_stream_seam(autojump_clock: trio.testing.MockClock) -> None:
@@ -139,27 +139,15 @@ async def test_peer_that_stops_reading_for_good(autojump_clock: trio.testing.Moc
 
 async def test_a_send_that_nobody_takes_is_counted(autojump_clock: trio.testing.MockClock) -> None:
     """Bytes the peer does not read are pending; silence retires the connection all the same."""
-    ours, theirs = trio.testing.lockstep_stream_pair()
-    owner = Owner()
-
-    async def dialer() -> trio.abc.Stream:
-        await trio.lowlevel.checkpoint()
-        return ours
-
-    async def answer() -> None:
-        await theirs.send_all(switching(await request(theirs)))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(answer)
-        websocket = await nursery.start(owner.run, dialer, {})
+    async with over_memory(trio.testing.lockstep_stream_pair) as (owner, _):
         for _ in range(3):
-            websocket.send_text(b"x" * 1000)
-        assert websocket.pending_bytes > 3000
+            owner.websocket.send_text(b"x" * 1000)
+        assert owner.websocket.pending_bytes > 3000
         with pytest.raises(ConnectionLost) as caught:
-            await websocket.ping(5)
+            await owner.websocket.ping(5)
         assert caught.value.how == "silence"
         assert (await owner.end()).close_code == 1006
-        assert websocket.pending_bytes == 0
+        assert owner.websocket.pending_bytes == 0
 
 
 async def test_write_fails_during_the_upgrade(autojump_clock: trio.testing.MockClock) -> None:
