@@ -156,7 +156,7 @@ def test_failover_to_the_other_dialect(processes: Processes) -> None:
 
 
 def test_a_dead_bot_stops_its_upstream_work(running: Processes) -> None:
-    """SIGKILL of a bot in the middle of a stream: the relay sees the call stopped, and nobody else is told."""
+    """SIGKILL of a bot in the middle of a stream: the relay sees the call stopped, and nothing is left in flight."""
     code = (
         "import json,sys,zmq\n"
         "s=zmq.Context().socket(zmq.DEALER); s.connect(sys.argv[1])\n"

@@ -426,6 +426,7 @@ async def test_a_binary_frame_nobody_asked_for() -> None:
     async with clockwork(TWO) as house:
         house["a"].default = binary
         assert (await house.bot().ask())["upstream"] == "b"
+        await house["a"].until(lambda: house["a"].asked[0].connection.gone_at is not None)
 
 
 @virtual
@@ -439,8 +440,10 @@ async def test_an_endless_answer_is_cut_off() -> None:
 
     async with clockwork() as house:
         house["a"].default = mad
-        failed = await house.bot().ask()
+        bot = house.bot()
+        failed = await bot.ask()
         assert brief(failed) == ("upstream_lost", "stream", 1)
+        assert (1 << 20) < len(bot.text("c1")) <= (1 << 20) + 50_000
 
 
 # ------------------------------------------------------------------ Retry-After
@@ -845,6 +848,7 @@ async def test_another_calls_stream_id() -> None:
         bot = house.bot()
         done = await bot.ask()
         assert (done["type"], done["attempts"], bot.text("c1")) == ("done", 2, "HOLD")
+        await house["a"].until(lambda: house["a"].asked[0].connection.gone_at is not None)
 
 
 @virtual

@@ -220,7 +220,7 @@ def test_a_missing_or_forbidden_parent_is_named(folder: Path) -> None:
         pass
 
 
-def test_a_socket_somebody_listens_on_without_a_lock_is_replaced_only_if_ours(folder: Path) -> None:
+def test_a_socket_left_behind_without_a_lock_is_replaced(folder: Path) -> None:
     """A stale socket of our own user goes; the lock file alone says who is alive."""
     path = folder / "s"
     with socket.socket(socket.AF_UNIX) as stale:

@@ -300,7 +300,7 @@ async def test_a_killed_bot_is_noticed_though_its_connection_is_inherited(port: 
         process.stdout.close()
 
 
-async def test_a_second_bind_is_refused_by_a_folder_that_is_missing(address: str) -> None:
+async def test_a_bind_that_the_system_refuses_is_told() -> None:
     """What the system says about a bind is told as an EndpointError (who holds the path is the lock's question)."""
     with RouterPort(max_message_bytes=LIMIT) as port, pytest.raises(EndpointError, match="cannot bind"):
         port.bind("ipc:///nonexistent-folder/s")
