@@ -85,7 +85,7 @@ class Route(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Log(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[log]`: quiet by default; prompts and outputs only when asked for here."""
+    """`[log]`: to stderr; never a prompt, a delta or a credential, at any level."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "text"] = "auto"

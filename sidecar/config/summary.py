@@ -1,4 +1,4 @@
-"""What a configuration adds up to, for people and for `show config`: how many at once, who may connect, what is odd."""
+"""What a configuration adds up to, for people and `check --json`: how many at once, who may connect, what is odd."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from sidecar.service import intake
 from sidecar.transport.bot_port import BotPort, Incoming
 from sidecar.wire import Encoding
 
+#: Requests answered between two looks at everything else.
 RECEIVE_LIMIT: Final = 16
 
 #: A request's fields -> the fields of its answer (with `type`). Raises SidecarError or ValueError with what is wrong.

@@ -280,7 +280,7 @@ def unportable(value: Any, path: str) -> str:
     """Why a free-form value cannot be passed on as JSON, "" when it can.
 
     Level by level and bounded, as depth and size are the bot's choice. A path names map keys no further than the
-    first level (they are his).
+    first level (they are the bot's own).
     """
     level: list[Any] = [value]
     left = MAX_VALUES

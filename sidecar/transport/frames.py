@@ -2,7 +2,7 @@
 
 The splitter is the first thing every token passes through. It handles the common frame (whole, unmasked, FIN, under
 64 KiB) in one tight loop and everything else, one frame at a time, in `_general`. It does not look at whether a
-text is UTF-8: whoever decodes the JSON inside finds that out of what he reads, and says so as `MalformedFrame` too.
+text is UTF-8: whoever decodes the JSON inside finds that out, and says so as `MalformedFrame` too.
 Bad bytes in a field that nobody reads are skipped with it.
 """
 

@@ -74,7 +74,7 @@ class RouterPort:
     def __init__(self, *, max_message_bytes: int, send_high_water: int = 64, receive_high_water: int = 8) -> None:
         self._context = zmq.Context()
         # libzmq's automatic routing ids count up from rand(): unseeded, a local user could announce the next one
-        # as his own and abort us (libzmq trusts that it is free).
+        # beforehand and abort us (libzmq trusts that it is free).
         ctypes.CDLL(None).srand(secrets.randbits(32))
         router = self._router = self._context.socket(zmq.ROUTER)
         router.sndhwm, router.rcvhwm = send_high_water, receive_high_water
@@ -183,7 +183,7 @@ class RouterPort:
                     address = str(frame.get("Peer-Address") or "") if frames else ""
                     fd = int(frame.get(zmq.SRCFD))
                 except zmq.ZMQError:
-                    continue  # a peer of ZMTP 1.0 or 2.0: libzmq does not tell who that is, so he is not heard
+                    continue  # a peer of ZMTP 1.0 or 2.0: libzmq does not tell who that is, so it is not heard
                 known = self._meet(routing_id, fd, address)
                 if known is None:
                     continue

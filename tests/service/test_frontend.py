@@ -103,6 +103,15 @@ class House:
         bot.take()
         return self.handler.tickets[-1]
 
+    async def stuck(self) -> tuple[FakeBot, Ticketed]:
+        """A bot with a call, whose pipe is full of text that it has not read."""
+        bot = self.port.connect(capacity=1)
+        ticket = await self.call(bot)
+        for _ in range(3):
+            ticket.reply.text("x")
+            self.frontend.flush()
+        return bot, ticket
+
 
 def call(name: str = "a", **fields: Any) -> dict[str, Any]:
     """A good call, with these changes."""
@@ -384,11 +393,7 @@ async def test_a_full_bot_gets_fewer_larger_deltas_in_order() -> None:
 async def test_a_sweep_finds_room_when_the_ports_wake_was_eaten(autojump_clock: trio.testing.MockClock) -> None:
     """A full bot that reads is served within 50 ms even without a wake."""
     async with house() as h:
-        bot = h.port.connect(capacity=1)
-        ticket = await h.call(bot)
-        for _ in range(3):
-            ticket.reply.text("x")
-            h.frontend.flush()
+        bot, ticket = await h.stuck()
         bot.inbox.clear()  # read, and nobody is woken
         await trio.sleep(0.051)
         assert len(bot.inbox) == 1
@@ -419,11 +424,7 @@ async def test_the_delta_after_a_long_stall_is_cut_to_fit() -> None:
 async def test_a_bot_whose_pipe_is_full_too_long_is_stopped(autojump_clock: trio.testing.MockClock) -> None:
     """slow_reader after stall_timeout, not before; text and terminal are kept until it reads."""
     async with house() as h:
-        bot = h.port.connect(capacity=1)
-        ticket = await h.call(bot)
-        for _ in range(3):
-            ticket.reply.text("x")
-            h.frontend.flush()
+        bot, ticket = await h.stuck()
         started = trio.current_time()
         await trio.sleep(4.9)
         assert ticket.ended == []
@@ -498,11 +499,7 @@ async def test_too_much_waiting_text_ends_the_call_early(autojump_clock: trio.te
 async def test_a_departed_bots_calls_are_abandoned_once() -> None:
     """Nothing is said to it any more, its outbox is dropped, and late text harms nobody."""
     async with house() as h:
-        bot = h.port.connect(capacity=1)
-        ticket = await h.call(bot)
-        for _ in range(3):
-            ticket.reply.text("x")
-            h.frontend.flush()
+        bot, ticket = await h.stuck()
         bot.leave()
         await settled()
         assert ticket.abandoned == 1
