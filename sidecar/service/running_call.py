@@ -294,16 +294,16 @@ class RunningCall:
         """The upstream or the connection failed an attempt."""
         if not self.ended and attempt in self.attempts:
             outcome = classify(fault)
-            if now >= self.policy.deadline:
-                self.attempts.remove(attempt)
-                self.desk.record(attempt, outcome, now)
-                self._deadline(now)
-                return
             if outcome.retire_connection:
                 attempt.target.pool.retire(attempt.connection, outcome.code)
             if outcome.credential_refused:
                 outcome = attempt.target.pool.credential_refused(attempt.connection, outcome)
-            self._lost(attempt, outcome, now)
+            if now >= self.policy.deadline:
+                self.attempts.remove(attempt)
+                self.desk.record(attempt, outcome, now)
+                self._deadline(now)
+            else:
+                self._lost(attempt, outcome, now)
 
     def _lost(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         self.attempts.remove(attempt)

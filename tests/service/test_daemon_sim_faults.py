@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from sidecar.errors import ConnectFailed
+from sidecar.transport.frames import TEXT
 from tests.fakes.clockwork import House, clockwork, virtual
 from tests.fakes.upstream import (
     Asked,
@@ -831,6 +832,24 @@ async def test_an_upstream_that_ends_every_connection_is_no_hot_loop() -> None:
             await bot.ask()
             await trio.sleep(0.1)
         assert len(house["a"].dialled_at) < 20
+
+
+@virtual
+async def test_what_a_fault_says_of_the_connection_counts_after_the_deadline_too() -> None:
+    """An error frame that is read late: the call ends by its deadline, and its connection is retired all the same."""
+    async with clockwork({"a": {"warm_connections": 1}}, check=False) as house:  # the late read is feigned
+        house["a"].scripts.append(silent)
+        bot = house.bot()
+        name = bot.call(timeout_ms=100)
+        await house["a"].until(lambda: bool(house["a"].asked))
+        (call,) = house.daemon.dispatcher.calls.values()
+        connection = call.attempts[0].connection
+        frame = b'{"type":"error","error":{"code":"invalid_api_key","message":"."}}'
+        connection._clock = lambda: call.policy.deadline + 0.001
+        connection.receive([(TEXT, frame)])
+        assert connection.state == "DRAINING"
+        assert (await bot.terminal(name))["code"] == "deadline_exceeded"
+        assert (await bot.ask())["type"] == "done"
 
 
 @virtual

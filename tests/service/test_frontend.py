@@ -393,7 +393,7 @@ async def test_a_full_bot_gets_fewer_larger_deltas_in_order() -> None:
 async def test_a_sweep_finds_room_when_the_ports_wake_was_eaten(autojump_clock: trio.testing.MockClock) -> None:
     """A full bot that reads is served within 50 ms even without a wake."""
     async with house() as h:
-        bot, ticket = await h.stuck()
+        bot, _ = await h.stuck()
         bot.inbox.clear()  # read, and nobody is woken
         await trio.sleep(0.051)
         assert len(bot.inbox) == 1
