@@ -342,7 +342,7 @@ def _number(code: str | None) -> int | None:
 
 
 def outcome_table() -> str:
-    """The table as Markdown, for the documentation; a test fails when the documentation is stale."""
+    """The table as Markdown: that of docs/outcomes.md, which a test holds to it."""
     yes = {True: "yes", False: ""}
     lines = [
         "| what is seen | by | kind | code | while nothing is committed | counted | bot may retry | connection |",

@@ -1,7 +1,7 @@
 """The portable options: one table says what each becomes in each dialect.
 
-`TABLE` is what `encode`, `Dialect.unsupported` and the documentation read. An empty cell means that the dialect has no
-field for it.
+`TABLE` is what `encode` and `Dialect.unsupported` read, and what `proto/wire.md` is held to. An empty cell means that the
+dialect has no field for it.
 """
 
 from __future__ import annotations
@@ -101,16 +101,6 @@ PROTOCOL_FIELDS: Final = frozenset({"type", "stream_id", "id", "stream", "backgr
 
 #: What belongs to the operator: a bot's `extra_body` may not get round the route's model, its fuse or its privacy.
 OPERATOR_FIELDS: Final = frozenset({"model", "store", "max_output_tokens", "max_tokens", "max_completion_tokens"})
-
-
-def options_table() -> str:
-    """`TABLE` as Markdown, for the documentation."""
-    lines = ["| option | responses | chat |", "|---|---|---|"]
-    for row in TABLE:
-        cells = (f"`{field.path}`" if field is not None else "-" for field in (row.responses, row.chat))
-        lines.append(f"| `{row.option}` | {' | '.join(cells)} |")
-    lines.append("| `extra_body` | merged in last, as it is | merged in last, as it is |")
-    return "\n".join(lines) + "\n"
 
 
 def unsupported(options: Options, dialect: str) -> list[str]:

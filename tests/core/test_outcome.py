@@ -1,4 +1,6 @@
-"""The one classifier: every fault has one meaning, and the table is the table of the specification."""
+"""The one classifier: every fault has one meaning, and the table of the documentation is its own."""
+
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -293,6 +295,8 @@ def test_the_table_prints_every_row():
     lines = o.outcome_table().splitlines()
     assert len(lines) == 2 + len(o.RULES) + 5
     assert all(line.count("|") == lines[0].count("|") for line in lines)
+    documented = (Path(__file__).parents[2] / "docs" / "outcomes.md").read_text(encoding="utf-8")
+    assert documented.endswith("\n\n" + o.outcome_table()), "write outcome_table() to the end of docs/outcomes.md"
 
 
 texts = st.one_of(st.none(), st.text(max_size=80))

@@ -9,7 +9,7 @@ import pytest
 
 from sidecar.dialects.base import Prompt
 from sidecar.dialects.facts import ErrorBody, ErrorFrame, estimate_usage, upstream_error
-from sidecar.dialects.options import TABLE, InvalidOption, UnsupportedOption, lay, merge, options_table, unsupported
+from sidecar.dialects.options import TABLE, InvalidOption, UnsupportedOption, lay, merge, unsupported
 from sidecar.errors import SidecarError
 from sidecar.wire import ChatMessage, Options
 
@@ -17,14 +17,6 @@ from sidecar.wire import ChatMessage, Options
 def test_the_table_has_every_option_once() -> None:
     """A new option cannot be forgotten."""
     assert [row.option for row in TABLE] == [name for name in Options.__struct_fields__ if name != "extra_body"]
-
-
-def test_the_table_prints_as_markdown() -> None:
-    """One row an option, a dash where a dialect has no field."""
-    table = options_table()
-    assert "| `max_output_tokens` | `max_output_tokens` | `max_completion_tokens` |\n" in table
-    assert "| `stop` | - | `stop` |\n" in table
-    assert len(table.splitlines()) == len(TABLE) + 3
 
 
 def test_a_calls_options_lie_over_the_targets() -> None:
