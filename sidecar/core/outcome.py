@@ -1,7 +1,7 @@
 """THE classifier: what an attempt's end means, decided once, for breaker, retry, metrics and the bot alike.
 
 Connections and codecs raise facts (`errors.UpstreamFault`); `classify` judges them by the one table `RULES`, which
-`outcome_table` prints. What is no fault of an upstream (success, our clocks, a bot's cancel) stands as constants at
+docs/outcomes.md prints. What is no fault of an upstream (success, our clocks, a bot's cancel) stands as constants at
 the end. Source of the idea: linkerd2-proxy's classify; of the rows: what the services document of their codes.
 """
 
@@ -339,30 +339,6 @@ def _key(code: str | None) -> str:
 
 def _number(code: str | None) -> int | None:
     return int(code) if code and len(code) == 3 and code.isascii() and code.isdecimal() else None
-
-
-def outcome_table() -> str:
-    """The table as Markdown: that of docs/outcomes.md, which a test holds to it."""
-    yes = {True: "yes", False: ""}
-    lines = [
-        "| what is seen | by | kind | code | while nothing is committed | counted | bot may retry | connection |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for rule in RULES:
-        keys = [f"HTTP {', '.join(map(str, rule.statuses))}"] if rule.statuses else []
-        keys += [f"close {', '.join(map(str, rule.closes))}"] if rule.closes else []
-        keys += [f"`{code}`" for code in (*rule.codes, *rule.generic)]
-        lines.append(
-            f"| {rule.seen} | {'; '.join(keys)} | {rule.kind.value} | {rule.code} | {rule.retry} "
-            f"| {yes[rule.counted]} | {yes[rule.retryable]} | {'retired' if rule.retire else 'stays'} |"
-        )
-    lines += [
-        f"| {outcome.message} |  | {outcome.kind.value} | {outcome.code} | {outcome.retry} "
-        f"| {yes[outcome.counts_against_breaker]} | {yes[outcome.retryable]} "
-        f"| {'retired' if outcome.retire_connection else 'stays'} |"
-        for outcome in (SUCCESS, FIRST_DELTA_TIMEOUT, IDLE_TIMEOUT, DEADLINE, CANCELLED)
-    ]
-    return "\n".join(lines) + "\n"
 
 
 SUCCESS: Final = Outcome(kind=Kind.SUCCESS, code="done", message="answered")

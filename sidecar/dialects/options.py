@@ -1,7 +1,7 @@
 """The portable options: one table says what each becomes in each dialect.
 
-`TABLE` is what `encode` and `Dialect.unsupported` read, and what `proto/wire.md` is held to. An empty cell means that the
-dialect has no field for it.
+`TABLE` is what `encode` and `Dialect.unsupported` read, and what `proto/wire.md` is held to. An empty cell means that
+the dialect has no field for it.
 """
 
 from __future__ import annotations
