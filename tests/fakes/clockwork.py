@@ -331,3 +331,14 @@ def standing(pool: Pool) -> int:
     """Its connections that carry a call, or could."""
     counts = pool.counts()
     return counts.get("READY", 0) + counts.get("BUSY", 0)
+
+
+def brief(failed: dict[str, Any]) -> tuple[Any, ...]:
+    """code, phase, attempts."""
+    return failed["code"], failed.get("phase"), failed.get("attempts", 0)
+
+
+def counted(house: House, name: str) -> int:
+    """Failures that the breaker of an upstream has counted in its window."""
+    failures: int = house.breaker(name).statistics(trio.current_time()).failures
+    return failures

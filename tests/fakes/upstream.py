@@ -33,6 +33,9 @@ from sidecar.errors import ConnectFailed
 
 Script = Callable[["Asked"], Awaitable[None]]
 
+#: For `FakeUpstream.down`: nobody is there.
+DOWN = ConnectFailed("tcp", "connection refused")
+
 
 class Refuse(Struct, frozen=True):
     """A connect that is answered with an HTTP status."""

@@ -7,18 +7,9 @@ from typing import Any
 import pytest
 import trio
 
-from sidecar.errors import ConnectFailed
 from sidecar.service.running_call import RunningCall
-from tests.fakes.clockwork import MONO_US, House, SimBot, clockwork, virtual
+from tests.fakes.clockwork import MONO_US, House, SimBot, brief, clockwork, virtual
 from tests.fakes.upstream import Asked, Delay, Refuse, answers, closing, erring, silent, slowly, stalling
-
-DOWN = ConnectFailed("tcp", "connection refused")
-
-
-def brief(failed: dict[str, Any]) -> tuple[Any, ...]:
-    """code, phase, attempts."""
-    return failed["code"], failed.get("phase"), failed.get("attempts", 0)
-
 
 # ------------------------------------------------------------------ an answer
 
