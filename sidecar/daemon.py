@@ -20,6 +20,7 @@ import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -110,7 +111,7 @@ class Daemon:
             resource = address.resource
             if upstream.compression == "zstd-stream":
                 resource += ("&" if "?" in resource else "?") + "compress=zstd-stream"
-            self.pools[upstream.name] = pool = Pool(
+            self.pools[upstream.name] = Pool(
                 upstream,
                 dialect=DIALECTS[upstream.dialect],
                 policy=PoolPolicy(
@@ -129,11 +130,11 @@ class Daemon:
                 clock=clock,
                 jitter=jitter,
                 outbound=turn,
+                waiting=partial(self.dispatcher.parking.waiting, upstream.name),
                 on_capacity=self.dispatcher.parking.on_capacity,
                 on_connect=self.dispatcher.on_connect,
                 log=self.log,
             )
-            pool.waiting = lambda name=upstream.name: self.dispatcher.parking.waiting(name)  # type: ignore[misc]
         budgets = {name: RetryBudget() for name in self.pools}
         for route in config.route:
             targets = []

@@ -46,7 +46,7 @@ class FrontendStatistics(Struct, frozen=True, kw_only=True):
 
 
 class Frontend:
-    """`ports.Outbound`, and the loop that reads the bots.
+    """The loop that reads the bots, and the flush that answers them.
 
     Args:
         port: the bots' socket, or a fake.

@@ -51,6 +51,7 @@ class Pool:
         credential: where the key lies; None for an upstream without one.
         clock, jitter: the loop's time, 0 <= x < 1.
         outbound: flushed after every pass.
+        waiting: how many calls wait for a connection of this pool.
         on_capacity: told when a call could be started here.
         on_connect: told of each connect's outcome (None: it worked), for breakers and logs.
         log: a bound logger's methods: event, **fields.
@@ -69,6 +70,7 @@ class Pool:
         clock: Callable[[], float],
         jitter: Callable[[], float],
         outbound: Outbound,
+        waiting: Callable[[], int],
         on_capacity: Callable[[Pool], None],
         on_connect: Callable[[Pool, Outcome | None], None],
         log: Any,
@@ -80,7 +82,7 @@ class Pool:
         #: connects refused because of the credential: calls are not parked for this pool
         self.refusal: Outcome | None = None
         self.last_error: str | None = None
-        self.waiting: Callable[[], int] = lambda: 0
+        self.waiting = waiting
         self._policy = policy
         self._dial = dial
         self._host = host

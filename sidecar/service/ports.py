@@ -84,7 +84,7 @@ class CallHandler(Protocol):
 
 
 class Outbound(Protocol):
-    """The end of a pass."""
+    """The end of a pass: `turn.Turn`."""
 
     def flush(self) -> None:
         """Send what the replies have gathered; what a slow bot cannot take stays and is merged."""
