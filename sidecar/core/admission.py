@@ -9,7 +9,8 @@
 
 The higher lane goes first, within a lane the earlier deadline. When the queue is full, a newcomer takes the place of
 the worst call queued in a lower lane (the lowest lane, there the latest deadline); within its own lane, who came first
-stays. Lanes are Google SRE's criticality classes.
+stays. While others call, too, nobody holds more than a share of the places (`SHARE`, docs/decisions/0008): further
+calls of such a holder wait, and are passed over. Lanes are Google SRE's criticality classes.
 """
 
 from __future__ import annotations
@@ -199,13 +200,14 @@ class Admission:
         )
 
     def _is_crowded(self, holder: Hashable, now: float) -> bool:
-        """Somebody else called within `MEMORY`, or has calls here."""
+        """Somebody else called within `MEMORY`; who did not is forgotten, so that no place is kept free for it."""
         recent = self._recent
         recent[holder] = now
         recent.move_to_end(holder)
-        if len(recent) > 2:
-            recent.popitem(last=False)
-        return any(other != holder and now - at < MEMORY for other, at in recent.items())
+        oldest, called_at = next(iter(recent.items()))
+        if len(recent) > 2 or now - called_at >= MEMORY:
+            del recent[oldest]
+        return len(recent) > 1
 
     def _take_place(self, call_key: Hashable, holder: Hashable) -> None:
         self._in_flight[call_key] = holder

@@ -214,7 +214,18 @@ def test_a_flood_of_one_holder_leaves_room_for_others():
     assert isinstance(it.offer("late5", "entry", 9, 100, holder="flood"), Queued)
     for key in ("good1", "good2", "early4"):
         it.leave(key)
-    assert it.statistics().queued_by_lane["entry"] > 0
+    assert (it.in_flight, it.queued) == (8, 0), "nobody else has called for a minute: it has all again"
+
+
+def test_who_has_long_gone_keeps_no_place_free():
+    """Another that called once, long ago, leaves the one that calls now all of the places, those of the queue too."""
+    it = Admission(4, 4, jitter=lambda: 0.5)
+    it.offer("other", "entry", 9, 0, holder="other")
+    it.leave("other")
+    for number in range(4):
+        assert isinstance(it.offer(f"a{number}", "entry", 1999, 1000, holder="alone"), Admitted)
+    assert isinstance(it.offer("a4", "entry", 1999, 1000, holder="alone"), Queued)
+    assert it.leave("a0") == ["a4"]
 
 
 def test_holders_that_are_over_leave_no_trace():
