@@ -8,7 +8,7 @@ import gc
 import os
 import signal
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import trio
 
@@ -18,6 +18,7 @@ from sidecar.logs import configure, get_logger
 from sidecar.service.control import Control
 from sidecar.service.pulse import feed_watchdog
 from sidecar.transport import endpoint as places
+from sidecar.transport.endless import INTERVAL, EndlessGuard
 from sidecar.transport.sd_notify import Notifier, watchdog_interval
 from sidecar.transport.zmq_ping import Pinger
 from sidecar.transport.zmq_socket import RouterPort
@@ -90,6 +91,7 @@ async def serve(
                 await nursery.start(_signals, shutdown, notifier, log)
             await nursery.start(control.run)
             await nursery.start(_run, daemon, shutdown, nursery)
+            nursery.start_soon(_watch_memory, EndlessGuard(port), log)
             # What exists now stays for good: the collector need not walk it again and stop the loop meanwhile.
             gc.collect()
             gc.freeze()
@@ -114,6 +116,15 @@ async def _run(
     """The daemon; when it has drained, everything beside it ends too."""
     await daemon.run(shutdown, task_status=task_status)
     nursery.cancel_scope.cancel()
+
+
+async def _watch_memory(guard: EndlessGuard, log: Any) -> NoReturn:
+    """Part with whoever sends a message that never ends."""
+    while True:
+        await trio.sleep(INTERVAL)
+        dropped = guard.look()
+        if dropped:
+            log.warning("bots.dropped", count=dropped, reason="a message without an end")
 
 
 async def _signals(

@@ -10,9 +10,7 @@ message's SRCFD. Descriptors are reused, so the monitor is drained before each m
 a killed bot is noticed even while its connection lingers in a child that inherited it.
 
 Not bounded here: libzmq counts whole messages and single frames, so a peer of its own making (libzmq itself sends
-nothing before the last frame) may send one message of endless frames, which grows the I/O thread's memory until the
-process meets its memory limit. Neither the queue nor the kernel tells whose it is. The socket's permissions, a
-memory limit and a restart in under a second are the answer to that.
+nothing before the last frame) may send one message of endless frames. `endless` finds it.
 """
 
 from __future__ import annotations
@@ -100,6 +98,7 @@ class RouterPort:
         self._known: dict[bytes, _Known] = {}
         self._by_fd: dict[int, bytes] = {}
         self._live_fds: set[int] = set()
+        self._spoke: set[int] = set()  # fds of which a message was finished, since somebody asked
         self._pidfds: dict[int, int] = {}  # pid -> pidfd
         self._by_pidfd: dict[int, tuple[int, set[bytes]]] = {}
         self._departed: list[bytes] = []
@@ -187,6 +186,7 @@ class RouterPort:
                 known = self._meet(routing_id, fd, address)
                 if known is None:
                     continue
+            self._spoke.add(known.fd)
             envelope, payload = split_envelope(frames)
             batch.append(Incoming(routing_id, envelope, payload, address))
         return batch
@@ -317,6 +317,15 @@ class RouterPort:
         if len(self._gone) > REMEMBERED:
             self._gone.popitem(last=False)
         self._departed.append(routing_id)
+
+    def connected(self) -> set[int]:
+        """Descriptors of the connections that stand, met or not."""
+        return self._live_fds
+
+    def spoke_since(self) -> set[int]:
+        """Descriptors of those that finished a message since this was last asked."""
+        spoke, self._spoke = self._spoke, set()
+        return spoke
 
     def drop(self, fd: int) -> None:
         """Shut one accepted connection down; its departure follows by the usual way.
