@@ -152,6 +152,11 @@ class ConnectionLost(UpstreamFault):
         self.close_code, self.reason, self.how = close_code, reason, how
         super().__init__(f"connection lost ({how}, {close_code}{': ' + reason if reason else ''})")
 
+    @property
+    def loggable(self) -> str:
+        """Without a close frame's reason: those are the upstream's own words, too."""
+        return f"connection lost ({self.how}, {self.close_code})" if self.how == "close" else str(self)
+
 
 class MalformedFrame(UpstreamFault):
     """Bytes that are not of the WebSocket protocol or of the dialect. Carries no content of the frame."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from sidecar.core.breaker import Permit
@@ -333,19 +334,20 @@ class RunningCall:
 
     def _deadline(self, now: float) -> None:
         in_hand = self.winner or (self.attempts[0] if self.attempts else None)
-        attempts, policy, desk = self.attempts, self.policy, self.desk
-        message, first = "the deadline passed", policy.first_outcome
+        attempts, desk = self.attempts, self.desk
+        message, first = "the deadline passed", self.policy.first_outcome
         if first is not None:
             message += f"; an attempt before it failed: {first.code}: {first.message}"
         desk.finish_failed(self, "deadline_exceeded", message, attempt=in_hand)
 
-        def stop(now: float) -> None:
-            for attempt in attempts:
-                attempt.connection.stop(attempt)
-                desk.record(attempt, policy.deadline_outcome(attempt.state, now), now)
-
         # Closing a connection takes longer than saying so: other calls whose deadline has passed are told first.
-        desk.clocks.afterwards(lambda: desk.guarded(self, stop, now))
+        for attempt in attempts:
+            desk.clocks.afterwards(partial(desk.guarded, self, partial(self._stop_late, attempt), now))
+
+    def _stop_late(self, attempt: Attempt, now: float) -> None:
+        """Stop an attempt whose call has ended by its deadline."""
+        attempt.connection.stop(attempt)
+        self.desk.record(attempt, self.policy.deadline_outcome(attempt.state, now), now)
 
     def _stop(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         self.attempts.remove(attempt)
