@@ -162,7 +162,7 @@ class Pool:
     def may_connect_at(self) -> float:
         """The earliest instant at which a call parked now could get a connection; inf for never."""
         if any(c.state == "CONNECTING" or c.state == "BUSY" or c.stopped_by_us for c in self.connections.values()):
-            return self._clock()  # one is coming, may come free, or is about to be replaced at once
+            return -math.inf  # one is coming, may come free, or is about to be replaced at once
         return math.inf if self.refusal is not None else self._policy.may_connect_at
 
     def poke(self) -> None:
