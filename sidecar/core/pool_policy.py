@@ -114,7 +114,7 @@ class PoolPolicy:
         maximum: connections.
         slots: calls per connection.
         max_age: seconds; rotation falls into the last fifth of them.
-        burst: connects at once, at most.
+        burst: connects at once, at most. Each takes a millisecond or two of the loop, in a round with all the others.
         backoff: of the connects; a default one if None.
         jitter: U(0, 1).
     """
@@ -126,7 +126,7 @@ class PoolPolicy:
         maximum: int,
         slots: int = 1,
         max_age: float = 3300.0,
-        burst: int = 16,
+        burst: int = 8,
         backoff: ConnectBackoff | None = None,
         jitter: Callable[[], float],
     ) -> None:

@@ -53,7 +53,7 @@ def test_a_cold_start_opens_all_spares_at_once():
     assert it.needs_decision(0, 0, 0, 0)
     assert it.decide(0, [], 0) == [Open(), Open()]
     assert it.decide(0, views("CC"), 0) == []
-    assert repr(it).startswith("<PoolPolicy warm=2 maximum=4 at_once=16 <ConnectBackoff steady")
+    assert repr(it).startswith("<PoolPolicy warm=2 maximum=4 at_once=8 <ConnectBackoff steady")
 
 
 def test_a_big_cold_start_is_bounded():
@@ -161,7 +161,7 @@ def test_without_spares_wanted_a_due_connection_just_goes():
 
 def test_after_a_failure_one_connect_at_a_time_then_twice_as_many():
     """No herd: 1 until one succeeds, then 2, 4, 8, 16."""
-    it = policy(warm=64, maximum=64)
+    it = policy(warm=64, maximum=64, burst=16)
     it.decide(0, [], 0)
     it.connect_failed(0, FAILED)
     assert it.decide(0, [], 0) == []
