@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import pytest
 import trio
+import trio.testing
 import zmq
 
 from sidecar.transport.bot_port import BotPort, Incoming, Sent
@@ -238,3 +240,68 @@ async def test_waiting_is_a_checkpoint_and_can_be_cancelled(rig: Rig) -> None:
         assert scope.cancelled_caught
         bot.send(b"%d" % number)
         assert [message.payload for message in await receive(rig.port, 1)] == [b"%d" % number]
+
+
+def glance(port: BotPort, limit: int = 4) -> list[Incoming]:
+    """What is there, waited for without a turn for any other task."""
+    give_up_at = time.monotonic() + 5
+    while not (batch := port.receive_now(limit)):
+        assert time.monotonic() < give_up_at
+        time.sleep(0.001)  # libzmq's own thread
+    return batch
+
+
+@pytest.mark.parametrize("_time", range(6))  # whether the owner is met at its checkpoint is Trio's dice
+async def test_a_glance_never_overtakes_the_owner(rig: Rig, _time: int) -> None:
+    """What the owner was about to be given is not followed by what others took meanwhile: it would come before it."""
+    bot = rig.bot()
+    bot.send(b"1")
+    time.sleep(0.02)  # it is there when the owner looks
+    order: list[Incoming] = []
+    looked = trio.Event()
+
+    async def own() -> None:
+        looked.set()
+        while True:
+            order.extend(await rig.port.receive_batch(1))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(own)
+        while not looked.is_set():
+            await trio.lowlevel.checkpoint()
+        bot.send(b"2")
+        time.sleep(0.02)
+        order += rig.port.receive_now(1)
+        rig.port.settle()
+        with trio.fail_after(5):
+            while len(order) < 2:
+                await trio.sleep(0.001)
+        nursery.cancel_scope.cancel()
+    assert [message.payload for message in order] == [b"1", b"2"]
+    assert [message.peer_address is None for message in order] == [False, True]
+
+
+async def test_a_departure_that_a_glance_comes_upon_is_told(rig: Rig) -> None:
+    """The owner sleeps; a glance meets a new bot, and with it the news of another's departure: the owner is woken."""
+    leaving, coming = rig.bot(), rig.bot()
+    leaving.send(b"x")
+    (gone,) = await receive(rig.port, 1)
+    told: list[bytes] = []
+
+    async def own() -> None:
+        while not told:
+            await rig.port.receive_batch(8)
+            told.extend(rig.port.departures())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(own)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        leaving.leave()
+        time.sleep(0.05)  # libzmq's own thread tells of it
+        coming.send(b"y")
+        assert [message.payload for message in glance(rig.port)] == [b"y"]
+        rig.port.settle()
+        with trio.fail_after(2):
+            while not told:
+                await trio.sleep(0.001)
+    assert told == [gone.routing_id]
