@@ -17,7 +17,7 @@ from sidecar.service import intake
 from sidecar.service.bot_peer import BotPeer
 from sidecar.service.ports import CallHandler, Peer
 from sidecar.service.reader_watch import ReaderWatch
-from sidecar.service.reply import DELTA_OVERHEAD, WORST_CHARACTER, BotReply
+from sidecar.service.reply import DELTA_OVERHEAD, WORST_CHARACTER, BotReply, in_ending_order
 from sidecar.transport.bot_port import BotPort, Envelope, Incoming, Sent
 from sidecar.wire import Call, Cancel, Encoding, Failed, Hello, Ping, Pong, Probe, Report, Welcome
 
@@ -299,7 +299,7 @@ class Frontend:
         self._past_out += peer.sent
         self._past_merged += peer.merged
         self._past_dropped += peer.dropped_notes
-        for reply in peer.forget():
+        for reply in in_ending_order(peer.forget()):
             if reply.ticket is not None:
                 reply.ticket.abandon()
                 reply.ticket = None

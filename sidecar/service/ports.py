@@ -60,6 +60,8 @@ class Ticket(Protocol):
     """The frontend's hold on a call in flight. The dispatcher implements it."""
 
     call_id: str
+    #: it has a place in flight; False, None: it waits for one, or had to go
+    admitted: bool | None
 
     def end(self, code: str, message: str) -> None:
         """End the call for the bot's sake (`cancelled`, `slow_reader`): upstream work stops, `Reply.finish` follows."""

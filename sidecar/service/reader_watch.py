@@ -18,6 +18,7 @@ from typing import Final, NoReturn
 import trio
 
 from sidecar.service.bot_peer import BotPeer
+from sidecar.service.reply import in_ending_order
 from sidecar.transport.bot_port import BotPort, Sent
 
 RETRY_FIRST: Final = 0.005
@@ -167,7 +168,7 @@ class ReaderWatch:
         return anything
 
     def _give_up(self, peer: BotPeer, why: str) -> None:
-        for reply in tuple(peer.calls.values()):
+        for reply in in_ending_order(peer.calls.values()):
             if reply.ticket is not None and not reply.finished:
                 self.stalled_calls += 1
                 reply.ticket.end("slow_reader", why)

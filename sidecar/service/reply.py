@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 import msgspec
@@ -172,6 +173,11 @@ class BotReply:
 
     def _encode(self, message: FromDaemon) -> bytes:
         return encode(self.encoding, message)
+
+
+def in_ending_order(replies: Iterable[BotReply]) -> list[BotReply]:
+    """All calls of a bot are to end: those that wait first, else a place that comes free would start one of them."""
+    return sorted(replies, key=lambda reply: reply.ticket is not None and reply.ticket.admitted is True)
 
 
 def encode(encoding: Encoding, message: FromDaemon) -> bytes:

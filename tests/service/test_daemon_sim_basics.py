@@ -491,6 +491,26 @@ async def test_a_bot_that_leaves_in_each_phase(phase: str) -> None:
         assert house.breaker("a").statistics(trio.current_time()).failures == 0
 
 
+@pytest.mark.parametrize("how", ["leaves", "reads nothing"])
+@virtual
+async def test_a_bot_that_goes_starts_none_of_its_waiting_calls(how: str) -> None:
+    """Its calls end together: a place that one of them leaves is not for the next of them, nor is a connection."""
+    patient = {"timeout_ms": 9000, "first_delta_timeout_ms": 8000}
+    many = {"a": {"warm_connections": 4, "max_connections": 8}}
+    async with clockwork(many, max_calls_in_flight=2, stall_timeout_s=1, route=patient) as house:
+        house["a"].default = silent
+        bot = house.bot()
+        bot.fake.capacity = 5
+        for lane in ("research", "entry", "exit") * 2:
+            bot.call(lane=lane)
+        await trio.sleep(0.1)
+        if how == "leaves":
+            bot.leave()
+        await trio.sleep(2)
+        assert not house.daemon.dispatcher.calls
+        assert house.daemon.pools["a"]._policy.statistics().stopped == 2
+
+
 @virtual
 async def test_the_replacement_of_a_stopped_call_opens_at_once() -> None:
     """A cancel costs a connection and no delay: the spare is back within a few milliseconds, every time."""

@@ -29,6 +29,7 @@ class Ticketed:
         self.call_id = f"01-{call.id}"
         self.ended: list[str] = []
         self.abandoned = 0
+        self.admitted: bool | None = True
 
     def end(self, code: str, message: str) -> None:
         """As the frontend ends it."""

@@ -46,6 +46,7 @@ class Held:
         self.reply = reply
         self.ended = ""
         self.abandoned = False
+        self.admitted: bool | None = True
 
     def end(self, code: str, message: str) -> None:
         """The terminal, as a dispatcher gives it."""
