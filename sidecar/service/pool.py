@@ -100,9 +100,8 @@ class Pool:
         self._nursery: trio.Nursery | None = None
         self._rechecking = False
         self._closing = False
-        self._connecting = 0
         self._compression = upstream.compression == "zstd-stream"
-        self._opened = self._failed = 0
+        self._connecting = self._lingering = self._opened = self._failed = 0  # lingering: CLOSED, its task is not over
 
     def __repr__(self) -> str:
         return f"<Pool {self.name} {self.counts()}>"
@@ -171,7 +170,7 @@ class Pool:
         one_each = self.upstream.calls_per_connection == 1
         idle = self._connecting
         idle += len(self._free) if one_each else sum(c.state == "READY" for c in self.connections.values())
-        if self._policy.needs_decision(idle, len(self.connections), self.waiting(), self._clock()):
+        if self._policy.needs_decision(idle, len(self.connections) - self._lingering, self.waiting(), self._clock()):
             self._wake.set()
 
     # ------------------------------------------------------------------ tasks
@@ -248,6 +247,7 @@ class Pool:
         connection.keepalive.cancel()
         connection.websocket = None
         del self.connections[connection.key]
+        self._lingering -= 1
         self._wake.set()
 
     async def _dialled(self) -> trio.abc.Stream:
@@ -276,6 +276,7 @@ class Pool:
                 self._compression = False
                 self._log.warning("compression.off", upstream=self.name, reason=fault.reason)
         connection.closed(fault, now)
+        self._lingering += 1
         self._free.remove(connection)
         self._wake.set()
         self._on_capacity(self)  # parked calls look again: here, elsewhere, or give up

@@ -175,3 +175,28 @@ async def test_a_silent_connection_is_found_by_its_keepalive() -> None:
         await trio.sleep(20)
         assert house["a"].served[0].gone_at is not None
         assert len(house["a"].standing) == 1
+
+
+@virtual
+async def test_a_closed_connection_takes_no_place() -> None:
+    """An upstream says Close and leaves TCP open: calls that come meanwhile get new connections, not a wait of 2 s."""
+
+    async def leave_open() -> None: ...
+
+    async with clockwork({"a": {"warm_connections": 2, "max_connections": 4}}) as house:
+        closed = list(house["a"].standing)
+        for served in closed:
+            served.cut = leave_open  # type: ignore[method-assign,assignment]
+            await served.close(1011)
+        await trio.sleep(1.4)
+        assert house.daemon.pools["a"].counts() == {"CLOSED": 2, "READY": 2}
+        house["a"].default = silent
+        bot = house.bot()
+        names = [bot.call() for _ in range(4)]
+        await trio.sleep(0.05)
+        assert len(house["a"].asked) == 4
+        for name in names:
+            bot.send(type="cancel", id=name)
+            await bot.terminal(name)
+        await trio.sleep(1)
+        assert all(served.gone_at is not None for served in closed)
