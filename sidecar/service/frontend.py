@@ -23,7 +23,7 @@ from sidecar.wire import Call, Cancel, Encoding, Failed, Hello, Ping, Pong, Prob
 
 #: Messages read at once: whoever comes next waits for all of them, and each may be an array of 256 maps.
 RECEIVE_LIMIT: Final = 16
-#: Messages taken at most by one glance from within another task's step.
+#: Maps after which a glance from within another task's step takes no further message; an array is taken whole.
 GLANCE_LIMIT: Final = 4
 #: Connections of one uid that are heard; calls of any further one are refused.
 MAX_CONNECTIONS_PER_UID: Final = 1024
@@ -159,11 +159,11 @@ class Frontend:
         """Take a few messages from within another task's step, when the loop's round is long. See `turn`."""
         if self._taking:
             return  # some are being taken: what comes after them must stay after them
-        batch = self._port.receive_now(GLANCE_LIMIT)
-        if batch:
-            self._messages_in += len(batch)
-            for incoming in batch:
-                self._take(incoming)
+        taken = 0
+        while taken < GLANCE_LIMIT and (batch := self._port.receive_now(1)):
+            self._messages_in += 1
+            taken += max(1, self._take(batch[0]))
+        if taken:
             self.flush()
         self._port.settle()
 

@@ -15,6 +15,9 @@ from sidecar.service.frontend import Frontend
 
 #: Seconds between two looks at the bots' socket from within a round.
 GLANCE_INTERVAL: Final = 0.002
+#: How many times as long as a glance took the next one is put off: an array of 256 calls takes some 15 ms, and a flood
+#: of them must not get a turn after each pass.
+GLANCE_PAUSE: Final = 4
 
 
 class Turn:
@@ -50,7 +53,9 @@ class Turn:
                 if now >= clocks.due_at:
                     clocks.sweep(now)
                 if now >= self._glance_at:
-                    self._glance_at = now + GLANCE_INTERVAL
+                    began = self._clock()
                     frontend.glance()
+                    ended = self._clock()
+                    self._glance_at = ended + max(GLANCE_INTERVAL, GLANCE_PAUSE * (ended - began))
             finally:
                 self._inside = False
