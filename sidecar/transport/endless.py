@@ -48,6 +48,8 @@ class EndlessGuard:
         if self._resident() < self._limit:
             self._suspects.clear()
             return 0
+        if spoke is None:
+            return 0  # whose bytes wait may wait for us
         silent = {fd for fd in self._port.connected() if fd not in spoke and _is_sending(fd)}
         guilty = silent & self._suspects
         self._suspects = silent - guilty

@@ -99,6 +99,7 @@ class RouterPort:
         self._by_fd: dict[int, bytes] = {}
         self._live_fds: set[int] = set()
         self._spoke: set[int] = set()  # fds of which a message was finished, since somebody asked
+        self._received = 0  # since then, too
         self._pidfds: dict[int, int] = {}  # pid -> pidfd
         self._by_pidfd: dict[int, tuple[int, set[bytes]]] = {}
         self._departed: list[bytes] = []
@@ -187,6 +188,7 @@ class RouterPort:
                 if known is None:
                     continue
             self._spoke.add(known.fd)
+            self._received += 1
             envelope, payload = split_envelope(frames)
             batch.append(Incoming(routing_id, envelope, payload, address))
         return batch
@@ -322,9 +324,15 @@ class RouterPort:
         """Descriptors of the connections that stand, met or not."""
         return self._live_fds
 
-    def spoke_since(self) -> set[int]:
-        """Descriptors of those that finished a message since this was last asked."""
-        spoke, self._spoke = self._spoke, set()
+    def spoke_since(self) -> set[int] | None:
+        """Descriptors of those that finished a message since this last told; None while some may not have had a turn.
+
+        libzmq takes one message of each in turn: after as many as there are connections, everybody had one.
+        """
+        if self._received < len(self._live_fds) and self._get(_EVENTS) & _POLLIN:
+            os.eventfd_write(self._wake_fd, 1)  # the look may have eaten the edge
+            return None
+        spoke, self._spoke, self._received = self._spoke, set(), 0
         return spoke
 
     def drop(self, fd: int) -> None:

@@ -76,3 +76,32 @@ async def test_who_sends_without_end_is_shut_down_and_nobody_else(tmp_path: Path
                 heard = 0
                 while heard < 2:
                     heard += len(await port.receive_batch(10))
+
+
+async def test_who_waits_for_the_daemon_is_not_suspected(tmp_path: Path) -> None:
+    """Finished messages that nobody has taken, so many that the kernel holds some: that is our delay, not theirs."""
+    path = tmp_path / "s"
+    with RouterPort(max_message_bytes=1 << 20) as port:
+        port.bind(f"ipc://{path}")
+        guard = EndlessGuard(port, resident=lambda: 200, margin=-100)
+        with await trio.to_thread.run_sync(peer, path) as busy:
+            busy.setblocking(False)
+            busy.send(b"\x00\x02{}")
+            with trio.fail_after(10):
+                while not await port.receive_batch(10):
+                    pass
+                assert guard.look() == 0
+                message = b"\x02" + (8192).to_bytes(8, "big") + bytes(8192)
+                sent = 0
+                while True:
+                    try:
+                        sent += busy.send(message[sent % len(message) :])
+                    except BlockingIOError:
+                        break
+                    await trio.sleep(0.001)
+                for _ in range(3):
+                    await trio.sleep(0.02)
+                    assert guard.look() == 0, "nobody has taken anything meanwhile"
+                heard = 0
+                while heard < sent // len(message):
+                    heard += len(await port.receive_batch(16))
