@@ -78,7 +78,7 @@ class Attempt:
         call.emit(text)
         if call.length > MAX_ANSWER_CHARACTERS:
             self.connection.stop(self)
-            call.lost(self, MalformedFrame(f"an answer of more than {MAX_ANSWER_CHARACTERS} characters"), now)
+            self.on_lost(MalformedFrame(f"an answer of more than {MAX_ANSWER_CHARACTERS} characters"), now)
 
     def on_started(self, event: Started) -> None:
         """The upstream took the request."""
