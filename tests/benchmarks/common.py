@@ -14,7 +14,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +26,8 @@ if str(ROOT) not in sys.path:
 
 import msgspec  # noqa: E402
 import zmq  # noqa: E402
+
+from tests.fakes.running import Running  # noqa: E402
 
 #: Seconds until a process that does not come up is given up; never part of a verdict.
 PATIENCE: Final = 30.0
@@ -75,39 +76,19 @@ class Relay:
         return found
 
 
-class Bench:
+class Bench(Running):
     """Starts processes and ends them: `with Bench() as bench: relay = bench.relay(); bench.daemon(...)`."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="sb-", dir="/tmp")
-        self.folder = Path(self._folder.name)
-        self.endpoint = f"ipc://{self.folder}/s.sock"
+        super().__init__("sb-")
         self.configuration = self.folder / "sidecar.toml"
-        self._running: list[subprocess.Popen[bytes]] = []
-
-    def __enter__(self) -> Bench:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self._running:
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
-                process.terminate()
-        for process in self._running:
-            try:
-                process.wait(3)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._folder.cleanup()
 
     def start(self, *argv: str, log: str, stdout: int | None = None) -> subprocess.Popen[bytes]:
         """`python ARGV` in the background with this tree's product, what it says in `log`."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("SIDECAR_", "XDG_RUNTIME"))}
         with (self.folder / log).open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, *argv], stdin=subprocess.DEVNULL, stdout=stdout or output, stderr=output,
-                env={**kept, "PYTHONPATH": str(ROOT)}, cwd=ROOT, preexec_fn=_die_with_parent,
+                env=self.environ(PYTHONPATH=str(ROOT)), cwd=ROOT, preexec_fn=_die_with_parent,
             )  # fmt: skip
         self._running.append(process)
         return process

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -15,40 +12,18 @@ from typing import Any
 
 import zmq
 
+from tests.fakes.running import Running
+
 #: The issue of every wait here; never part of a verdict.
 PATIENCE = 15.0
 
 
-class Processes:
+class Processes(Running):
     """Starts and ends them. `with Processes() as p: p.relay(); p.daemon(...)`."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="sc-", dir="/tmp")
-        self.folder = Path(self._folder.name)
-        self.endpoint = f"ipc://{self.folder}/s.sock"
+        super().__init__("sc-")
         self.port = 0
-        self._running: list[subprocess.Popen[bytes]] = []
-
-    def __enter__(self) -> Processes:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self._running:
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
-                process.terminate()
-        for process in self._running:
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._folder.cleanup()
-
-    def environ(self, **extra: str) -> dict[str, str]:
-        """Ours without anything that could steer the product."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("SIDECAR_", "XDG_RUNTIME"))}
-        return {**kept, **extra}
 
     def start(self, *argv: str, log: str, **environ: str) -> subprocess.Popen[bytes]:
         """`sidecar ARGV` in the background, its output in `log`."""
