@@ -40,6 +40,7 @@ async def serve(
     config: Config,
     *,
     environ: Mapping[str, str],
+    instance: str | None = None,
     shutdown: trio.Event | None = None,
     say: Callable[[str], None] = lambda _: None,
     handle_signals: bool = True,
@@ -50,6 +51,7 @@ async def serve(
     Args:
         config: checked.
         environ: of the process.
+        instance: which of several daemons on this host; it names the socket's folder where systemd does not.
         shutdown: set by others to end it; signals set it too.
         say: gets the first line, once the socket is bound.
         handle_signals: not when another program runs this in its own process.
@@ -64,14 +66,15 @@ async def serve(
     configure(config.log, environ=environ)
     shutdown = shutdown or trio.Event()
     frontend = config.frontend
-    endpoint = places.resolve(frontend.endpoint, environ, uid=os.geteuid())
+    endpoint = places.resolve(frontend.endpoint, environ, uid=os.geteuid(), instance=instance)
     control_endpoint = places.control_of(endpoint, frontend.control_endpoint)
+    advice = places.advice(frontend.endpoint, frontend.control_endpoint, environ, instance=instance)
     notifier = Notifier(environ)
     log = get_logger()
     with contextlib.ExitStack() as stack:
         stack.callback(notifier.close)
-        stack.enter_context(places.held(endpoint, group=frontend.group))
-        stack.enter_context(places.held(control_endpoint))
+        stack.enter_context(places.held(endpoint, group=frontend.group, advice=advice))
+        stack.enter_context(places.held(control_endpoint, advice=advice))
         port = RouterPort(max_message_bytes=frontend.max_message_bytes)
         stack.callback(port.close, linger=LINGER)
         control_port = RouterPort(max_message_bytes=CONTROL_MESSAGE_BYTES)

@@ -21,11 +21,12 @@ def run(argv: list[str]) -> int:
     """Exit status: 0 right, 78 configuration, 69 an upstream not reached, 77 a credential refused or unreadable."""
     parser = argparse.ArgumentParser(prog="sidecar check", description=__doc__)
     parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="default: /etc/sidecar/sidecar.toml")
+    parser.add_argument("--instance", metavar="NAME", help="as `sidecar serve --instance` would take it")
     parser.add_argument("--connect", action="store_true", help="connect and authenticate to each upstream")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     arguments = parser.parse_args(argv)
     try:
-        config, result = _validate(arguments.config)
+        config, result = _validate(arguments.config, arguments.instance)
     except (ConfigurationError, EndpointError) as error:
         if arguments.json:
             print(json.dumps({"ok": False, "exit": EXIT_CONFIGURATION, "error": str(error)}))
@@ -53,19 +54,20 @@ def run(argv: list[str]) -> int:
     return status
 
 
-def _validate(path: Path | None) -> tuple[Config, dict[str, Any]]:
+def _validate(path: Path | None, instance: str | None) -> tuple[Config, dict[str, Any]]:
     """Everything that can be known without a connection: the file, and what it names on this machine."""
     import grp
 
-    from sidecar.config import load
+    from sidecar.config import load, path_of
     from sidecar.config.summary import describe
     from sidecar.credentials import CredentialReader
     from sidecar.transport.dial import tls_context_of
-    from sidecar.transport.endpoint import control_of, resolve
+    from sidecar.transport.endpoint import advice, control_of, resolve
 
+    path = path_of(path, instance)
     config = load(path, environ=os.environ)
     frontend = config.frontend
-    endpoint = resolve(frontend.endpoint, os.environ, uid=os.getuid())
+    endpoint = resolve(frontend.endpoint, os.environ, uid=os.getuid(), instance=instance)
     control_of(endpoint, frontend.control_endpoint)
     if frontend.group is not None:
         try:
@@ -77,6 +79,12 @@ def _validate(path: Path | None) -> tuple[Config, dict[str, Any]]:
                 mend=f"groupadd --system {frontend.group}",
             ) from None
     notes = []
+    if instance is not None:
+        notes.append(f"instance {instance} reads {path}")
+        if path.name != f"{instance}.toml":
+            fixed = advice(frontend.endpoint, frontend.control_endpoint, os.environ, instance=instance)
+            if fixed:
+                notes.append(f"the second instance would end with 75{fixed}")
     for upstream in config.upstream:
         tls_context_of(upstream)
         # Not an error yet: the daemon's user and systemd's credentials are not ours here.

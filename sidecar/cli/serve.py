@@ -16,17 +16,24 @@ def run(argv: list[str]) -> int:
     """Exit status: 0 after a drain, 78 bad configuration, 75 the endpoint is held by another daemon."""
     parser = argparse.ArgumentParser(prog="sidecar serve", description="The daemon: calls in over ZeroMQ, tokens back.")
     parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="default: /etc/sidecar/sidecar.toml")
+    parser.add_argument(
+        "--instance", metavar="NAME", help="one of several daemons: NAME.toml beside the file, if there; a folder apart"
+    )
     parser.add_argument("--endpoint", metavar="IPC", help="instead of the file's frontend.endpoint")
     arguments = parser.parse_args(argv)
 
     import trio
 
-    from sidecar.config import load
+    from sidecar.config import load, path_of
     from sidecar.process import serve
 
     try:
-        config = load(arguments.config, environ=os.environ, overrides={"frontend.endpoint": arguments.endpoint})
-        trio.run(lambda: serve(config, environ=os.environ, say=_say))
+        config = load(
+            path_of(arguments.config, arguments.instance),
+            environ=os.environ,
+            overrides={"frontend.endpoint": arguments.endpoint},
+        )
+        trio.run(lambda: serve(config, environ=os.environ, instance=arguments.instance, say=_say))
     except EndpointHeld as error:
         return _fail(error, EXIT_HELD)
     except (ConfigurationError, EndpointError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sidecar.config.load import load
 from sidecar.config.model import Config, CredentialSource, Frontend, Log, Route, Target, Tls, Upstream
-from sidecar.config.source import DEFAULT_PATH, EXAMPLE
+from sidecar.config.source import DEFAULT_PATH, EXAMPLE, path_of
 
 __all__ = [
     "DEFAULT_PATH",
@@ -18,4 +18,5 @@ __all__ = [
     "Tls",
     "Upstream",
     "load",
+    "path_of",
 ]

@@ -39,6 +39,7 @@ _SECRET: Final = re.compile(
     r"|\beyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{5,}|-----BEGIN [A-Z ]*PRIVATE KEY|\bBearer\s+\S{8,}",
     re.IGNORECASE,
 )
+_INSTANCE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -50,6 +51,30 @@ def looks_like_secret(text: str) -> bool:
 def scrub(text: str) -> str:
     """`text` with everything of the shape of a secret replaced; for words of others that go into a log."""
     return _SECRET.sub("[redacted]", text)
+
+
+def path_of(path: Path | None, instance: str | None) -> Path:
+    """The file of one daemon: INSTANCE.toml beside the shared file if there is one, else the shared file.
+
+    Args:
+        path: the shared file; None for `DEFAULT_PATH`.
+        instance: which of several daemons; None where there is one.
+
+    Raises:
+        ConfigurationError: not a name for an instance.
+    """
+    shared = path if path is not None else DEFAULT_PATH
+    if instance is None:
+        return shared
+    if not _INSTANCE.fullmatch(instance):
+        raise ConfigurationError(
+            f"{instance[:40]!r} cannot name an instance",
+            where="--instance",
+            mend="Letters, digits, `_`, `.` and `-`, at most 32, a letter or digit first",
+        )
+    own = shared.with_name(f"{instance}.toml")
+    # lexists: a dangling link or a file that may not be read is a mistake to be told, not a reason for another file.
+    return own if os.path.lexists(own) else shared
 
 
 def read(path: Path) -> dict[str, Any]:

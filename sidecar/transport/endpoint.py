@@ -22,16 +22,17 @@ MAX_PATH_BYTES: Final = 107
 _SCHEME: Final = "ipc://"
 
 
-def resolve(configured: str | None, environ: Mapping[str, str], *, uid: int) -> str:
+def resolve(configured: str | None, environ: Mapping[str, str], *, uid: int, instance: str | None = None) -> str:
     """The endpoint the daemon binds, as the local wire's "Finding the socket" orders it.
 
     Args:
         configured: `frontend.endpoint`, None when not given.
         environ: the process environment.
         uid: the daemon's own, for the last resort under /tmp.
+        instance: which of several daemons; without a runtime directory from systemd its folder is named after it.
 
     Raises:
-        ConfigurationError: not an ``ipc://`` path, or over 107 bytes.
+        ConfigurationError: not an ``ipc://`` path, several of them, or over 107 bytes.
     """
     where = "frontend.endpoint"
     if configured is None and environ.get("SIDECAR_ENDPOINT"):
@@ -41,9 +42,34 @@ def resolve(configured: str | None, environ: Mapping[str, str], *, uid: int) -> 
     # systemd gives several runtime directories as a list with colons; the first is ours.
     if runtime := environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]:
         return checked(f"{_SCHEME}{runtime}/sidecar.sock", where="$RUNTIME_DIRECTORY")
+    suffix = f"-{instance}" if instance else ""
     if runtime := environ.get("XDG_RUNTIME_DIR", ""):
-        return checked(f"{_SCHEME}{runtime}/sidecar/sidecar.sock", where="$XDG_RUNTIME_DIR")
-    return checked(f"{_SCHEME}/tmp/sidecar-{uid}/sidecar.sock", where="the default endpoint")  # noqa: S108 (held() refuses a folder of others)
+        return checked(f"{_SCHEME}{runtime}/sidecar{suffix}/sidecar.sock", where="$XDG_RUNTIME_DIR")
+    return checked(f"{_SCHEME}/tmp/sidecar-{uid}{suffix}/sidecar.sock", where="the default endpoint")  # noqa: S108 (held() refuses a folder of others)
+
+
+def advice(configured: str | None, control: str | None, environ: Mapping[str, str], *, instance: str | None) -> str:
+    """What to add when a path is refused: which setting keeps it from following the instance. "" when none does.
+
+    Several daemons may read one file and one environment; a path that is fixed there is the same for all of them.
+    """
+    runtime = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    if not runtime and instance is None:
+        return ""
+    fixed = [
+        (name, path)
+        for name, path in (
+            ("frontend.endpoint", configured),
+            ("$SIDECAR_ENDPOINT", environ.get("SIDECAR_ENDPOINT") if configured is None else None),
+            ("frontend.control_endpoint", control),
+        )
+        if path and not (runtime and path.startswith(f"{_SCHEME}{runtime}/"))
+    ]
+    if not fixed:
+        return ""
+    names = " and ".join(name for name, _ in fixed)
+    folder = f" ({runtime})" if runtime else ""
+    return f". Instances that share {names} have one path: leave it out, and each takes a folder of its own{folder}"
 
 
 def control_of(endpoint: str, configured: str | None = None) -> str:
@@ -66,6 +92,10 @@ def checked(endpoint: str, *, where: str) -> str:
         raise ConfigurationError(
             f"{endpoint!r} is not an absolute ipc path", where=where, mend='Write "ipc:///run/sidecar/sidecar.sock".'
         )
+    if "," in path or "*" in path:
+        raise ConfigurationError(
+            f"{endpoint!r} names several sockets, as a client may; a daemon binds one", where=where, mend="Name one."
+        )
     if "\0" in path or path.endswith("/") or Path(path).name in {".", ".."}:
         raise ConfigurationError(f"{endpoint!r} does not name a file", where=where)
     length = len(os.fsencode(path))
@@ -79,10 +109,11 @@ def checked(endpoint: str, *, where: str) -> str:
 
 
 @contextlib.contextmanager
-def held(endpoint: str, *, group: str | None = None) -> Iterator[None]:
+def held(endpoint: str, *, group: str | None = None, advice: str = "") -> Iterator[None]:
     """Hold the path for as long as the body runs: folder made or examined, lock taken, stale socket removed.
 
     The body binds inside `closed_umask()` and then calls `open_to_group`. On exit socket and lock file are removed.
+    `advice` is added to what is said when the path cannot be had.
 
     Raises:
         EndpointHeld: another daemon holds it.
@@ -91,8 +122,11 @@ def held(endpoint: str, *, group: str | None = None) -> Iterator[None]:
     """
     path = _path(endpoint)
     gid = _gid(group)
-    _prepare_folder(path, gid)
-    lock = _lock(path)
+    try:
+        _prepare_folder(path, gid)
+        lock = _lock(path)
+    except EndpointError as error:
+        raise type(error)(f"{error}{advice}") from error
     try:
         _remove_stale(path)
         try:

@@ -1,4 +1,4 @@
-"""The unit: systemd itself finds nothing wrong with it, and it says what the documents say."""
+"""The units: systemd itself finds nothing wrong with them, and they say what the documents say."""
 
 import re
 import shutil
@@ -9,25 +9,50 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "systemd"
 UNIT = FOLDER / "inference-sidecar.service"
+TEMPLATE = FOLDER / "inference-sidecar@.service"
+TARGET = FOLDER / "inference-sidecar.target"
 
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
 
 
 @needs_systemd
 def test_systemd_has_nothing_to_say_of_the_unit(tmp_path: Path) -> None:
-    """`systemd-analyze verify` is silent, with a program that exists in the place of ours, and the drop-in for 252."""
-    unit = tmp_path / UNIT.name
-    unit.write_text(UNIT.read_text().replace("/opt/inference-sidecar/bin/python", "/bin/sh"))
-    drop_ins = tmp_path / f"{UNIT.name}.d"
-    drop_ins.mkdir()
-    shutil.copy(FOLDER / "drop-ins" / "10-credentials.conf", drop_ins)
-    shutil.copy(FOLDER / "drop-ins" / "30-network.conf.example", drop_ins / "30-network.conf")
+    """`systemd-analyze verify` is silent, with a program that exists in the place of ours, and the drop-ins for 252."""
+    assert complaints(UNIT.name, tmp_path) == []
+
+
+@needs_systemd
+def test_systemd_has_nothing_to_say_of_instances_and_their_target(tmp_path: Path) -> None:
+    """The same of an instance of the template; the target that it belongs to is there beside it."""
+    shutil.copy(TARGET, tmp_path)
+    assert complaints(TEMPLATE.name.replace("@", "@a"), tmp_path) == []
+    assert complaints(TARGET.name, tmp_path) == []
+
+
+@needs_systemd
+def test_verify_would_complain(tmp_path: Path) -> None:
+    """The witness of the tests above: a misspelt key is told."""
+    assert complaints(UNIT.name, tmp_path, more="[Service]\nRuntimeDirektory=x\n") != []
+
+
+def complaints(name: str, folder: Path, *, more: str = "") -> list[str]:
+    """What `systemd-analyze verify` says of a unit of ours, by its name as installed."""
+    source = TEMPLATE if "@" in name else FOLDER / name
+    unit = folder / name
+    unit.write_text(source.read_text().replace("/opt/inference-sidecar/bin/python", "/bin/sh"))
+    if unit.suffix == ".service":
+        drop_ins = folder / f"{name}.d"
+        drop_ins.mkdir()
+        shutil.copy(FOLDER / "drop-ins" / "10-credentials.conf", drop_ins)
+        for example in ("30-network.conf", "40-cpu.conf"):
+            text = (FOLDER / "drop-ins" / f"{example}.example").read_text()
+            (drop_ins / example).write_text(re.sub(r"^#(\w+=)", r"\1", text, flags=re.MULTILINE))
+        (drop_ins / "99-more.conf").write_text(more)
     result = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, timeout=30, check=False
     )
     ours = [line for line in (result.stderr + result.stdout).splitlines() if "inference-sidecar" in line]
-    assert ours == []
-    assert result.returncode == 0
+    return ours or ([] if result.returncode == 0 else [f"status {result.returncode}"])
 
 
 @needs_systemd
@@ -60,6 +85,37 @@ def test_the_promises_of_the_documents_stand_in_the_unit() -> None:
     assert keys["ExecStart"].endswith("python -I -m sidecar serve")
     assert "PrivateUsers" not in keys
     assert f"g {keys['Group']} " in (FOLDER / "sysusers.d" / "inference-sidecar.conf").read_text()
+
+
+def settings(unit: Path) -> list[str]:
+    """Its lines in order, without comments and blanks: what systemd reads."""
+    return [line for line in unit.read_text().splitlines() if line and not line.startswith("#")]
+
+
+def test_the_template_is_the_unit_but_for_what_names_the_instance() -> None:
+    """One hardening for both: whatever else is changed in one of them must be changed in the other."""
+    plain, template = settings(UNIT), settings(TEMPLATE)
+    assert [line for line in plain if line not in template] == [
+        "Description=Inference sidecar for the trading bots of this host",
+        "ExecStart=/opt/inference-sidecar/bin/python -I -m sidecar serve",
+        "RuntimeDirectory=sidecar",
+        "WantedBy=multi-user.target",
+    ]
+    assert [line for line in template if line not in plain] == [
+        "Description=Inference sidecar %i for the trading bots of this host",
+        f"PartOf={TARGET.name}",
+        "ExecStart=/opt/inference-sidecar/bin/python -I -m sidecar serve --instance %i",
+        "RuntimeDirectory=sidecar-%i",
+        f"WantedBy={TARGET.name}",
+    ]
+    common = [line for line in plain if line in template]
+    assert common == [line for line in template if line in plain]
+
+
+def test_every_unit_is_in_the_readme() -> None:
+    """Nothing lies there that nobody is told of."""
+    text = (FOLDER / "README.md").read_text()
+    assert [path.name for path in FOLDER.glob("inference-sidecar*") if path.name not in text] == []
 
 
 def test_every_drop_in_is_in_the_readme() -> None:

@@ -48,10 +48,53 @@ def test_the_order_in_which_an_endpoint_is_found() -> None:
     ]
 
 
+def test_an_instance_has_a_folder_of_its_own() -> None:
+    """The folder of systemd as it is (the unit names it after the instance); elsewhere the name is in the folder's."""
+    environ = {"RUNTIME_DIRECTORY": "/run/sidecar-a", "XDG_RUNTIME_DIR": "/x"}
+    found = []
+    for name in (None, *environ):
+        environ.pop(name or "", None)
+        found.append(endpoint.resolve(None, environ, uid=7, instance="a"))
+    assert found == [
+        "ipc:///run/sidecar-a/sidecar.sock",
+        "ipc:///x/sidecar-a/sidecar.sock",
+        "ipc:///tmp/sidecar-7-a/sidecar.sock",
+    ]
+    assert endpoint.resolve("ipc:///c/s", {}, uid=7, instance="a") == "ipc:///c/s"
+
+
+def test_advice_names_what_keeps_instances_together() -> None:
+    """Only where there may be several, and only what lies outside the folder that systemd gives."""
+    runtime = {"RUNTIME_DIRECTORY": "/run/sidecar-a"}
+    here, there = "ipc:///run/sidecar-a/x.sock", "ipc:///run/sidecar/x.sock"
+    assert endpoint.advice(there, there, {}, instance=None) == ""
+    assert endpoint.advice(here, None, runtime, instance="a") == ""
+    assert endpoint.advice(None, None, runtime, instance="a") == ""
+    said = endpoint.advice(there, there, runtime, instance=None)
+    assert "frontend.endpoint and frontend.control_endpoint" in said
+    assert "/run/sidecar-a" in said
+    assert "$SIDECAR_ENDPOINT" in endpoint.advice(None, None, {"SIDECAR_ENDPOINT": there}, instance="a")
+
+
+def test_advice_is_given_with_the_refusal(folder: Path) -> None:
+    """Held by another, or in a place that cannot be had: the kind of error stays what it was."""
+    with (
+        endpoint.held(f"ipc://{folder}/s.sock"),
+        pytest.raises(EndpointHeld, match=r"another daemon holds it \(pid \d+\)\. Mend it$"),
+        endpoint.held(f"ipc://{folder}/s.sock", advice=". Mend it"),
+    ):
+        pass
+    with (
+        pytest.raises(EndpointError, match=r"cannot be made.*\. Mend it$"),
+        endpoint.held(f"ipc://{folder}/no/folder/s.sock", advice=". Mend it"),
+    ):
+        pass
+
+
 @pytest.mark.parametrize(
     "bad",
     ["", "tcp://127.0.0.1:1", "/run/s.sock", "ipc://relative", "ipc://@abstract", "ipc://", "ipc:///a/", "ipc:///a/..",
-     "ipc:///a\0b", "ipc:///" + "x" * 107, "ipc:///" + "é" * 60],
+     "ipc:///a\0b", "ipc:///a,ipc:///b", "ipc:///run/sidecar-*/s.sock", "ipc:///" + "x" * 107, "ipc:///" + "é" * 60],
 )  # fmt: skip
 def test_a_bad_endpoint_is_a_configuration_error(bad: str) -> None:
     """Not ipc, not absolute, not a file, too long (in bytes): named with the place it came from."""
