@@ -12,7 +12,7 @@ import pytest
 
 HERE = Path(__file__).parent
 COMMANDS = (
-    "choose_chaos", "deadlines", "hostile", "hot_path", "million_tokens", "probe_under_load", "warmth",
+    "choose_chaos", "deadlines", "hostile", "hot_path", "million_tokens", "probe_under_load", "short_call", "warmth",
 )  # fmt: skip
 
 
@@ -77,3 +77,11 @@ def test_choose_always_chooses() -> None:
     found = run("choose_chaos", "--calls", "100")
     assert sum(sum(reasons.values()) for reasons in found["reasons"].values()) == sum(found["calls"].values())
     assert found["bad"] == []
+
+
+def test_each_short_call_is_answered() -> None:
+    """With and without a log line per call; and the stages of the table add up to something."""
+    found = run("short_call", "--calls", "100", "--stages")
+    measured = {(one["log"], one["in_flight"]) for one in found["runs"]}
+    assert measured == {(log, in_flight) for log in ("on", "off") for in_flight in (1, 8, 32)}
+    assert {"intake: read a call", "codec: decode", "log line", "glue", "sum", "whole"} <= set(found["stages_us"])
