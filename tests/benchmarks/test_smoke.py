@@ -13,6 +13,7 @@ import pytest
 HERE = Path(__file__).parent
 COMMANDS = (
     "choose_chaos", "deadlines", "hostile", "hot_path", "million_tokens", "probe_under_load", "short_call", "warmth",
+    "workers",
 )  # fmt: skip
 
 
@@ -85,3 +86,11 @@ def test_each_short_call_is_answered() -> None:
     measured = {(one["log"], one["in_flight"]) for one in found["runs"]}
     assert measured == {(log, in_flight) for log in ("on", "off") for in_flight in (1, 8, 32)}
     assert {"intake: read a call", "codec: decode", "log line", "glue", "sum", "whole"} <= set(found["stages_us"])
+
+
+def test_two_daemons_and_pinned_ones_serve_every_call() -> None:
+    """One file, two daemons: nothing is lost, and every token of every paced stream is timed."""
+    found = run("workers")
+    assert found["throughput"]["bad"] == 0
+    assert set(found["throughput"]["flood"]) == {"1", "2", "2 pinned"}
+    assert found["pinning"]["every_token_arrived"]
