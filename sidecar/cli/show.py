@@ -19,16 +19,20 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Final
 
 from sidecar.client.endpoint import control_endpoint, find_endpoint, look, socket_path
 from sidecar.client.zmtp import UnansweredError, ask
-from sidecar.errors import EndpointError
+from sidecar.errors import ConfigurationError, EndpointError
 
 WHAT: Final = ("upstreams", "calls", "stats")
 _WIDEST: Final = 160
+#: Where the template unit puts an instance.
+_UNIT_ENDPOINT: Final = "ipc:///run/sidecar-{}/sidecar.sock"
 
 
 def run(argv: list[str]) -> int:
@@ -37,14 +41,23 @@ def run(argv: list[str]) -> int:
     parser.add_argument("what", choices=WHAT)
     parser.add_argument("--json", action="store_true", help="the data as it came")
     parser.add_argument("--format", choices=("text", "prometheus"), default="text", help="prometheus: stats only")
-    parser.add_argument("--endpoint", help="the bots' endpoint, or the control endpoint itself (*.control.sock)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--endpoint", help="the bots' endpoint, or the control endpoint itself (*.control.sock)")
+    where.add_argument("--control", metavar="IPC", help="the control endpoint, whatever its name")
+    where.add_argument("-c", "--config", type=Path, metavar="FILE", help="the daemon's file: where it fixes a path")
+    parser.add_argument("--instance", metavar="NAME", help="with -c: as `sidecar serve --instance` takes it")
     parser.add_argument("--timeout-ms", type=float, default=1000)
     options = parser.parse_args(argv)
     if options.format == "prometheus" and options.what != "stats":
         parser.error("--format prometheus is for stats")
+    if options.instance is not None and options.config is None:
+        parser.error("--instance goes with -c")
     try:
-        data = fetch(options.endpoint, options.what, timeout=options.timeout_ms / 1000)
-    except (UnansweredError, EndpointError) as problem:
+        control = options.control
+        if options.config is not None:
+            control = _control_in(options.config, options.instance)
+        data = fetch(options.endpoint, options.what, timeout=options.timeout_ms / 1000, control=control)
+    except (UnansweredError, EndpointError, ConfigurationError) as problem:
         print(f"sidecar show: {problem}", file=sys.stderr)
         return 3
     except ValueError as problem:
@@ -59,20 +72,39 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def fetch(endpoint: str | None, what: str, *, timeout: float) -> Any:
-    """The data.
+def _control_in(path: Path, instance: str | None) -> str:
+    """The control endpoint of a daemon that reads this file, in this environment but for systemd's folder.
+
+    Raises:
+        ConfigurationError: the file is wrong.
+    """
+    from sidecar.config import load, path_of
+    from sidecar.transport.endpoint import control_of
+
+    frontend = load(path_of(path, instance), environ=os.environ).frontend
+    if frontend.control_endpoint is not None:
+        return frontend.control_endpoint
+    endpoint = frontend.endpoint or os.environ.get("SIDECAR_ENDPOINT")
+    if endpoint is None and instance is not None:
+        endpoint = _UNIT_ENDPOINT.format(instance)
+    return control_of(find_endpoint(endpoint))
+
+
+def fetch(endpoint: str | None, what: str, *, timeout: float, control: str | None = None) -> Any:
+    """The data; asked at `control` if given, else at the control endpoint beside the bots' `endpoint`.
 
     Raises:
         UnansweredError: nobody there.
         EndpointError: the endpoint is unusable.
         ValueError: the daemon refused, or its answer cannot be read.
     """
-    found = find_endpoint(endpoint)
-    if not found.endswith(".control.sock"):
+    found = find_endpoint(control or endpoint)
+    if control is None and not found.endswith(".control.sock"):
         found = control_endpoint(found)
     obstacle = look(found)
     if obstacle is not None:
-        raise UnansweredError(obstacle.message)
+        hint = "" if control else ". Is control_endpoint configured? Then name it with --control, or the file with -c"
+        raise UnansweredError(obstacle.message + hint)
     payload = ask(socket_path(found), json.dumps({"type": "show", "what": what}).encode(), timeout=timeout)
     try:
         answer = json.loads(payload)
