@@ -92,7 +92,7 @@ def checked(endpoint: str, *, where: str) -> str:
         raise ConfigurationError(
             f"{endpoint!r} is not an absolute ipc path", where=where, mend='Write "ipc:///run/sidecar/sidecar.sock".'
         )
-    if "," in path or "*" in path:
+    if any(sign in path for sign in ",*?["):
         raise ConfigurationError(
             f"{endpoint!r} names several sockets, as a client may; a daemon binds one", where=where, mend="Name one."
         )

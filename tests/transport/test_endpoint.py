@@ -94,7 +94,8 @@ def test_advice_is_given_with_the_refusal(folder: Path) -> None:
 @pytest.mark.parametrize(
     "bad",
     ["", "tcp://127.0.0.1:1", "/run/s.sock", "ipc://relative", "ipc://@abstract", "ipc://", "ipc:///a/", "ipc:///a/..",
-     "ipc:///a\0b", "ipc:///a,ipc:///b", "ipc:///run/sidecar-*/s.sock", "ipc:///" + "x" * 107, "ipc:///" + "é" * 60],
+     "ipc:///a\0b", "ipc:///a,ipc:///b", "ipc:///run/sidecar-*/s.sock", "ipc:///s?.sock",
+     "ipc:///s[ab]", "ipc:///" + "x" * 107, "ipc:///" + "é" * 60],
 )  # fmt: skip
 def test_a_bad_endpoint_is_a_configuration_error(bad: str) -> None:
     """Not ipc, not absolute, not a file, too long (in bytes): named with the place it came from."""
