@@ -14,6 +14,7 @@ COMMANDS: Final = {
     "ask": "one call; the text to stdout as it comes",
     "probe": "health, over ZeroMQ",
     "sim": "the simulated relay alone: answers in every dialect, misbehaves on demand",
+    "bench": "open-loop load: percentiles, costs, comparison of two results",
     "show": "what is going on: upstreams, calls, stats",
 }
 

@@ -1,0 +1,263 @@
+"""`sidecar bench`: open-loop load against the daemon, with percentiles, costs, and a comparison of two results.
+
+Exit status: 0 it ran and every call had its terminal (comparing: nothing is slower than allowed); 1 otherwise; 2 wrong
+usage, or results that cannot be compared; 3 no daemon at --endpoint; 78 bad configuration; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from sidecar.errors import ConfigurationError, EndpointError
+
+if TYPE_CHECKING:
+    from sidecar.bench.load import Load
+    from sidecar.bench.result import Result
+
+EXIT_USAGE, EXIT_NO_DAEMON, EXIT_CONFIGURATION, EXIT_INTERRUPTED = 2, 3, 78, 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sidecar bench",
+        description="Open-loop load: calls begin at their instants whether or not earlier ones have ended. Without "
+        "--endpoint or -c, against a simulator and a daemon that are started here and ended again.",
+        epilog="docs/bench.md says how it measures and how to read it.",
+        argument_default=argparse.SUPPRESS,
+    )
+    load = parser.add_argument_group("load")
+    load.add_argument(
+        "--profile", choices=("stream", "classify", "flood"), help="where the other flags start (default: stream)"
+    )
+    load.add_argument("--rate", type=float, metavar="R", help="calls begun per second")
+    load.add_argument("--streams", type=float, metavar="N", help="instead of --rate: so many calls open on average")
+    load.add_argument("--arrivals", choices=("poisson", "constant"), help="default: poisson")
+    load.add_argument("--for-s", type=float, metavar="S", help="the measured window (default: 10)")
+    load.add_argument("--warm-up-s", type=float, metavar="W", help="the same before it, not measured (default: 2)")
+    load.add_argument("--repetitions", type=int, metavar="N", help="the whole of it so many times (default: 1)")
+    load.add_argument("--seed", type=int, help="of arrivals and answers (default: 1); each repetition has the next one")
+    load.add_argument(
+        "--max-open", type=int, metavar="N", help="a fuse: no more calls are open at once (default: 4096)"
+    )
+    answers = parser.add_argument_group("calls and answers")
+    answers.add_argument(
+        "--tokens", type=int, metavar="N", help="of an answer; elsewhere than here, its max_output_tokens"
+    )
+    answers.add_argument(
+        "--cadence-ms", type=float, metavar="X", help="from token to token, 0: a flood (default: 16.667)"
+    )
+    answers.add_argument("--jitter", type=float, metavar="J", help="share of the cadence (default: 0.3)")
+    answers.add_argument("--ttft-ms", type=float, metavar="X", help="the simulator's time to first token (default: 0)")
+    answers.add_argument("--short", action="store_true", help="two tokens, not streamed")
+    answers.add_argument("--prompt-bytes", type=int, metavar="N", help="default: 200")
+    answers.add_argument("--timeout-ms", type=float, metavar="X", help="of each call (default: 10,000)")
+    answers.add_argument(
+        "--stamps",
+        action=argparse.BooleanOptionalAction,
+        help="tokens carry the instant of their sending (default: where the simulator started here streams at a cadence)",
+    )
+    bots = parser.add_argument_group("bots")
+    bots.add_argument(
+        "--clients", type=int, metavar="K", help="bot processes, each with its share of the rate (default: 1)"
+    )
+    bots.add_argument(
+        "--client",
+        choices=("async", "blocking", "wire"),
+        help="AsyncClient, threads with a Client each, or a bare DEALER (default: async)",
+    )
+    target = parser.add_argument_group("against what")
+    target.add_argument("--endpoint", metavar="IPC", help="a daemon that runs")
+    target.add_argument(
+        "-c", "--config", type=Path, metavar="FILE", help="a daemon started here with this configuration"
+    )
+    target.add_argument("-r", "--route", help="which route is called (default: default)")
+    target.add_argument("--yes", action="store_true", help="send it to an upstream that may cost money")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="one JSON object, histograms included")
+    output.add_argument("--out", type=Path, metavar="FILE", help="save that object, for --compare")
+    output.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="run nothing: set B against A")
+    output.add_argument(
+        "--fail-above", type=float, metavar="RATIO", help="with --compare: status 1 when a figure is slower by more"
+    )
+    output.add_argument("--force", action="store_true", help="with --compare: although the loads differ")
+    return parser
+
+
+def run(argv: list[str]) -> int:
+    """Run the load, or compare two results; the exit status is in this module's docstring."""
+    given = vars(_parser().parse_args(argv))
+    from sidecar.bench.plan import Usage
+
+    try:
+        if "compare" in given:
+            return _compare(given)
+        for name in ("fail_above", "force"):
+            if name in given:
+                raise Usage(f"--{name.replace('_', '-')} belongs to --compare A.json B.json")
+        return _bench(given)
+    except Usage as problem:
+        return _fail(problem, EXIT_USAGE)
+    except (ConfigurationError, EndpointError) as problem:
+        return _fail(problem, EXIT_CONFIGURATION)
+    except KeyboardInterrupt:
+        print("sidecar bench: interrupted; everything that was started is ended", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output left; Python would complain again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _bench(given: dict[str, Any]) -> int:
+    from sidecar.bench.plan import Usage, ask_before_spending, load_of, target_of
+    from sidecar.bench.processes import machine
+    from sidecar.bench.result import finished
+    from sidecar.bench.rig import BenchFailed, NobodyThere
+    from sidecar.bench.run import repetition
+
+    target = target_of(given)
+    load = load_of(given, target)
+    repetitions = given.get("repetitions", 1)
+    if not 1 <= repetitions <= 1000:
+        raise Usage(f"--repetitions: {repetitions} is not between 1 and 1000")
+    ask_before_spending(given, target, load, repetitions)
+    out: Path | None = given.get("out")
+    if out is not None:
+        _must_be_writable(out)
+    signal.signal(signal.SIGTERM, _interrupt)
+    show = _Progress(repetitions)
+    runs = []
+    facts = machine()
+    try:
+        for nth in range(repetitions):
+            show.nth = nth
+            runs.append(repetition(target, _with_seed(load, nth), show))
+    except NobodyThere as problem:
+        return _fail(problem, EXIT_NO_DAEMON)
+    except (BenchFailed, OSError) as problem:
+        return _fail(problem, 1)
+    finally:
+        show.clear()
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    result = finished(at=at, target=target, load=load, machine=facts, runs=runs)
+    return _tell(result, as_json="json" in given, out=out)
+
+
+def _with_seed(load: Load, nth: int) -> Load:
+    import msgspec
+
+    return msgspec.structs.replace(load, seed=load.seed + nth)
+
+
+def _must_be_writable(path: Path) -> None:
+    """Before minutes are spent on a result that cannot be kept."""
+    from sidecar.bench.plan import Usage
+
+    folder = path.absolute().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise Usage(f"--out {path}: cannot be written; name a file in a folder that exists and is yours")
+
+
+def _tell(result: Result, *, as_json: bool, out: Path | None) -> int:
+    import msgspec
+
+    from sidecar.bench.picture import render
+
+    encoded = msgspec.json.encode(result)
+    if as_json:
+        print(encoded.decode(), flush=True)
+    else:
+        width = shutil.get_terminal_size((100, 24)).columns
+        print(render(result, width=min(width, 140), unicode=_speaks_unicode()), flush=True)
+    if out is not None:
+        try:
+            out.write_bytes(encoded + b"\n")
+        except OSError as problem:
+            return _fail(f"--out {out}: {problem.strerror}", 1)
+    return 0 if result.ok else 1
+
+
+def _compare(given: dict[str, Any]) -> int:
+    import msgspec
+
+    from sidecar.bench.compare import ENOUGH, compare, render
+    from sidecar.bench.plan import Usage
+    from sidecar.bench.result import Unreadable, read
+
+    allowed = {"compare", "fail_above", "force", "json"}
+    strange = sorted(set(given) - allowed)
+    if strange:
+        raise Usage(f"--compare runs nothing: leave --{strange[0].replace('_', '-')} out")
+    limit: float | None = given.get("fail_above")
+    if limit is not None and not 1 <= limit < float("inf"):
+        raise Usage(f"--fail-above {limit:g}: a ratio of 1 or more, 1.1 for ten per cent slower")
+    try:
+        a, b = (read(path) for path in given["compare"])
+    except Unreadable as problem:
+        raise Usage(str(problem)) from None
+    found = compare(a, b)
+    if found.differences and "force" not in given:
+        raise Usage(f"the loads differ ({'; '.join(found.differences)}): their figures say nothing about each other. "
+                     "Run the same load twice, or say --force")  # fmt: skip
+    fewest = min(len(a.repetitions), len(b.repetitions))
+    if limit is not None and fewest < ENOUGH:
+        raise Usage(f"--fail-above needs to know the noise: {fewest} repetitions are too few, "
+                     f"run both with --repetitions {ENOUGH + 1}")  # fmt: skip
+    if limit is not None and not found.figures:
+        raise Usage("--fail-above: the two results have no figure in common")
+    failed = limit is not None and bool(found.above(limit))
+    if "json" in given:
+        print(json.dumps({**msgspec.to_builtins(found), "fail_above": limit, "failed": failed}), flush=True)
+    else:
+        print(render(found, fail_above=limit), flush=True)
+    return 1 if failed else 0
+
+
+class _Progress:
+    """One line on standard error while it runs, on a terminal only."""
+
+    def __init__(self, repetitions: int) -> None:
+        self.repetitions = repetitions
+        self.nth = 0
+        self.shown = False
+        self.quiet = not sys.stderr.isatty()
+
+    def __call__(self, at_s: float, of_s: float, share: float | None, mib: float | None) -> None:
+        if self.quiet:
+            return
+        self.shown = True
+        which = f"{self.nth + 1} of {self.repetitions}, " if self.repetitions > 1 else ""
+        daemon = f", daemon {share:4.0%} of a core" if share is not None else ""
+        memory = f", {mib:.0f} MiB" if mib is not None else ""
+        print(
+            f"\r\x1b[K  {which}{max(0.0, at_s):4.1f} of {of_s:g} s{daemon}{memory}", end="", file=sys.stderr, flush=True
+        )
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self.shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _speaks_unicode() -> bool:
+    try:
+        "█".encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _fail(problem: object, status: int) -> int:
+    print(f"sidecar bench: {problem}", file=sys.stderr)
+    return status
