@@ -15,13 +15,15 @@ One wake-up of the loop reads all there is and wakes each waiting task at most o
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Self, TypeVar, Unpack
 
 from sidecar.client.answers import Answer, Choice, Choices
 from sidecar.client.calls import ChoiceWishes, OpenCall, Question, Wishes
-from sidecar.client.endpoint import find_endpoint
+from sidecar.client.endpoint import Places, find_places
+from sidecar.client.fleet import Fleet
 from sidecar.client.handle import Reading
 from sidecar.client.link import Link
 from sidecar.client.session import CHOOSE_GRACE, GRACE, Session
@@ -44,8 +46,9 @@ class AsyncClient:
     """
 
     def __init__(self, endpoint: str | None = None, *, name: str = "") -> None:
-        self.endpoint = find_endpoint(endpoint)
-        self._pump = LoopPump(self.endpoint, Session(name=name))
+        places = find_places(endpoint)
+        self.endpoint = str(places)
+        self._pump = LoopPump(places, name=name)
 
     @property
     def welcome(self) -> Welcome | None:
@@ -167,18 +170,18 @@ class AsyncHandle(Reading):
             CallFailed: it failed; `text` keeps what came.
         """
         while not self.ended:
-            await self._pump.changed(self._call)
+            await self._pump.ended(self._call)
         return self.answer
 
     def cancel(self) -> None:
         """Ask the daemon to end it, upstream too. The terminal follows: ``cancelled``, or one already on its way."""
-        self._pump.session.cancel(self._call)
+        self._call.home.cancel(self._call)
         self._pump.move()
 
     def leave(self) -> None:
         """Cancel it and wait for nothing; it has ended as ``cancelled`` here. Nothing when it had ended."""
         if not self.ended:
-            self._pump.session.abandon(self._call)
+            self._call.home.abandon(self._call)
             self._pump.move()
 
     def __aiter__(self) -> Self:
@@ -202,13 +205,18 @@ class AsyncHandle(Reading):
 class LoopPump:
     """Moves the bytes of one client whenever the loop says that there are some."""
 
-    def __init__(self, endpoint: str, session: Session) -> None:
-        self.session = session
-        self.link = Link(endpoint, session)
+    def __init__(self, places: Places, *, name: str) -> None:
+        self.fleet = Fleet(places, name=name, now=time.monotonic())
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
-        self._again: asyncio.Handle | None = None
+        self._timer_at = math.inf
+        self._reading: dict[int, Link] = {}
+        self._writing: set[int] = set()
+
+    @property
+    def session(self) -> Session:
+        """Of the first daemon that is connected."""
+        return self.fleet.session
 
     def attach(self) -> None:
         """Watch the descriptors from the running loop: the first one the client is used in, or one after its end.
@@ -216,7 +224,7 @@ class LoopPump:
         Raises:
             SidecarError: the client is closed, forked, or of another running loop.
         """
-        reason = self.link.usable()
+        reason = self.fleet.usable()
         if reason is not None:
             raise SidecarError(reason)
         loop = asyncio.get_running_loop()
@@ -224,76 +232,132 @@ class LoopPump:
             return
         if self._loop is not None and not self._loop.is_closed():
             raise SidecarError("this client belongs to another event loop: make one client per loop")
-        self._loop = loop
-        self._timer = self._again = None
-        for descriptor in self.link.descriptors:
-            loop.add_reader(descriptor, self.move)
+        self._loop, self._timer, self._timer_at = loop, None, math.inf
+        self._reading, self._writing = {}, set()
+        self._watch(loop)
         self.move()
 
     def start(self, ask: Callable[[Session], ItemT]) -> ItemT:
         """Begin a call or a question, and fail it at once where nobody can be there."""
         self.attach()
-        item = ask(self.session)
-        self.move()
+        fleet = self.fleet
+        item = ask(fleet.home(time.monotonic()))
+        fleet.flush()
         if not item.handed_over:
-            self.link.explain_absence()
-            self._tell()
+            fleet.explain_absence()
+        self._rest()
         return item
 
     def move(self) -> None:
-        """One pass, whoever asks for it: a descriptor, the timer, a call. Other work runs before the next."""
-        loop = self._loop
-        if loop is None or self.link.usable() is not None:
+        """Do what is due, and hand over what there is: the timer has rung, or a call was cancelled."""
+        if self._loop is None or self.fleet.usable() is not None:
             return
-        if self._again is not None:
-            self._again.cancel()
-            self._again = None
-        if self.link.exchange():
-            self._again = loop.call_soon(self.move)
-        self._tell()
-        wakeup_at = self.session.next_wakeup_at()
-        if wakeup_at is not None and (self._timer is None or wakeup_at < self._timer_at):
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_at = wakeup_at
-            self._timer = loop.call_later(max(0.0, wakeup_at - time.monotonic()), self._ring)
+        self.fleet.tick(time.monotonic())
+        self.fleet.flush()
+        self._rest()
 
-    async def changed(self, item: OpenCall | Question) -> None:
-        """Wait until something new is known of it. Several tasks may wait for one call."""
-        reason = self.link.usable()
-        if reason is not None or self._loop is None:
-            raise SidecarError(reason or "this client is closed")
-        waiter = self._loop.create_future()
-        if item.wake is None:
-            item.wake = []
-        item.wake.append(waiter)
-        await waiter
+    def changed(self, call: OpenCall | Question) -> asyncio.Future[None]:
+        """To be awaited: something new is known of it. Several tasks may wait for one call."""
+        waiter = self._waiter()
+        if call.wake is None:
+            call.wake = [waiter]
+        else:
+            call.wake.append(waiter)
+        return waiter
+
+    def ended(self, call: OpenCall) -> asyncio.Future[None]:
+        """To be awaited: its terminal is there. Pieces wake nobody who waits for this."""
+        waiter = self._waiter()
+        if call.wake_at_end is None:
+            call.wake_at_end = [waiter]
+        else:
+            call.wake_at_end.append(waiter)
+        return waiter
 
     def close(self) -> None:
         """End everything; in a forked child, nothing of the parent's."""
-        if self.link.usable() is None:
+        if self.fleet.usable() is None:
             loop, self._loop = self._loop, None
-            for handle in (self._timer, self._again):
-                if handle is not None:
-                    handle.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
             if loop is not None and not loop.is_closed():
-                for descriptor in self.link.descriptors:
+                for descriptor in self._reading:
                     loop.remove_reader(descriptor)
-            self.session.close()
-            self._tell()
-        self.link.close()
+                for descriptor in self._writing:
+                    loop.remove_writer(descriptor)
+        self.fleet.close()
+        self._tell()
+
+    def _waiter(self) -> asyncio.Future[None]:
+        reason = self.fleet.usable()
+        if reason is not None or self._loop is None:
+            raise SidecarError(reason or "this client is closed")
+        return self._loop.create_future()
+
+    def _readable(self, link: Link) -> None:
+        now = time.monotonic()
+        link.read(now)
+        if link.session.due_at <= now:
+            link.tick(now)
+        self.fleet.settle(now)
+        self._rest()
+
+    def _writable(self, link: Link) -> None:
+        link.write()
+        self._rest()
 
     def _ring(self) -> None:
-        self._timer = None
+        self._timer, self._timer_at = None, math.inf
         self.move()
+
+    def _rest(self) -> None:
+        """The end of every pass: wake who is concerned, watch what is there, and set the one timer."""
+        fleet = self.fleet
+        if fleet.changed:
+            self._tell()
+        loop = self._loop
+        assert loop is not None
+        if fleet.stale:
+            self._watch(loop)
+        due_at = fleet.due_at
+        if due_at < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = due_at
+            self._timer = loop.call_later(max(0.0, due_at - time.monotonic()), self._ring)
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Bring what the loop watches up to date with the links."""
+        links = {link.descriptor: link for link in self.fleet.links if link.descriptor >= 0}
+        writing = {descriptor for descriptor, link in links.items() if link.wants_write}
+        for descriptor in self._writing - writing:
+            loop.remove_writer(descriptor)
+        for descriptor, link in self._reading.items():
+            if links.get(descriptor) is not link:
+                loop.remove_reader(descriptor)
+        for descriptor, link in links.items():
+            if self._reading.get(descriptor) is not link:
+                loop.add_reader(descriptor, self._readable, link)
+        for descriptor in writing - self._writing:
+            loop.add_writer(descriptor, self._writable, links[descriptor])
+        self._reading, self._writing = links, writing
+        self.fleet.bury()
 
     def _tell(self) -> None:
         """Wake whoever waits for what changed, once each."""
-        for item in self.session.changed:
+        changed = self.fleet.changed
+        for item in changed:
             item.changed = False
             if item.wake is not None:
-                for waiter in item.wake:
-                    if not waiter.done():
-                        waiter.set_result(None)
+                _wake(item.wake)
                 item.wake = None
-        self.session.changed.clear()
+            if isinstance(item, OpenCall) and item.ended is not None and item.wake_at_end is not None:
+                _wake(item.wake_at_end)
+                item.wake_at_end = None
+        changed.clear()
+
+
+def _wake(waiters: list[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)

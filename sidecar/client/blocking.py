@@ -21,7 +21,8 @@ from typing import Final, Self, TypeVar, Unpack
 
 from sidecar.client.answers import Answer, Choice, Choices
 from sidecar.client.calls import ChoiceWishes, OpenCall, Question, Wishes
-from sidecar.client.endpoint import find_endpoint
+from sidecar.client.endpoint import Places, find_places
+from sidecar.client.fleet import Fleet
 from sidecar.client.handle import Reading
 from sidecar.client.link import Link
 from sidecar.client.session import CHOOSE_GRACE, GRACE, Session
@@ -29,7 +30,6 @@ from sidecar.errors import SidecarError
 from sidecar.wire import Pong, Report, Welcome
 
 _FAR: Final = 3600.0
-T = TypeVar("T")
 ItemT = TypeVar("ItemT", OpenCall, Question)
 
 
@@ -37,7 +37,8 @@ class Client:
     """A blocking connection to the daemon.
 
     Args:
-        endpoint: ``ipc:///path``; None looks as `sidecar.client.endpoint.find_endpoint` says.
+        endpoint: ``ipc:///path``, several of them with commas between, or a pattern such as
+            ``ipc:///run/sidecar-*/sidecar.sock``; None looks as `sidecar.client.endpoint.find_places` says.
         name: a label for people in the daemon's logs.
 
     Making one never fails for want of a daemon: the calls say so, as `DaemonGone` (``daemon_unavailable``), at once
@@ -55,8 +56,9 @@ class Client:
     """
 
     def __init__(self, endpoint: str | None = None, *, name: str = "") -> None:
-        self.endpoint = find_endpoint(endpoint)
-        self._pump = Pump(self.endpoint, Session(name=name))
+        places = find_places(endpoint)
+        self.endpoint = str(places)
+        self._pump = Pump(places, name=name)
 
     @property
     def welcome(self) -> Welcome | None:
@@ -197,13 +199,13 @@ class Handle(Reading):
 
     def cancel(self) -> None:
         """Ask the daemon to end it, upstream too. The terminal follows: ``cancelled``, or one already on its way."""
-        self._pump.say(lambda session: session.cancel(self._call))
+        self._pump.say(lambda: self._call.home.cancel(self._call))
 
     def leave(self) -> None:
         """Cancel it and wait for nothing; it has ended as ``cancelled`` here. Nothing when it had ended."""
         if not self.ended:
             try:
-                self._pump.say(lambda session: session.abandon(self._call))
+                self._pump.say(lambda: self._call.home.abandon(self._call))
             except SidecarError:
                 pass  # closed, forked, or another thread is inside: the daemon, or the deadline, ends the call
 
@@ -228,34 +230,41 @@ class Handle(Reading):
 class Pump:
     """Moves the bytes of one client while somebody waits for something."""
 
-    def __init__(self, endpoint: str, session: Session) -> None:
-        self.session = session
-        self.link = Link(endpoint, session)
+    def __init__(self, places: Places, *, name: str) -> None:
+        self.fleet = Fleet(places, name=name, now=time.monotonic())
         # Nobody waits for this lock: two threads in one client are a mistake, and a deadline must not wait for it.
         self._lock = threading.Lock()
         self._poll = select.poll()
-        for descriptor in self.link.descriptors:
-            self._poll.register(descriptor, select.POLLIN)
+        self._watched: dict[int, Link] = {}
 
-    def say(self, what: Callable[[Session], T]) -> T:
-        """Change the session, then move what there is to move.
+    @property
+    def session(self) -> Session:
+        """Of the first daemon that is connected."""
+        return self.fleet.session
+
+    def say(self, what: Callable[[], object]) -> None:
+        """Change a session, then hand over what there is to hand over.
 
         Raises:
             SidecarError: the client is closed, forked, or in use by another thread.
         """
         self._enter()
         try:
-            said = what(self.session)
+            what()
+            self.fleet.flush()
         finally:
             self._lock.release()
-        self.turn(0)
-        return said
 
     def start(self, ask: Callable[[Session], ItemT]) -> ItemT:
         """Begin a call or a question, and fail it at once where nobody can be there."""
-        item = self.say(ask)
-        if not item.handed_over:
-            self.link.explain_absence()
+        self._enter()
+        try:
+            item = ask(self.fleet.home(time.monotonic()))
+            self.fleet.flush()
+            if not item.handed_over:
+                self.fleet.explain_absence()
+        finally:
+            self._lock.release()
         return item
 
     def run(self, over: Callable[[], bool], *, until: float | None = None) -> None:
@@ -267,34 +276,54 @@ class Pump:
                 return
 
     def turn(self, longest: float) -> None:
-        """One pass; then, if nothing came, wait at most `longest` seconds for more, or for the next deadline."""
+        """One pass: do what is due; if nothing was, wait at most `longest` seconds for bytes, and take them."""
         self._enter()
         try:
-            more = self.link.exchange()
-            changed = self.session.changed
-            if changed:
-                more = True
-                for item in changed:
-                    item.changed = False
-                changed.clear()
-            if more or longest <= 0:
-                return
-            wakeup_at = self.session.next_wakeup_at()
-            if wakeup_at is not None:
-                longest = min(longest, wakeup_at - time.monotonic())
-            if longest > 0:
-                self._poll.poll(longest * 1000)
+            fleet = self.fleet
+            now = time.monotonic()
+            due_at = fleet.due_at
+            if due_at <= now:
+                fleet.tick(now)
+                due_at = fleet.due_at
+            if fleet.changed:
+                self._forget_changes()
+                longest = 0.0
+            if fleet.stale:
+                self._watch()
+            for descriptor, event in self._poll.poll(max(0.0, min(longest, due_at - now)) * 1000):
+                link = self._watched[descriptor]
+                if event & select.POLLOUT:
+                    link.write()
+                if event & ~select.POLLOUT:
+                    link.read(time.monotonic())
+            fleet.settle(now)
+            if fleet.changed:
+                self._forget_changes()
         finally:
             self._lock.release()
 
     def close(self) -> None:
         """End everything; in a forked child, nothing of the parent's."""
-        if self.link.usable() is None:
-            self.session.close()
-        self.link.close()
+        self.fleet.close()
+
+    def _forget_changes(self) -> None:
+        """Nobody is woken here: whoever waits looks for himself."""
+        changed = self.fleet.changed
+        for item in changed:
+            item.changed = False
+        changed.clear()
+
+    def _watch(self) -> None:
+        """Bring what is polled up to date with the links."""
+        for descriptor in self._watched:
+            self._poll.unregister(descriptor)
+        self._watched = {link.descriptor: link for link in self.fleet.links if link.descriptor >= 0}
+        for descriptor, link in self._watched.items():
+            self._poll.register(descriptor, select.POLLIN | (select.POLLOUT if link.wants_write else 0))
+        self.fleet.bury()
 
     def _enter(self) -> None:
-        reason = self.link.usable()
+        reason = self.fleet.usable()
         if reason is not None:
             raise SidecarError(reason)
         if not self._lock.acquire(blocking=False):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 from sidecar.errors import CallFailed
 from sidecar.wire import Accepted, ChatMessage, Done, Lane, Pong, Report, Terminal
+
+if TYPE_CHECKING:
+    from sidecar.client.session import Session
 
 
 class ChoiceWishes(TypedDict, total=False):
@@ -43,6 +46,9 @@ class OpenCall:
         local: the terminal is the client's own.
         handed_over: given to the socket.
         deadline_at: the deadline, in the clock of `now`.
+        home: the session of the daemon that has it, or will.
+        payload: as it travels; a call that its daemon would not begin may be moved to another one.
+        unwanted: it was cancelled here.
     """
 
     __slots__ = (
@@ -52,26 +58,34 @@ class OpenCall:
         "ended",
         "grace",
         "handed_over",
+        "home",
         "id",
         "local",
+        "payload",
         "pieces",
         "restarts",
         "seq",
         "stream",
         "timed",
+        "unwanted",
         "wake",
+        "wake_at_end",
     )
 
-    def __init__(self, name: str, *, stream: bool, timed: bool, deadline_at: float, grace: float) -> None:
+    def __init__(
+        self, home: Session, name: str, payload: bytes, *, stream: bool, timed: bool, deadline_at: float, grace: float
+    ) -> None:
+        self.home, self.payload = home, payload
         self.id, self.stream, self.timed, self.grace = name, stream, timed, grace
         self.deadline_at = deadline_at
         self.pieces: list[str] = []
         self.seq = self.restarts = 0
         self.accepted: Accepted | None = None
         self.ended: Terminal | None = None
-        self.local = self.handed_over = self.changed = False
-        #: whoever waits for a change (the asyncio shell's futures)
+        self.local = self.handed_over = self.changed = self.unwanted = False
+        #: whoever waits for a change, and for the end (the asyncio shell's futures)
         self.wake: list[Any] | None = None
+        self.wake_at_end: list[Any] | None = None
 
     @property
     def expire_at(self) -> float:

@@ -26,8 +26,73 @@ class Obstacle(NamedTuple):
     may_pass: bool
 
 
+class Places(NamedTuple):
+    """Where the daemons of a client may be: addresses, and patterns of addresses as the shell writes them."""
+
+    fixed: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
+
+    @property
+    def single(self) -> str | None:
+        """The one address, None when there are, or may be, several."""
+        return self.fixed[0] if len(self.fixed) == 1 and not self.patterns else None
+
+    def look(self) -> list[str]:
+        """The addresses of now: the fixed ones, and the sockets that a pattern finds, each once."""
+        found = list(self.fixed)
+        for pattern in self.patterns:
+            found += sorted(f"ipc://{path}" for path in _matching(socket_path(pattern)))
+        return list(dict.fromkeys(found))
+
+    def __str__(self) -> str:
+        return ",".join((*self.fixed, *self.patterns))
+
+
+def find_places(given: str | None = None, *, environ: Mapping[str, str] | None = None) -> Places:
+    """The daemons a client spreads its calls over; mostly one.
+
+    What is given, or ``$SIDECAR_ENDPOINT``, may name several: separated by commas, or by a pattern with ``*``, ``?`` or
+    ``[]``, such as ``ipc:///run/sidecar-*/sidecar.sock``, which finds those that come later, too. With nothing named,
+    the order of `find_endpoint` holds, and in each of its first two places the sockets of instances
+    (``/run/sidecar-NAME/sidecar.sock``, ``$XDG_RUNTIME_DIR/sidecar-NAME/sidecar.sock``) are taken where there is no
+    plain one.
+
+    Raises:
+        EndpointError: one of them is not an ipc path, or longer than 107 bytes.
+    """
+    environ = os.environ if environ is None else environ
+    chosen = given or environ.get("SIDECAR_ENDPOINT")
+    if chosen:
+        named = [_checked(one.strip()) for one in chosen.split(",") if one.strip()]
+        if not named:
+            raise EndpointError(f"endpoint {chosen!r} names nothing")
+        named = list(dict.fromkeys(named))
+        return Places(
+            tuple(one for one in named if not _is_pattern(one)), tuple(one for one in named if _is_pattern(one))
+        )
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    for plain in (SYSTEM_SOCKET, *([f"{runtime}/sidecar/sidecar.sock"] if runtime else [])):
+        if _may_exist(plain):
+            return Places((_checked(plain),))
+        folder, _, name = plain.rpartition("/")
+        pattern = f"{folder}-*/{name}"
+        if not _is_pattern(plain) and _matching(pattern):
+            return Places((), (f"ipc://{pattern}",))
+    return Places((_checked(f"ipc://{runtime}/sidecar/sidecar.sock" if runtime else _last_resort()),))
+
+
+def absent(places: Places) -> Obstacle:
+    """What to say when a pattern finds nothing."""
+    return Obstacle(
+        errno.ENOENT,
+        f"no daemon at {places}: no such socket (ENOENT). "
+        "Start it with `sidecar serve`, or name its endpoint in $SIDECAR_ENDPOINT",
+        may_pass=True,
+    )
+
+
 def find_endpoint(given: str | None = None, *, environ: Mapping[str, str] | None = None) -> str:
-    """The endpoint a client connects to.
+    """The endpoint of a command that asks one daemon; clients use `find_places`, which knows of several.
 
     In this order: the one given, ``$SIDECAR_ENDPOINT``, ``/run/sidecar/sidecar.sock`` if it exists,
     ``$XDG_RUNTIME_DIR/sidecar/sidecar.sock``, ``/tmp/sidecar-$UID/sidecar.sock``. Never ``$RUNTIME_DIRECTORY``: in a
@@ -38,18 +103,17 @@ def find_endpoint(given: str | None = None, *, environ: Mapping[str, str] | None
         environ: `os.environ` by default.
 
     Raises:
-        EndpointError: the endpoint is not an ipc path, or longer than 107 bytes.
+        EndpointError: the endpoint is not an ipc path, longer than 107 bytes, or names several daemons.
     """
     environ = os.environ if environ is None else environ
-    chosen = given or environ.get("SIDECAR_ENDPOINT")
-    if chosen:
-        return _checked(chosen)
-    if _may_exist(SYSTEM_SOCKET):
-        return f"ipc://{SYSTEM_SOCKET}"
-    runtime = environ.get("XDG_RUNTIME_DIR")
-    if runtime:
-        return _checked(f"ipc://{runtime}/sidecar/sidecar.sock")
-    return f"ipc:///tmp/sidecar-{os.getuid()}/sidecar.sock"
+    places = find_places(given, environ=environ)
+    if places.single is not None:
+        return places.single
+    found = places.look()
+    if len(found) != 1:
+        several = ", ".join(found) or "none that is there"
+        raise EndpointError(f"{places} names {several}: this asks one daemon, so name one")
+    return found[0]
 
 
 def control_endpoint(endpoint: str) -> str:
@@ -106,6 +170,22 @@ def _checked(endpoint: str) -> str:
     if len(os.fsencode(path)) > MAX_PATH_BYTES:
         raise EndpointError(f"endpoint {endpoint!r}: the path is over {MAX_PATH_BYTES} bytes, the kernel's limit")
     return endpoint
+
+
+def _last_resort() -> str:
+    return f"ipc:///tmp/sidecar-{os.getuid()}/sidecar.sock"
+
+
+def _is_pattern(text: str) -> bool:
+    return any(sign in text for sign in "*?[")
+
+
+def _matching(pattern: str) -> list[str]:
+    """Paths that can be addresses. A folder that may not be read hides what is in it."""
+    import glob  # noqa: PLC0415 - not for those who have one daemon
+
+    found = glob.glob(pattern)  # noqa: PTH207 - a folder that may not be read is passed over, as glob does
+    return [path for path in found if len(os.fsencode(path)) <= MAX_PATH_BYTES]
 
 
 def _may_exist(path: str) -> bool:

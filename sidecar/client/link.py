@@ -1,150 +1,171 @@
-"""The clients' one door to ZeroMQ: a DEALER, its monitor, and one pass of moving bytes between them and a session.
+"""One connection of a client to one daemon: a Unix socket, ZMTP on it, and a session behind it. Never blocks.
 
-Facts it rests on (libzmq 4.3.5):
+A shell waits for `descriptor` (to be readable, and while `wants_write` to be writable) and for `due_at`, and calls
+`read`, `write`, `tick`. No thread: the bytes of the daemon wake whoever waits for them, and nobody else.
 
-- IMMEDIATE: a message is only taken when a finished handshake stands behind it, and what the pipe of a broken
-  connection still holds is destroyed (`session_base_t::reconnect`): nothing is queued to run late or twice.
-- The file descriptors are edge-triggered and every zmq call can eat the edge: after any send or receive EVENTS is
-  looked at again before anybody waits. `exchange()` therefore says whether it must be called again first.
-- The monitor tells of a broken connection within a millisecond; messages that came before it are still in the pipe
-  and are read first, so that a terminal sent with the last breath counts.
+Facts it rests on (Linux):
+
+- A Unix socket is connected, or refused, at once; what is sent on it reaches that daemon or nobody: nothing is queued
+  to run late or twice. Nothing is handed over before the handshake is done.
+- What a dead daemon had sent is read before the end of the stream, so that a terminal sent with its last breath counts.
+- Descriptors are level-triggered: what one pass leaves behind wakes the next.
 """
 
 from __future__ import annotations
 
-import os
-import struct
-import time
-from typing import Final, cast
+import math
+import random
+import socket
+from typing import Final
 
-import zmq
-
-from sidecar.client.endpoint import look
+from sidecar.client.dealer import OPENING, Dealer, NotTheDaemonError, frame
+from sidecar.client.endpoint import Obstacle, look, socket_path
 from sidecar.client.session import Session
 
-#: Payloads of one pass. More would let a flooding daemon hold the caller past its deadline.
-_PASS: Final = 16
-_RCVHWM: Final = 16
-_SNDHWM: Final = 64
-_MAX_PAYLOAD_BYTES: Final = 16 << 20
-_RECONNECT_MS: Final = 20
-_RECONNECT_MAX_MS: Final = 100
-_HANDSHAKE_MS: Final = 5_000
-_EVENT: Final = struct.Struct("=hi")
-_WATCHED: Final = int(zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED)
+#: Bytes of one pass. More would let a flooding daemon hold the caller past its deadline.
+_READ_BYTES: Final = 1 << 16
+_FIRST_RETRY: Final = 0.010
+_LAST_RETRY: Final = 0.100
+#: Seconds that a daemon which took the connection gets to shake hands; a stopped one takes it and says nothing.
+_HANDSHAKE_TIMEOUT: Final = 5.0
+_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
 class Link:
     """A DEALER that connects, and reconnects, to one endpoint. Not for two threads at once.
 
-    Resource handling: one private context (one I/O thread) per link; `close()` may be called twice.
+    Attributes:
+        session: who speaks here.
+        descriptor: of the connection, -1 while there is none.
+        wants_write: what is to be sent waits for room.
+        stale: one of these two has changed; the shell watches anew, then calls `bury()`, and clears it.
+        due_at: when `tick()` wants to be called for the connection's sake; the session has instants of its own.
+
+    Resource handling: one socket; `close()` may be called twice.
     """
 
-    def __init__(self, endpoint: str, session: Session) -> None:
-        self.endpoint = endpoint
-        self._session = session
-        self._pid = os.getpid()
-        self._lost = self._made = False
-        self.closed = False
-        self._context = zmq.Context()
-        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
-        for option, value in (
-            (zmq.LINGER, 0),
-            (zmq.IMMEDIATE, 1),
-            (zmq.RCVHWM, _RCVHWM),
-            (zmq.SNDHWM, _SNDHWM),
-            (zmq.MAXMSGSIZE, _MAX_PAYLOAD_BYTES),
-            (zmq.RECONNECT_IVL, _RECONNECT_MS),
-            (zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS),
-            (zmq.HANDSHAKE_IVL, _HANDSHAKE_MS),
-        ):
-            self._socket.setsockopt(option, value)
-        self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(_WATCHED)
-        self._socket.connect(endpoint)
-        self.descriptors = (cast("int", self._socket.getsockopt(zmq.FD)), cast("int", self._monitor.getsockopt(zmq.FD)))
+    def __init__(self, endpoint: str, session: Session, *, now: float) -> None:
+        self.endpoint, self.session = endpoint, session
+        self.descriptor = -1
+        self.wants_write = self.stale = False
+        self.due_at = now
+        self._retry = _FIRST_RETRY
+        self._socket: socket.socket | None = None
+        self._dead: list[socket.socket] = []
+        self._rest = b""
+        self._dealer = Dealer()
+        self._connect(now)
 
-    def usable(self) -> str | None:
-        """Why this link must not be used, None when it may: it is closed, or of the parent process."""
-        if self.closed:
-            return "this client is closed"
-        if os.getpid() != self._pid:
-            return f"this client was made in process {self._pid}, and this is a fork of it: make a new client here"
-        return None
+    def __repr__(self) -> str:
+        return f"<Link {self.endpoint} {self.session!r}>"
 
-    def exchange(self) -> bool:
-        """One pass: read, notice connects and disconnects, write, end what is late. Never blocks.
-
-        Returns:
-            True when there may be more: call again before waiting.
-        """
-        session, socket = self._session, self._socket
-        self._watch()
-        read = 0
-        while read < _PASS and _ready(socket, zmq.POLLIN):
-            payload = socket.recv(zmq.NOBLOCK)
-            if socket.getsockopt(zmq.RCVMORE):
-                payload = self._last_frame()
-            read += 1
-            session.receive(payload, now=time.monotonic())
-        if self._lost and read < _PASS:
-            self._lost = False
-            session.connection_lost()
-        if self._made and not self._lost:
-            self._made = False
+    def read(self, now: float) -> None:
+        """Take what came, up to 64 KiB: the descriptor is readable, or somebody just looks."""
+        if self._socket is None:
+            return
+        try:
+            data = self._socket.recv(_READ_BYTES, _FLAGS)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._lose(now)
+            return
+        dealer, session = self._dealer, self.session
+        try:
+            payloads = dealer.receive(data)
+        except NotTheDaemonError:
+            self._lose(now)
+            return
+        if not session.connected and dealer.ready:
+            self.due_at, self._retry = math.inf, _FIRST_RETRY
             session.connection_made()
-        self._write()
-        session.expire(now=time.monotonic())
-        wanted = zmq.POLLIN if self._write() else zmq.POLLIN | zmq.POLLOUT
-        return read == _PASS or _ready(socket, wanted) or _ready(self._monitor, zmq.POLLIN)
+        for payload in payloads:
+            session.receive(payload, now=now)
+        if session.waiting or dealer.reply:
+            self.write()
 
-    def explain_absence(self) -> None:
-        """End what waits for a connection that cannot come.
+    def write(self) -> None:
+        """Hand over what there is, as far as the socket takes it."""
+        if self._socket is None:
+            return
+        send, session = self._socket.send, self.session
+        blocked = False
+        try:
+            if self._dealer.reply:
+                self._rest, self._dealer.reply = self._rest + self._dealer.reply, b""
+            if self._rest:
+                self._rest = self._rest[send(self._rest, _FLAGS) :]
+                blocked = bool(self._rest)
+            while not blocked and (payload := session.next_payload()) is not None:
+                whole = frame(payload)
+                sent = send(whole, _FLAGS)
+                session.handed_over()
+                if sent < len(whole):
+                    self._rest, blocked = whole[sent:], True
+        except (BlockingIOError, InterruptedError):
+            blocked = True
+        except OSError:
+            pass  # broken: what the daemon sent before is read first, and the end of it tells
+        if blocked != self.wants_write:
+            self.wants_write, self.stale = blocked, True
 
-        A socket that may not be reached is told at once. One that is missing is told at once too, except by a
-        client that was connected before: that daemon is being restarted, and the deadline is the limit.
-        """
-        if not self._session.connected:
-            obstacle = look(self.endpoint)
-            if obstacle is not None and not (obstacle.may_pass and self._session.ever_connected):
-                self._session.fail_waiting(obstacle.message)
+    def tick(self, now: float) -> None:
+        """Do what is due: connect again, give a handshake up, end what is late."""
+        if self.due_at <= now:
+            if self._socket is not None:
+                self._lose(now)
+            else:
+                self._connect(now)
+        session = self.session
+        if session.due_at <= now:
+            session.expire(now=now)
+            if session.waiting:
+                self.write()
+
+    def obstacle(self) -> Obstacle | None:
+        """What is in the way of a connection, None when there is one or nothing speaks against it."""
+        return None if self.session.connected else look(self.endpoint)
+
+    def bury(self) -> None:
+        """Close what was lost: nobody watches its descriptor any more."""
+        for dead in self._dead:
+            dead.close()
+        self._dead.clear()
+
+    def retire(self) -> None:
+        """Give the connection up for good: `bury()` closes it, once nobody watches it."""
+        if self._socket is not None:
+            self._dead.append(self._socket)
+            self._socket = None
+        self.descriptor, self.wants_write, self.stale, self.due_at = -1, False, True, math.inf
 
     def close(self) -> None:
-        """Close the sockets. In a forked child the parent's are left alone."""
-        if self.closed:
+        """Close the connection. A fork's copy of it may be closed too: the parent's stays."""
+        self.retire()
+        self.bury()
+
+    def _connect(self, now: float) -> None:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            made.connect(socket_path(self.endpoint))
+            made.send(OPENING, _FLAGS)
+        except OSError:
+            made.close()
+            self._again(now)
             return
-        self.closed = True
-        if os.getpid() == self._pid:
-            self._socket.disable_monitor()
-            self._monitor.close(0)
-            self._socket.close(0)
-            self._context.term()
+        self._socket, self._dealer = made, Dealer()
+        self._rest = b""
+        self.descriptor, self.wants_write, self.stale = made.fileno(), False, True
+        self.due_at = now + _HANDSHAKE_TIMEOUT
 
-    def _write(self) -> bool:
-        """Hand over what there is; False when the socket takes no more for now."""
-        session, send = self._session, self._socket.send
-        while (payload := session.next_payload()) is not None:
-            try:
-                send(payload, zmq.NOBLOCK)
-            except zmq.Again:
-                return False
-            session.handed_over()
-        return True
+    def _lose(self, now: float) -> None:
+        self.retire()
+        self._again(now)
+        self.session.connection_lost()
 
-    def _watch(self) -> None:
-        """What the monitor saw since: connections lost, and made after that."""
-        while _ready(self._monitor, zmq.POLLIN):
-            event, _ = _EVENT.unpack(self._monitor.recv_multipart(zmq.NOBLOCK)[0])
-            self._made = event != zmq.Event.DISCONNECTED
-            self._lost = self._lost or not self._made
-
-    def _last_frame(self) -> bytes:
-        """The payload of a message with frames before it: the last one (the daemon sends no such thing)."""
-        payload = b""
-        while self._socket.getsockopt(zmq.RCVMORE):
-            payload = self._socket.recv(zmq.NOBLOCK)
-        return payload
-
-
-def _ready(socket: zmq.Socket[bytes], wanted: int) -> bool:
-    """Look at EVENTS, the only truth about a ZeroMQ socket."""
-    return bool(cast("int", socket.getsockopt(zmq.EVENTS)) & wanted)
+    def _again(self, now: float) -> None:
+        """Later, and not all bots at once."""
+        self.due_at = now + self._retry * random.uniform(0.5, 1.0)  # noqa: S311 - spreads, hides nothing
+        self._retry = min(2 * self._retry, _LAST_RETRY)

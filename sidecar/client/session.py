@@ -11,18 +11,22 @@ What it promises, whatever the daemon does:
 - a hole in `seq`, a `done` that counts other `deltas`, a foreign `call_id`, or an unreadable message about an open call
   is a protocol violation: that call fails `internal` and is cancelled, the others go on. What names no open call is
   ignored (a newer daemon may send it): what was lost with it is found by the counts, or by the deadline;
-- a disconnect ends every call handed over as ``daemon_lost``, at once; so does a new `session` in `welcome`.
+- a disconnect ends every call handed over as ``daemon_lost``, at once; so does a new `session` in `welcome`;
+- only a `movable` session gives calls away: what was not handed over, and what the daemon refused on receipt because it
+  is draining. It has begun neither, so another daemon may have them.
 Models: h11, aioquic (time as an argument, state to look at instead of callbacks).
 """
 
 from __future__ import annotations
 
-import heapq
+import itertools
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from sidecar.client.calls import WISHES, OpenCall, Question, is_over
+from sidecar.client.alarms import Alarms
+from sidecar.client.calls import OpenCall, Question, is_over
+from sidecar.client.request import encoded
 from sidecar.client.salvage import UNREADABLE, Unreadable, pieces_of
 from sidecar.errors import CallFailed
 from sidecar.wire import (
@@ -41,29 +45,51 @@ from sidecar.wire import (
 
 #: Until `accepted` says the deadline, a call without `timeout_ms` is given this long.
 UNACCEPTED_TIMEOUT: Final = 2.0
-MAX_TIMEOUT_MS: Final = 86_400_000
 #: How long after the deadline the daemon's own terminal may still come.
 GRACE: Final = 0.020
 #: The same for `choose()`, which promises to be back 10 ms after the deadline.
 CHOOSE_GRACE: Final = 0.001
+#: Refusals on receipt after which other daemons are asked for a moment.
+_NOT_NOW: Final = frozenset({"draining", "overloaded"})
 
 
 class Session:
-    """See the module. `name` is a label for people in the daemon's logs."""
+    """See the module.
 
-    def __init__(self, *, name: str = "") -> None:
-        self.name = name
+    Args:
+        name: a label for people in the daemon's logs.
+        numbers: what calls are named by; sessions between which calls move share it.
+        changed: the list of what changed; the shell empties it, sessions of one client share it.
+        movable: calls may be moved to other sessions.
+
+    Attributes:
+        silent: a call was handed over and ended here without a word of the daemon, and none has come since.
+        refusal: the last `failed` on receipt that says "not now" (draining, overloaded); the shell takes it away.
+        returned: calls that were refused as draining and may be moved, each with its refusal.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str = "",
+        numbers: Iterator[int] | None = None,
+        changed: list[OpenCall | Question] | None = None,
+        movable: bool = False,
+    ) -> None:
+        self.name, self.movable = name, movable
         self.welcome: Welcome | None = None
-        self.connected = self.ever_connected = False
+        self.connected = self.ever_connected = self.silent = False
+        self.refusal: Failed | None = None
+        self.returned: list[tuple[OpenCall, Failed]] = []
         #: calls and questions that changed since the shell last emptied this list
-        self.changed: list[OpenCall | Question] = []
-        self._count = 0
+        self.changed: list[OpenCall | Question] = [] if changed is None else changed
+        self._numbers = itertools.count(1) if numbers is None else numbers
         self._calls: dict[str, OpenCall] = {}
         self._pings: dict[int, Question] = {}
         self._probes: deque[Question] = deque()
         self._outgoing: deque[tuple[bytes, OpenCall | Question | None]] = deque()
         self._greeting: deque[bytes] = deque()
-        self._alarms: list[tuple[float, int, OpenCall | Question]] = []
+        self._alarms = Alarms()
         self._greet()
 
     def __repr__(self) -> str:
@@ -95,39 +121,41 @@ class Session:
             TypeError: a wish of that name does not exist.
             RequestRefused: it cannot be encoded, a timeout is no positive number, or it is too large.
         """
-        if not wishes.keys() <= WISHES:
-            raise TypeError(f"no such argument: {', '.join(sorted(wishes.keys() - WISHES))}")
-        fields: dict[str, Any] = {key: value for key, value in wishes.items() if value is not None}
-        if (prompt is None) == ("messages" not in fields):
-            raise CallFailed.of("invalid_request", "give either a prompt or messages=, and not both")
-        timeout_ms = fields.get("timeout_ms")
-        if timeout_ms is not None and not (type(timeout_ms) in (int, float) and 0 < timeout_ms <= MAX_TIMEOUT_MS):
-            raise CallFailed.of("invalid_request", f"timeout_ms must be above 0 and at most a day, not {timeout_ms!r}")
-        self._count += 1
-        name = f"c{self._count}"
-        if prompt is not None:
-            fields["input"] = prompt
-        fields |= {"type": "call", "id": name, "sent_mono_us": mono_us}
-        if not stream:
-            fields["stream"] = False
-        try:
-            payload = MSGPACK.encode(fields)
-        except (*UNREADABLE, TypeError, ValueError, OverflowError) as problem:
-            raise CallFailed.of("invalid_request", f"the call cannot be encoded: {problem}") from problem
-        if self.welcome is not None and len(payload) > self.welcome.limits.max_message_bytes:
-            raise CallFailed.of(
-                "too_large", f"{len(payload)} bytes; the limit is {self.welcome.limits.max_message_bytes}"
-            )
+        number = next(self._numbers)
+        name = f"c{number}"
+        limit = None if self.welcome is None else self.welcome.limits.max_message_bytes
+        payload = encoded(name, prompt, wishes, mono_us=mono_us, stream=stream, limit=limit)
+        timeout_ms = wishes.get("timeout_ms")
         timeout = UNACCEPTED_TIMEOUT if timeout_ms is None else timeout_ms / 1000
-        call = OpenCall(name, stream=stream, timed=timeout_ms is not None, deadline_at=now + timeout, grace=grace)
-        self._calls[name] = call
-        self._outgoing.append((payload, call))
-        self._set_alarm(call)
+        timed = timeout_ms is not None
+        call = OpenCall(self, name, payload, stream=stream, timed=timed, deadline_at=now + timeout, grace=grace)
+        self.adopt(call)
         return call
+
+    def adopt(self, call: OpenCall) -> None:
+        """Queue a call that no daemon has: a new one, or one that another session gave away."""
+        call.home, call.handed_over = self, False
+        self._calls[call.id] = call
+        self._outgoing.append((call.payload, call))
+        self._set_alarm(call)
+
+    def give_away(self) -> list[OpenCall]:
+        """Part with the calls that were not handed over; each must be adopted at once."""
+        given = [item for _, item in self._outgoing if isinstance(item, OpenCall) and item.ended is None]
+        if given:
+            self._outgoing = deque(entry for entry in self._outgoing if not isinstance(entry[1], OpenCall))
+            for call in given:
+                del self._calls[call.id]
+        return given
+
+    def refuse(self, call: OpenCall, refusal: Failed) -> None:
+        """End a returned call after all: no other daemon takes it."""
+        self._end(call, refusal)
 
     def cancel(self, call: OpenCall) -> None:
         """Ask for the end of a call; its terminal follows. One that was not handed over yet ends here and now."""
         if call.ended is None:
+            call.unwanted = True
             if call.handed_over:
                 self._say_cancel(call)
             else:
@@ -143,15 +171,13 @@ class Session:
 
     def ping(self, *, now: float, timeout: float) -> Question:
         """Queue a `ping`."""
-        self._count += 1
-        question = Question("ping", self._count, now + timeout)
+        question = Question("ping", next(self._numbers), now + timeout)
         self._pings[question.id] = question
         return self._ask(question, {"type": "ping", "nonce": question.id})
 
     def probe(self, check: str, *, now: float, timeout: float) -> Question:
         """Queue a `probe`. Reports carry no name: they answer the probes in their order."""
-        self._count += 1
-        return self._ask(Question("probe", self._count, now + timeout), {"type": "probe", "check": check})
+        return self._ask(Question("probe", next(self._numbers), now + timeout), {"type": "probe", "check": check})
 
     def fail_waiting(self, message: str) -> None:
         """End what was not handed over yet as ``daemon_unavailable``: the shell looked, and nobody can be there."""
@@ -168,6 +194,16 @@ class Session:
         for item in items:
             if not is_over(item):
                 self._fail(item, "cancelled", "the client was closed")
+
+    @property
+    def open_calls(self) -> int:
+        """How many have not ended."""
+        return len(self._calls)
+
+    @property
+    def waiting(self) -> bool:
+        """Something waits to be handed over."""
+        return bool(self._outgoing)
 
     # ------------------------------------------------------------------ to the socket
 
@@ -224,6 +260,7 @@ class Session:
 
     def receive(self, payload: bytes, *, now: float) -> None:
         """Take one message of the daemon, or an array of them."""
+        self.silent = False
         try:
             decoded = encoding_of(payload).decode_from_daemon(payload)
         except UNREADABLE:
@@ -232,12 +269,21 @@ class Session:
         if type(decoded) is not list:
             self._take(decoded, now)
             return
-        calls = self._calls
+        calls, changed = self._calls, self.changed
         for message in decoded:
             if type(message) is Delta:
+                # As `_take_delta`, in place: this is the path of nearly every token.
                 call = calls.get(message.id)
-                if call is not None:
+                if call is None:
+                    continue
+                if message.seq != call.seq or not message.text:
                     self._take_delta(call, message)
+                    continue
+                call.seq += 1
+                call.pieces.append(message.text)
+                if not call.changed:
+                    call.changed = True
+                    changed.append(call)
             else:
                 self._take(message, now)
 
@@ -245,27 +291,24 @@ class Session:
 
     def next_wakeup_at(self) -> float | None:
         """When `expire()` wants to be called, None when nothing is under way."""
-        alarms = self._alarms
-        while alarms:
-            at, number, item = alarms[0]
-            if is_over(item):
-                heapq.heappop(alarms)
-            elif item.expire_at > at:  # it was handed over, or `accepted` told a later deadline
-                heapq.heapreplace(alarms, (item.expire_at, number, item))
-            else:
-                return at
-        return None
+        return self._alarms.next_at(self._settled)
+
+    @property
+    def due_at(self) -> float:
+        """No call for `expire()` before this instant; infinity for none. Cheap, for every pass."""
+        return self._alarms.earliest
 
     def expire(self, *, now: float) -> None:
         """End what is past its deadline and grace."""
-        while (at := self.next_wakeup_at()) is not None and at <= now:
-            item = self._alarms[0][2]
+        while self._alarms.earliest <= now and (at := self.next_wakeup_at()) is not None and at <= now:
+            item: OpenCall | Question = self._alarms.first()
             handed_over = item.handed_over
             if not handed_over and not self.connected:
                 self._fail(item, "daemon_unavailable", "no connection to the daemon by the deadline")
             else:
                 self._fail(item, "deadline_exceeded", "the deadline passed, and the daemon had not ended the call")
             if handed_over and isinstance(item, OpenCall):
+                self.silent = item.accepted is None
                 self._say_cancel(item)
 
     # ------------------------------------------------------------------ inside
@@ -313,12 +356,18 @@ class Session:
             # Differences of the daemon's own clock: right even where it is not ours (another time namespace).
             call.deadline_at = now + max(0, accepted.deadline_mono_us - accepted.recv_mono_us) / 1e6
             self._set_alarm(call)
-        self._touch(call)
 
     def _take_terminal(self, call: OpenCall, terminal: Terminal) -> None:
         accepted = call.accepted
-        if isinstance(terminal, Failed) and terminal.call_id is None and accepted is not None:
-            return  # a refusal: it ends no call in flight
+        if isinstance(terminal, Failed) and terminal.call_id is None:
+            if accepted is not None:
+                return  # a refusal: it ends no call in flight
+            if terminal.code in _NOT_NOW:
+                self.refusal = terminal
+            if terminal.code == "draining" and self.movable and not call.unwanted:
+                del self._calls[call.id]
+                self.returned.append((call, terminal))
+                return
         if accepted is not None and terminal.call_id != accepted.call_id:
             self._violation(call, "a terminal of another call came")
         elif call.stream and isinstance(terminal, Done) and terminal.deltas != call.seq:
@@ -376,12 +425,12 @@ class Session:
             self.changed.append(item)
 
     def _set_alarm(self, item: OpenCall | Question) -> None:
-        self._count += 1  # a tie-breaker: heapq must never compare two calls
-        heapq.heappush(self._alarms, (item.expire_at, self._count, item))
-        if len(self._alarms) > 64 + 4 * (len(self._calls) + len(self._pings) + len(self._probes)):
-            # Ended calls with far deadlines would pile up behind an early one, texts and all.
-            self._alarms = [alarm for alarm in self._alarms if not is_over(alarm[2])]
-            heapq.heapify(self._alarms)
+        alive = len(self._calls) + len(self._pings) + len(self._probes)
+        self._alarms.set(item, alive=alive, over=self._settled)
+
+    def _settled(self, item: OpenCall | Question) -> bool:
+        """Over, or given to another session: this one's alarm is not for it."""
+        return is_over(item) or (isinstance(item, OpenCall) and item.home is not self)
 
     def _ask(self, question: Question, message: dict[str, Any]) -> Question:
         self._outgoing.append((MSGPACK.encode(message), question))

@@ -94,3 +94,10 @@ def test_two_daemons_and_pinned_ones_serve_every_call() -> None:
     assert found["throughput"]["bad"] == 0
     assert set(found["throughput"]["flood"]) == {"1", "2", "2 pinned"}
     assert found["pinning"]["every_token_arrived"]
+
+
+def test_each_client_gets_every_token_and_call() -> None:
+    """AsyncClient, Client and the bare wire, each in a process of its own."""
+    found = run("client_cost")
+    assert set(found["medians"]) == {"wire", "asyncio", "blocking"}
+    assert all(found["promises"].values())
