@@ -4,10 +4,10 @@ A field that is not in `FIELDS` is dropped, so that no prompt, delta or credenti
 keyword. Lines go to stderr: text for a terminal, JSON otherwise; under systemd with a priority and no time, which the
 journal adds itself. A reader that does not read (a stuck journal, a full pipe) costs lines, never the event loop.
 
-One call, one line::
+One call, one line, which has a way of its own (`log_call`), as there are thousands a second::
 
-    get_logger().info("call", outcome="success", code="done", upstream="openai", model="gpt-5-mini", route="default",
-                      lane="exit", attempts=1, queued_us=41, first_delta_us=38211, total_us=52310, overhead_us=211, ...)
+    log_call(CallLine(outcome="success", code="done", upstream="openai", model="gpt-5-mini", route="default",
+                      lane="exit", attempts=1, queued_us=41, first_delta_us=38211, total_us=52310, ...), wall_us)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import re
 import select
 import traceback
 from collections.abc import Iterator, Mapping, MutableMapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 import structlog
@@ -147,6 +147,69 @@ def get_logger() -> FilteringBoundLogger:
     return logger
 
 
+class CallLine(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A call's canonical line: only names of the configuration, codes of the wire, numbers. The order is the line's."""
+
+    event: Literal["call"] = "call"
+    level: Literal["info"] = "info"
+    outcome: Literal["success", "failure"]
+    code: str
+    finish: str | None
+    call_id: str
+    route: str
+    lane: str
+    upstream: str | None
+    model: str | None
+    attempts: int
+    queued_us: int
+    attempt_us: int | None
+    first_delta_us: int | None
+    total_us: int
+    overhead_us: int | None
+    uid: int
+    pid: int
+
+
+def logs_calls() -> bool:
+    """Whether `log_call` would write anything: a line need not be made otherwise."""
+    return _State.captured is not None or (_State.calls and _State.threshold <= _LEVELS["info"])
+
+
+def log_call(line: CallLine, wall_us: int) -> None:
+    """Write a call's line: the one that `get_logger().info("call", ...)` would, at a quarter of its cost.
+
+    Nothing of a `CallLine` needs the allow-list, scrubbing or shortening. Ask `logs_calls` first.
+
+    Args:
+        line: what is said.
+        wall_us: when the call ended, wall clock.
+    """
+    if _State.captured is not None or _State.text:
+        fields = {name: getattr(line, name) for name in line.__struct_fields__ if name not in _OURS}
+        _CALLS.info("call", **fields)
+    elif _State.journal:
+        _State.sink.write(b"<6>%b\n" % _ENCODER.encode(line))
+    else:
+        encoded = _ENCODER.encode(line)
+        _State.sink.write(b'%b,"timestamp":"%b"}\n' % (encoded[:-1], _iso(wall_us)))
+
+
+def _iso(wall_us: int) -> bytes:
+    """`datetime.isoformat` of an instant in UTC; what a second's instants share is kept."""
+    second, us = divmod(wall_us, 1_000_000)
+    if second != _Second.number:
+        _Second.number = second
+        _Second.text = datetime.datetime.fromtimestamp(second, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
+    return b"%b.%06d+00:00" % (_Second.text, us)
+
+
+class _Second:
+    """The last second that `_iso` was asked for."""
+
+    number = -1
+    text = b""
+
+
 @contextlib.contextmanager
 def capture() -> Iterator[list[dict[str, Any]]]:
     """For tests: what is logged inside, of every level, after the allow-list, instead of being written."""
@@ -264,3 +327,4 @@ class _Foreign(logging.Handler):
 
 
 _FOREIGN: Final = get_logger()
+_CALLS: Final = get_logger()

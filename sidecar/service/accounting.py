@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from sidecar.core.outcome import Outcome
+from sidecar.logs import CallLine, log_call, logs_calls
 from sidecar.metrics import Metrics
 from sidecar.service.attempt import Attempt
 from sidecar.service.calls import CallView
@@ -60,8 +61,9 @@ class Accounting:
             metrics.overhead.record(timing.overhead_us)
         if overshoot_us is not None:
             metrics.overshoot.record(overshoot_us)
-        self.log.info(
-            "call",
+        if not logs_calls():
+            return
+        line = CallLine(
             outcome="success" if code == "done" else "failure",
             code=code,
             finish=terminal.finish if isinstance(terminal, Done) else None,
@@ -79,11 +81,12 @@ class Accounting:
             uid=call.peer.uid,
             pid=call.peer.pid,
         )
+        log_call(line, terminal.wall_us or 0)
 
     def attempt_ended(self, attempt: Attempt, outcome: Outcome) -> None:
         """An attempt is over, however."""
         metrics, upstream, state = self.metrics, attempt.target.pool.name, attempt.state
-        metrics.attempts.add(upstream, outcome.kind.value)
+        metrics.attempts.add(upstream, outcome.kind.label)
         if attempt.backup:
             metrics.backups.add(upstream)
         if state.first_content_at is not None:

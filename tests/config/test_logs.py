@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -232,3 +233,64 @@ def test_capture_ends_with_its_block(pipe: Pipe) -> None:
         logs.get_logger().warning("inside")
     logs.get_logger().warning("outside")
     assert [line["event"] for line in pipe.lines()] == ["outside"]
+
+
+def call_line() -> dict[str, Any]:
+    """The fields of a call's line."""
+    return {
+        "outcome": "success", "code": "done", "finish": "stop", "call_id": "01K", "route": "default", "lane": "exit",
+        "upstream": "openai", "model": "gpt-5-mini", "attempts": 1, "queued_us": 41, "attempt_us": None,
+        "first_delta_us": 38211, "total_us": 52310, "overhead_us": 211, "uid": 1000, "pid": 4711,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_the_quick_way_of_a_call_says_what_the_usual_one_does(form: Any) -> None:
+    """The same fields in the same order, with the same look of the time, for a file as for a terminal."""
+    pipe = Pipe(Log(format=form))
+    logs.log_call(logs.CallLine(**call_line()), 1_800_000_000_000_042)
+    logs.get_logger().info("call", **call_line())
+    quick, usual = pipe.text().splitlines()
+    if form == "json":
+        assert list(json.loads(quick)) == list(json.loads(usual))
+        stamp = json.loads(quick).pop("timestamp")
+        assert stamp == "2027-01-15T08:00:00.000042+00:00"
+        assert quick.replace(stamp, "") == usual.replace(json.loads(usual)["timestamp"], "")
+    else:
+        assert quick.partition(" ")[2] == usual.partition(" ")[2]
+    pipe.close()
+
+
+def test_the_quick_way_under_the_journal() -> None:
+    """With a priority, without a time."""
+    left, right = socket.socketpair()
+    with left, right:
+        status = os.fstat(left.fileno())
+        environ = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        logs.configure(Log(), environ=environ, descriptor=left.fileno())
+        logs.log_call(logs.CallLine(**call_line()), 1)
+        quick = right.recv(1000)
+        logs.get_logger().info("call", **call_line())
+        assert quick == right.recv(1000)
+        assert quick.startswith(b'<6>{"event":"call"')
+
+
+def test_the_time_of_a_line_follows_its_second() -> None:
+    """What is kept of a second is not used for another one."""
+    pipe = Pipe(Log(format="json"))
+    for wall_us in (1_000_000, 1_999_999, 2_000_000, 0, 1_000_001):
+        logs.log_call(logs.CallLine(**call_line()), wall_us)
+    seconds = [str(line["timestamp"])[17:26] for line in pipe.lines()]
+    assert seconds == ["01.000000", "01.999999", "02.000000", "00.000000", "01.000001"]
+    pipe.close()
+
+
+def test_nobody_makes_a_line_that_is_not_wanted() -> None:
+    """`calls = false` and a level above info say so beforehand; a capture wants every line."""
+    for log, wanted in ((Log(), True), (Log(calls=False), False), (Log(level="warning"), False)):
+        Pipe(log).close()
+        assert logs.logs_calls() is wanted
+    with logs.capture() as events:
+        assert logs.logs_calls()
+        logs.log_call(logs.CallLine(**call_line()), 1)
+    assert events == [{"event": "call", "level": "info", **call_line()}]
