@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -85,8 +85,27 @@ _READ_FIELDS: Final[dict[Encoding, Callable[[Any], dict[str, Any]]]] = {
 }
 
 
+class _KnownCall(Call, frozen=True, kw_only=True, tag=False, forbid_unknown_fields=True):
+    """A call that has no field but those of `Call`, as nearly all have; a `Call` for everybody else."""
+
+    type: Literal["call"]  # a tag outside of a union may be missing; a field may not
+
+
+_READ_KNOWN: Final[dict[Encoding, Callable[[Any], Call]]] = {
+    JSON: msgspec.json.Decoder(_KnownCall).decode,
+    MSGPACK: msgspec.msgpack.Decoder(_KnownCall).decode,
+}
+
+
 class _Undecodable(NamedTuple):
-    problem: str
+    """Why bytes could not be read: in our words, or in msgspec's, which are put into ours when somebody asks."""
+
+    ours: str = ""
+    theirs: str = ""
+
+    @property
+    def problem(self) -> str:
+        return self.ours or describe(self.theirs)
 
 
 def _decode(decoder: Callable[[Any], T], data: object) -> T | _Undecodable:
@@ -94,7 +113,7 @@ def _decode(decoder: Callable[[Any], T], data: object) -> T | _Undecodable:
     try:
         return decoder(data)
     except msgspec.MsgspecError as error:
-        return _Undecodable(describe(str(error)))
+        return _Undecodable(theirs=str(error))
     except UnicodeDecodeError:
         return _Undecodable("text that is not UTF-8")
     except RecursionError:
@@ -223,6 +242,13 @@ def _read_map(encoding: Encoding, data: bytes) -> Item:
         if not isinstance(head, _Undecodable) and len(memoryview(head.options)) > MAX_OPTIONS_BYTES:
             problem = f"options: at most {MAX_OPTIONS_BYTES >> 10} KiB"
             return Item(refusal("invalid_request", problem, name=_name(encoding, head)), [])
+    # Strictly first, which is one look for nearly every call; whatever that refuses is looked at more patiently.
+    call = _decode(_READ_KNOWN[encoding], data)
+    return _read_patiently(encoding, data) if isinstance(call, _Undecodable) else _checked(call, [])
+
+
+def _read_patiently(encoding: Encoding, data: bytes) -> Item:
+    """Any message; of a call, the names of its unknown fields."""
     message = _decode(encoding.decode_to_daemon, data)
     if isinstance(message, _Undecodable):
         return Item(_explain(encoding, data, message.problem), [])
@@ -231,13 +257,15 @@ def _read_map(encoding: Encoding, data: bytes) -> Item:
     keys = _decode(encoding.read_keys, data)
     if isinstance(keys, _Undecodable):
         return Item(refusal("invalid_request", keys.problem, name=message.id), [])
-    problem = _problem(message)
-    if message.v != wire.WIRE_VERSION:
-        return Item(_other_version(message.id), [])
-    if problem:
-        return Item(refusal("invalid_request", problem, name=message.id), [])
-    ignored = [key for key in keys if key not in _KNOWN] if len(keys) > 2 else []
-    return Item(message, [key[:MAX_IGNORED_LENGTH] for key in ignored[:MAX_IGNORED]])
+    ignored = [key for key in keys if key not in _KNOWN]
+    return _checked(message, [key[:MAX_IGNORED_LENGTH] for key in ignored[:MAX_IGNORED]])
+
+
+def _checked(call: Call, ignored: list[str]) -> Item:
+    if call.v != wire.WIRE_VERSION:
+        return Item(_other_version(call.id), [])
+    problem = _problem(call)
+    return Item(refusal("invalid_request", problem, name=call.id) if problem else call, [] if problem else ignored)
 
 
 def _other_version(name: str | None) -> Failed:
