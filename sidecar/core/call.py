@@ -46,6 +46,9 @@ class State(enum.Enum):
     STREAMING = "streaming"
     ENDED = "ended"
 
+    # A member is hashed with every step of every call, and Enum's own way is one of Python, by its name.
+    __hash__ = object.__hash__
+
 
 #: state -> the states it may step to. Anything else raises and changes nothing.
 TRANSITIONS: Final[dict[State, frozenset[State]]] = {
@@ -202,7 +205,7 @@ class Call:
         self._lost_in = None
         self.made += 1
         wait = self._first_delta_timeout
-        if self._untried(exclude=target) and self.made < MAX_ATTEMPTS:
+        if self._targets > 1 and self._untried(exclude=target) and self.made < MAX_ATTEMPTS:
             wait = min(wait, FIRST_DELTA_SHARE * (self.deadline - now))
         attempt = AttemptState(self.made, target, now, now + wait)
         self.attempts.append(attempt)
@@ -220,9 +223,7 @@ class Call:
         self.winner = attempt
         self.seeking = False
         self._seek_at = math.inf
-        losers = [other for other in self.attempts if other is not attempt]
-        self.attempts = [attempt]
-        return losers
+        return self._alone(attempt)
 
     def ending(self, attempt: AttemptState, now: float, grace: float) -> None:
         """The content of an attempt is over; without its usage it is concluded after `grace`.
@@ -236,7 +237,7 @@ class Call:
         """An attempt ended as it should: so does the call. Returns the attempts to stop."""
         if attempt not in self.attempts:
             raise IllegalTransition(f"{self!r}: end of {attempt!r}")
-        losers = [other for other in self.attempts if other is not attempt]
+        losers = self._alone(attempt)
         self.end()
         self.winner = attempt
         return losers
@@ -301,6 +302,8 @@ class Call:
 
     def candidates(self, now: float) -> list[int]:
         """Targets that may be asked now: untried ones in order of preference, then lost ones whose time has come."""
+        if not self._losses and not self.attempts:
+            return list(range(self._targets))
         running = {attempt.target for attempt in self.attempts}
         untried = [t for t in range(self._targets) if t not in self._losses and t not in running]
         if self.attempts:
@@ -378,6 +381,12 @@ class Call:
         if state not in TRANSITIONS[self.state]:
             raise IllegalTransition(f"call: {self.state.value} -> {state.value}")
         self.state = state
+
+    def _alone(self, attempt: AttemptState) -> list[AttemptState]:
+        """From here only `attempt` runs. Returns those that are to be stopped."""
+        losers = [other for other in self.attempts if other is not attempt] if len(self.attempts) > 1 else []
+        self.attempts = [attempt]
+        return losers
 
     def _untried(self, *, exclude: int = -1) -> bool:
         running = {attempt.target for attempt in self.attempts}

@@ -145,7 +145,7 @@ class Dispatcher:
         if isinstance(decision, Admitted):
             # Nothing can come back before this step is over: what it decides on receipt is refused, not accepted.
             running.on_receipt = True
-            self.guarded(running, self._admit_call(running), now)
+            self.guarded(running, running.admit, now)
             running.on_receipt = False
             if running.refusal is not None:
                 return running.refusal
@@ -257,27 +257,15 @@ class Dispatcher:
     def _admit_next(self, keys: list[Hashable]) -> None:
         """Calls whose turn it is. One that ends at once lets in the next: a loop, as no stack is that deep."""
         self._admitting.extend(keys)
-        if self._admits:
+        if self._admits or not self._admitting:
             return
         self._admits = True
         try:
             while self._admitting:
                 admitted = self.calls[str(self._admitting.popleft())]
-                self.guarded(admitted, self._admit_call(admitted), self.clock())
+                self.guarded(admitted, admitted.admit, self.clock())
         finally:
             self._admits = False
-
-    def _admit_call(self, call: RunningCall) -> Callable[[float], None]:
-        def admit(now: float) -> None:
-            call.admitted = True
-            call.policy.admitted()
-            if not call.on_receipt:
-                call.waiting_since = call.received_at
-            call.seek(now)
-            if not call.ended:
-                self.clocks.arm(call)
-
-        return admit
 
     def _shed(self, decision: Shed) -> None:
         loser = self.calls.get(str(decision.key))
@@ -295,7 +283,7 @@ class Dispatcher:
         # An impatient bot's own clocks say nothing about the upstream: the route's are the measure.
         until = now if state.first_content_at is None else state.first_content_at
         waited = until - state.sent_at >= patience.first_delta_timeout_ms / 1000
-        if not waited and outcome in (FIRST_DELTA_TIMEOUT, DEADLINE_COUNTED):
+        if not waited and (outcome is FIRST_DELTA_TIMEOUT or outcome is DEADLINE_COUNTED):
             outcome = CANCELLED
         elif outcome is IDLE_TIMEOUT and now - state.last_content_at < patience.idle_timeout_ms / 1000:
             outcome = structs.replace(outcome, counts_against_breaker=False)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from msgspec import structs
-
 from sidecar.dialects.options import InvalidOption, UnsupportedOption
 from sidecar.service import terminals
-from sidecar.service.routes import RouteRuntime, TargetRuntime
+from sidecar.service.routes import RouteRuntime
 from sidecar.wire import Call, Failed, Options
 
 
@@ -22,18 +20,8 @@ def examine(call: Call, routes: Mapping[str, RouteRuntime]) -> Failed | tuple[Ro
         known = ", ".join(sorted(routes))
         return terminals.refusal(call, "unknown_route", f"no route of that name; this daemon has: {known}")
     try:
-        return route, [_options_for(target, route, call) for target in route.targets]
+        return route, route.options(call.options)
     except UnsupportedOption as error:
         return terminals.refusal(call, "unsupported_option", str(error))
     except InvalidOption as error:
         return terminals.refusal(call, "invalid_request", str(error))
-
-
-def _options_for(target: TargetRuntime, route: RouteRuntime, call: Call) -> Options:
-    merged = target.options(call.options)
-    unsupported = target.pool.dialect.unsupported(merged)
-    if not unsupported:
-        return merged
-    if route.config.unsupported_options == "fail":
-        raise UnsupportedOption(", ".join(unsupported), f"upstream {target.pool.name} cannot take it")
-    return structs.replace(merged, **dict.fromkeys(unsupported))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
+
+from msgspec import structs
 
 from sidecar.config import Route
 from sidecar.core.breaker import Breaker
 from sidecar.core.retry import RetryBudget
-from sidecar.dialects.options import merge
+from sidecar.dialects.options import UnsupportedOption, merge
 from sidecar.service.pool import Pool
 from sidecar.wire import Options
 
@@ -45,6 +47,18 @@ class TargetRuntime:
         """
         return merge(self.base_options, of_call, self.cap) if of_call else self.default_options
 
+    def carried(self, of_call: dict[str, Any], unsupported_options: Literal["fail", "drop"]) -> Options:
+        """`options`, without those that the target's dialect has no field for.
+
+        Raises:
+            UnsupportedOption: there are some, and the route says `fail`; or see `options`.
+        """
+        merged = self.options(of_call)
+        unsupported = self.pool.dialect.unsupported(merged)
+        if unsupported and unsupported_options == "fail":
+            raise UnsupportedOption(", ".join(unsupported), f"upstream {self.pool.name} cannot take it")
+        return structs.replace(merged, **dict.fromkeys(unsupported)) if unsupported else merged
+
     def observed_first_delta(self, seconds: float) -> None:
         """Learn from an answer."""
         self.first_delta += (_EWMA_WEIGHT if self.first_delta else 1.0) * (seconds - self.first_delta)
@@ -53,9 +67,23 @@ class TargetRuntime:
 class RouteRuntime:
     """A configured route and its targets."""
 
-    __slots__ = ("config", "name", "targets")
+    __slots__ = ("_default_options", "config", "name", "targets")
 
     def __init__(self, config: Route, targets: list[TargetRuntime]) -> None:
         self.name = config.name
         self.config = config
         self.targets = targets
+        self._default_options: list[Options] | None = None
+
+    def options(self, of_call: dict[str, Any]) -> list[Options]:
+        """What each target would be given. Most calls have no options of their own: theirs are made once.
+
+        Raises:
+            UnsupportedOption, InvalidOption: one of the targets cannot take them.
+        """
+        if not of_call and self._default_options is not None:
+            return self._default_options
+        options = [target.carried(of_call, self.config.unsupported_options) for target in self.targets]
+        if not of_call:
+            self._default_options = options
+        return options

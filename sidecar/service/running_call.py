@@ -192,6 +192,14 @@ class RunningCall:
 
     # ------------------------------------------------------------------ attempts
 
+    def admit(self, now: float) -> None:
+        """It has a place in flight: an attempt is wanted."""
+        self.admitted = True
+        self.policy.admitted()
+        if not self.on_receipt:
+            self.waiting_since = self.received_at
+        self.seek(now)
+
     def guarded(self, step: Callable[[float], None], now: float) -> None:
         """Take a step that an upstream brought about: a bug in it ends this call and no other."""
         self.desk.guarded(self, step, now)
@@ -242,7 +250,8 @@ class RunningCall:
             self.reply.restart(
                 Restarted(id=self.id, attempt=attempt.state.number, upstream=target.pool.name, model=target.model)
             )
-        desk.clocks.arm(self)
+        if not self.on_receipt:  # armed when its receipt is over
+            desk.clocks.arm(self)
         return True
 
     def prompt(self, index: int) -> Prompt:

@@ -7,13 +7,15 @@ had now, the call waits for what may come before its deadline; where nothing wil
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Final, Protocol
 
 from sidecar.core.breaker import Permit, Refusal
 from sidecar.core.call import Call as CallPolicy
 from sidecar.core.outcome import Outcome
 from sidecar.service.connection import Connection
 from sidecar.service.routes import RouteRuntime, TargetRuntime
+
+_NONE: Final[frozenset[int]] = frozenset()
 
 
 class Seeker(Protocol):
@@ -79,7 +81,8 @@ def _try(call: Seeker, index: int, prospects: _Prospects, now: float) -> bool:
     """Start an attempt on target `index`; False, and what may come of it later, when that cannot be had now."""
     target, policy = call.route.targets[index], call.policy
     pool, breaker = target.pool, target.breaker
-    avoid = frozenset(key for name, key in call.lost_connections if name == pool.name)
+    lost = call.lost_connections
+    avoid = frozenset(key for name, key in lost if name == pool.name) if lost else _NONE
     while connection := pool.lease(avoid=avoid):
         permit = breaker.admit(now)
         if isinstance(permit, Refusal):

@@ -107,18 +107,18 @@ def timing(call: CallView, attempt: Attempt | None, *, step_began_at: float, now
         step_began_at: when what ends the call came in: from there to `now` is our overhead.
         now: the instant.
     """
-    received_at = call.received_at
-
-    def since(at: float) -> int:
-        return max(0, int(1e6 * (at - received_at)))
-
+    received_at, queued_until, first_delta_at = call.received_at, call.queued_until, call.first_delta_at
     return Timing(
-        queued_us=since(call.queued_until if call.queued_until is not None else now),
-        attempt_us=since(attempt.state.sent_at) if attempt is not None else None,
-        first_delta_us=since(call.first_delta_at) if call.first_delta_at is not None else None,
-        total_us=since(now),
-        overhead_us=max(0, int(1e6 * (call.overhead + now - step_began_at))),
+        queued_us=_us((now if queued_until is None else queued_until) - received_at),
+        attempt_us=None if attempt is None else _us(attempt.state.sent_at - received_at),
+        first_delta_us=None if first_delta_at is None else _us(first_delta_at - received_at),
+        total_us=_us(now - received_at),
+        overhead_us=_us(call.overhead + now - step_began_at),
     )
+
+
+def _us(seconds: float) -> int:
+    return int(1e6 * seconds) if seconds > 0 else 0
 
 
 def estimated_usage(call: CallView, attempt: Attempt) -> Usage:
