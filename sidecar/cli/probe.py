@@ -10,18 +10,20 @@ import json
 import sys
 from typing import Any, Final
 
-from sidecar.client.endpoint import find_endpoint, look, socket_path
+from sidecar.client.endpoint import find_endpoint, find_places, look, socket_path
 from sidecar.client.zmtp import UnansweredError, ask
 from sidecar.errors import EndpointError
 
 USAGE: Final = """\
-usage: sidecar probe [--live | --ready] [--format text|json|nagios] [--endpoint E] [--timeout-ms 1000]
+usage: sidecar probe [--live | --ready] [--format text|json|nagios] [--endpoint E] [--all] [--timeout-ms 1000]
 
   --live          exit 0 when the daemon answers and says it lives, else 1
   --ready         exit 0 when every route has a target to go to (degraded is ready), else 1; the default
   --format F      text (for people), json (the report as it came), nagios (one line; exit 0 ok, 1 degraded, 2 not ready)
   --endpoint E    ipc:///PATH; else $SIDECAR_ENDPOINT, else where the daemon usually is
-  --timeout-ms N  how long to wait for an answer"""
+  --all           every daemon that a client would find there, or that E names (a list with commas, or a pattern);
+                  the exit status is that of the worst, and 1 (nagios: 2) when there is none
+  --timeout-ms N  how long to wait for an answer, for each"""
 
 
 def run(argv: list[str]) -> int:
@@ -35,14 +37,12 @@ def run(argv: list[str]) -> int:
         print(USAGE)
         return 0
     check, style = options["check"], options["format"]
-    report: dict[str, Any] | None = None
-    reason = ""
-    try:
-        report = fetch(options["endpoint"], check, timeout=float(options["timeout_ms"]) / 1000)
-    except (UnansweredError, EndpointError) as problem:
-        reason = str(problem)
+    timeout = float(options["timeout_ms"]) / 1000
+    if options["all"]:
+        return _run_all(options["endpoint"], check, style, timeout)
+    report, reason = _asked(options["endpoint"], check, timeout)
     if style == "json":
-        print(json.dumps(report or {"type": "report", "live": False, "ready": False, "reasons": [reason]}))
+        print(json.dumps(_plain(report, reason)))
     elif style == "nagios":
         print(_nagios(report, reason))
     elif report is None:
@@ -50,6 +50,52 @@ def run(argv: list[str]) -> int:
     else:
         print(_text(report))
     return _status(report, check, style)
+
+
+def _run_all(endpoint: str, check: str, style: str, timeout: float) -> int:
+    """One report for each daemon; the worst decides."""
+    try:
+        found = find_places(endpoint).look()
+        reason = "" if found else f"no daemon at {find_places(endpoint)}"
+    except EndpointError as problem:
+        found, reason = [], str(problem)
+    each = [(one, *_asked(one, check, timeout)) for one in found] or [(endpoint, None, reason)]
+    statuses = [_status(report, check, style) for _, report, _ in each]
+    if style == "json":
+        print(json.dumps([{"endpoint": one, "report": _plain(report, why)} for one, report, why in each]))
+    elif style == "nagios":
+        print(_nagios_of_all(each, statuses))
+    else:
+        for one, report, why in each:
+            print(f"{one or 'nowhere'}: {_text(report) if report is not None else 'no answer: ' + why}")
+    return max(statuses)
+
+
+def _nagios_of_all(each: list[tuple[str, dict[str, Any] | None, str]], statuses: list[int]) -> str:
+    """A monitor reads one line: the worst word, those that are not well by name, and sums."""
+    word = ("OK", "WARNING", "CRITICAL")[max(statuses)]
+    reports = [report for _, report, _ in each if report is not None]
+    ill = [
+        f"{one or 'nowhere'} {_nagios(report, why).partition(' - ')[2].partition(' | ')[0]}"
+        for (one, report, why), status in zip(each, statuses, strict=True)
+        if status
+    ]
+    sums = " ".join(f"{name}={sum(int(one.get(name) or 0) for one in reports)}" for name in ("in_flight", "queued"))
+    lag = max((int(one.get("loop_lag_us") or 0) for one in reports), default=0)
+    said = f"{len(each) - len(ill)} of {len(each)} ok{': ' + '; '.join(ill) if ill else ''}"
+    return f"SIDECAR {word} - {said} | instances={len(reports)} {sums} loop_lag={lag}us"
+
+
+def _asked(endpoint: str, check: str, timeout: float) -> tuple[dict[str, Any] | None, str]:
+    """The report, or None and why not."""
+    try:
+        return fetch(endpoint, check, timeout=timeout), ""
+    except (UnansweredError, EndpointError) as problem:
+        return None, str(problem)
+
+
+def _plain(report: dict[str, Any] | None, reason: str) -> dict[str, Any]:
+    return report or {"type": "report", "live": False, "ready": False, "reasons": [reason]}
 
 
 def fetch(endpoint: str | None, check: str, *, timeout: float) -> dict[str, Any]:
@@ -75,7 +121,7 @@ def fetch(endpoint: str | None, check: str, *, timeout: float) -> dict[str, Any]
 
 def _options(argv: list[str]) -> dict[str, str] | None:
     """By hand: argparse costs 10 ms. None for --help."""
-    options = {"check": "full", "format": "text", "endpoint": "", "timeout_ms": "1000"}
+    options = {"check": "full", "format": "text", "endpoint": "", "timeout_ms": "1000", "all": ""}
     rest = list(argv)
     while rest:
         flag, equals, value = rest.pop(0).partition("=")
@@ -83,6 +129,8 @@ def _options(argv: list[str]) -> dict[str, str] | None:
             return None
         if flag in {"--live", "--ready"} and not equals:
             options["check"] = flag[2:]
+        elif flag == "--all" and not equals:
+            options["all"] = "yes"
         elif flag in {"--format", "--endpoint", "--timeout-ms"}:
             if not equals:
                 if not rest:

@@ -62,11 +62,12 @@ def pair() -> Iterator[Pair]:
 
 
 class LoadingBot(threading.Thread):
-    """A client of one daemon that calls again and again, until its daemon refuses or it is told to stop."""
+    """A client that calls again and again, until it is told to stop or, unless it is stubborn, a call fails."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, *, stubborn: bool = False) -> None:
         super().__init__(daemon=True)
         self.endpoint = endpoint
+        self.stubborn = stubborn
         self.begun = 0
         self.ended: Counter[str] = Counter()
         self.over = threading.Event()
@@ -81,7 +82,8 @@ class LoadingBot(threading.Thread):
                     self.ended["done"] += 1
                 except CallFailed as failure:
                     self.ended[failure.code] += 1
-                    return
+                    if not self.stubborn:
+                        return
 
 
 def test_one_is_drained_under_load_and_the_other_serves(pair: Pair) -> None:
@@ -120,6 +122,42 @@ def test_one_is_drained_under_load_and_the_other_serves(pair: Pair) -> None:
         assert refusals <= {"draining", "daemon_lost", "daemon_unavailable"}
     assert not pair.socket("a").exists()
     assert pair.probed("b")
+
+
+def test_one_client_over_both_loses_nothing_when_one_is_drained(pair: Pair) -> None:
+    """What the leaving daemon has taken is finished there; what it refuses, and all that is new, goes to the other one.
+
+    The one thing that may be lost is a call that meets the closing of the socket: it was handed over and not refused,
+    so it is `daemon_lost` and not sent again. A bot that waits for each answer has one such call at most.
+    """
+    pair.begin("--text", "HOLD", "--ttft-ms", "30", "--cadence-ms", "1")
+    bots = [LoadingBot(f"ipc://{pair.folder}/sidecar-*/sidecar.sock", stubborn=True) for _ in range(4)]
+    for bot in bots:
+        bot.start()
+
+    def more_answers(count: int) -> None:
+        before = [bot.ended["done"] for bot in bots]
+        until(
+            lambda: all(bot.ended["done"] >= was + count for bot, was in zip(bots, before, strict=True)),
+            pair.daemons["b"], pair.folder / "b.log",
+        )  # fmt: skip
+
+    more_answers(4)
+    for name in "ab":
+        assert '"event":"call"' in pair.log(f"{name}.log"), "both have served"
+    pair.daemons["a"].send_signal(signal.SIGTERM)
+    assert pair.daemons["a"].wait(PATIENCE) == 0
+    more_answers(4)
+    pair.instance("a")
+    more_answers(2)
+    for bot in bots:
+        bot.over.set()
+    for bot in bots:
+        bot.join(PATIENCE)
+        assert not bot.is_alive()
+        assert bot.begun == sum(bot.ended.values())
+        assert set(bot.ended) <= {"done", "daemon_lost"}
+        assert bot.ended["daemon_lost"] <= 1
 
 
 def test_a_rolling_restart_is_one_after_the_other(pair: Pair) -> None:
@@ -169,3 +207,28 @@ def test_show_finds_a_control_endpoint_of_any_name(pair: Pair) -> None:
     assert broken.returncode == 3
     assert "gone.toml" in broken.stderr
     assert pair.run("show", "upstreams", "--instance", "a").returncode == 2
+
+
+def test_probe_all_is_as_well_as_the_worst(pair: Pair) -> None:
+    """Every daemon that the pattern finds has a report; one that does not answer is told by name."""
+    pair.begin()
+    pattern = f"ipc://{pair.folder}/sidecar-*/sidecar.sock"
+    healthy = pair.run("probe", "--all", "--endpoint", pattern, "--format", "json")
+    assert healthy.returncode == 0, healthy.stderr
+    each = json.loads(healthy.stdout)
+    assert [one["endpoint"] for one in each] == list(pair.endpoints.values())
+    assert {one["report"]["pid"] for one in each} == {daemon.pid for daemon in pair.daemons.values()}
+    pair.daemons["b"].kill()  # its socket stays, and nobody listens
+    pair.daemons["b"].wait()
+    ill = pair.run("probe", "--all", "--endpoint", pattern)
+    assert ill.returncode == 1
+    assert [line.partition(": ")[2][:9] for line in ill.stdout.splitlines() if "sock: " in line] == [
+        "ready: ve", "no answer",
+    ]  # fmt: skip
+    monitored = pair.run("probe", "--all", "--format", "nagios", "--endpoint", pattern)
+    assert monitored.returncode == 2
+    assert monitored.stdout.startswith(f"SIDECAR CRITICAL - 1 of 2 ok: {pair.endpoints['b']} no answer")
+    assert len(monitored.stdout.splitlines()) == 1
+    nobody = pair.run("probe", "--all", "--endpoint", f"ipc://{pair.folder}/nothing-*/sidecar.sock")
+    assert nobody.returncode == 1
+    assert "nothing-*" in nobody.stdout
