@@ -34,9 +34,28 @@ from common import (
     table,
     upstream,
 )
-from workers_bot import cpu_ns, pin
+from workers_bot import cpu_ns, pin, prefer
+
+from tests.benchmarks.yardsticks.build import Missing
+from tests.benchmarks.yardsticks.upstream import CUpstream
 
 TIMEOUT_MS: Final = 60_000
+
+
+Upstream = Relay | CUpstream
+
+
+def upstream_of(bench: Bench, which: str, *, tokens: int, cadence_ms: float, jitter: float) -> Upstream:
+    """The one in C, which is never the bottleneck; `sidecar sim` where it is asked for, or nothing can be compiled."""
+    if which != "sim":
+        try:
+            return CUpstream(bench, tokens=tokens, cadence_us=1000 * cadence_ms, jitter=jitter, ttft_us=0)
+        except Missing as missing:
+            if which == "c":
+                raise SystemExit(str(missing)) from None
+    return bench.relay(
+        "--tokens", str(tokens), "--cadence-ms", str(cadence_ms), "--jitter", str(jitter), "--ttft-ms", "0"
+    )
 
 
 class Worker:
@@ -105,7 +124,7 @@ class Host:
 
 
 def run_load(
-    host: Host, relay: Relay, way: str, turn: int, work: dict[str, Any], warm_s: float, seconds: float
+    host: Host, relay: Upstream, way: str, turn: int, work: dict[str, Any], warm_s: float, seconds: float
 ) -> dict[str, Any]:
     """One way once: `1`, `2`, or `2 pinned` (daemon and bots together on a core each)."""
     everywhere, first, last = host.cores, host.cores[:1], host.cores[-1:]
@@ -142,7 +161,7 @@ def throughput(options: Any) -> dict[str, Any]:
     }
     runs: dict[str, dict[str, list[dict[str, Any]]]] = {kind: {} for kind in works}
     with Bench() as bench:
-        relay = bench.relay("--cadence-ms", "0", "--ttft-ms", "0", "--tokens", str(options.flood_tokens))
+        relay = upstream_of(bench, options.upstream, tokens=options.flood_tokens, cadence_ms=0, jitter=0)
         host = Host(bench, relay.url(), daemons=2, bots=2, connections=options.in_flight)
         ways = ["1", "2", "2 pinned"]
         for turn in range(options.repetitions):
@@ -150,7 +169,12 @@ def throughput(options: Any) -> dict[str, Any]:
                 for way in ways[turn % 3 :] + ways[: turn % 3]:
                     found = run_load(host, relay, way, turn, work, options.warm_s, options.seconds)
                     runs[kind].setdefault(way, []).append(found)
-    result: dict[str, Any] = {"tokens_per_answer": options.flood_tokens, "in_flight": options.in_flight, "runs": runs}
+    result: dict[str, Any] = {
+        "upstream": type(relay).__name__,
+        "tokens_per_answer": options.flood_tokens,
+        "in_flight": options.in_flight,
+        "runs": runs,
+    }
     for kind, (_, tokens) in works.items():
         result[kind] = {way: _medians(found, tokens) for way, found in runs[kind].items()}
         ones = [run["calls_per_s"] for run in runs[kind]["1"]]
@@ -176,9 +200,13 @@ def _medians(found: list[dict[str, Any]], tokens: int) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------ pinning
 
 
-def ways_of_pinning(cores: list[int]) -> dict[str, dict[str, Any]]:
-    """Name -> cores of the daemon, of the bot, and of libzmq's threads of both (None: as their process)."""
+def ways_of_pinning(cores: list[int], *, priorities: bool) -> dict[str, dict[str, Any]]:
+    """Name -> cores of the daemon, of the bot, of the daemon's libzmq threads (None: as the rest); their rank."""
     one, other = cores[:1], cores[-1:]
+    if priorities:
+        free = {"daemon": cores, "bot": cores, "io": None}
+        ranks = {"unpinned": "normal", "unpinned, nice -10": "nice", "unpinned, SCHED_FIFO": "fifo"}
+        return {name: {**free, "rank": rank} for name, rank in ranks.items()}
     return {
         "unpinned": {"daemon": cores, "bot": cores, "io": None},
         "both on one core": {"daemon": one, "bot": one, "io": None},
@@ -193,9 +221,9 @@ def pinning(options: Any) -> dict[str, Any]:
     levels, tokens = options.streams, options.tokens
     found: dict[str, dict[str, list[dict[str, Any]]]] = {str(level): {} for level in levels}
     with Bench() as bench:
-        relay = bench.relay("--jitter", "0.3", "--ttft-ms", "0", "--tokens", str(tokens))
+        relay = upstream_of(bench, options.upstream, tokens=tokens, cadence_ms=1000 / 60, jitter=0.3)
         host = Host(bench, relay.url(stamp=1), daemons=1, bots=1, connections=max(levels))
-        ways = ways_of_pinning(host.cores)
+        ways = ways_of_pinning(host.cores, priorities=options.priorities)
         names = list(ways)
         bot, daemon = host.bots[0], host.daemons[0]
         for turn in range(options.repetitions):
@@ -203,8 +231,11 @@ def pinning(options: Any) -> dict[str, Any]:
                 for name in names[turn % len(names) :] + names[: turn % len(names)]:
                     way = ways[name]
                     pin(daemon, way["daemon"], way["io"])
+                    rank = way.get("rank", "")
+                    if rank:
+                        prefer(daemon, rank)
                     bot.order("paced", endpoint=host.endpoints[0], streams=level, daemon=daemon, cores=way["bot"],
-                              io_cores=way["io"])  # fmt: skip
+                              io_cores=way["io"], rank=rank)  # fmt: skip
                     found[str(level)].setdefault(name, []).append(bot.result())
     keys = ("p50", "p99", "ttft_p50", "daemon_us_per_token", "bot_us_per_token")
     medians: dict[str, dict[str, dict[str, float]]] = {}
@@ -213,12 +244,22 @@ def pinning(options: Any) -> dict[str, Any]:
         base = by_way["unpinned"]
         for name, runs in by_way.items():
             row = {key: median(run[key] for run in runs) for key in keys}
+            # The best repetition: least disturbed by whatever else ran on the machine.
+            row["p50_least"] = min(run["p50"] for run in runs)
+            row["p99_least"] = min(run["p99"] for run in runs)
+            row["cpu_least"] = min(map(_cpu, runs))
             row["p50_ratio"] = median(run["p50"] / free["p50"] for run, free in zip(runs, base, strict=True))
             row["p99_ratio"] = median(run["p99"] / free["p99"] for run, free in zip(runs, base, strict=True))
             row["cpu_ratio"] = median(_cpu(run) / _cpu(free) for run, free in zip(runs, base, strict=True))
             medians[level][name] = row
     whole = all(run["tokens"] == int(n) * tokens for n, by in found.items() for runs in by.values() for run in runs)
-    return {"tokens_per_stream": tokens, "medians": medians, "runs": found, "every_token_arrived": whole}
+    return {
+        "upstream": type(relay).__name__,
+        "tokens_per_stream": tokens,
+        "medians": medians,
+        "runs": found,
+        "every_token_arrived": whole,
+    }
 
 
 def _cpu(run: dict[str, float]) -> float:
@@ -232,6 +273,7 @@ def main() -> int:
     """Returns 0 when every promise was kept."""
     arguments = parser(__doc__ or "")
     arguments.add_argument("--only", choices=["throughput", "pinning"])
+    arguments.add_argument("--upstream", choices=["auto", "c", "sim"], default="auto", help="auto: c if it compiles")
     arguments.add_argument("--repetitions", type=int, default=5)
     arguments.add_argument("--in-flight", type=int, default=32, help="calls at once, of both bots together")
     arguments.add_argument("--flood-tokens", type=int, default=3000, help="of a flood's answer")
@@ -239,6 +281,9 @@ def main() -> int:
     arguments.add_argument("--seconds", type=float, default=2.0, help="of each window")
     arguments.add_argument("--streams", type=int, nargs="+", default=[16, 64], help="for pinning")
     arguments.add_argument("--tokens", type=int, default=90, help="per stream, for pinning")
+    arguments.add_argument(
+        "--priorities", action="store_true", help="for pinning: nice and SCHED_FIFO instead of cores; as root"
+    )
     options = arguments.parse_args()
     if options.quick:
         options.repetitions, options.in_flight, options.flood_tokens = 1, 4, 500
@@ -271,20 +316,21 @@ def _throughput_text(found: dict[str, Any]) -> str:
             for way, row in found[kind].items()
         ]  # fmt: skip
         head = ["daemons", "per s", "to one", "per CPU-s of daemons", "cores: daemons", "upstream", "bots"]
-        parts.append(f"{what}; {found['in_flight']} in flight, two bots\n{table(rows, head=head)}")
+        parts.append(f"{what}; {found['in_flight']} in flight, two bots, {found['upstream']}\n{table(rows, head=head)}")
     return "\n\n".join(parts)
 
 
 def _pinning_text(found: dict[str, Any]) -> str:
     rows = [
         [f"{level} streams, {name}", row["p50"], row["p99"], row["ttft_p50"], row["daemon_us_per_token"],
-         row["bot_us_per_token"], f"{row['p50_ratio']:.2f}", f"{row['p99_ratio']:.2f}", f"{row['cpu_ratio']:.2f}"]
+         row["bot_us_per_token"], f"{row['p50_ratio']:.2f}", f"{row['p99_ratio']:.2f}", f"{row['cpu_ratio']:.2f}",
+         row["p50_least"], row["p99_least"], row["cpu_least"]]
         for level, by_way in found["medians"].items()
         for name, row in by_way.items()
     ]  # fmt: skip
     head = ["60 tokens/s", "p50 us", "p99 us", "TTFT p50", "daemon us/token", "bot us/token", "p50 ratio", "p99 ratio",
-            "CPU ratio"]  # fmt: skip
-    return f"daemon and AsyncClient on cores; ratios to unpinned\n{table(rows, head=head)}"
+            "CPU ratio", "least p50", "least p99", "least CPU"]  # fmt: skip
+    return f"daemon and AsyncClient on cores, {found['upstream']}; ratios to unpinned\n{table(rows, head=head)}"
 
 
 if __name__ == "__main__":

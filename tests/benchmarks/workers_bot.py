@@ -30,6 +30,14 @@ def pin(pid: int, cores: Sequence[int], io_cores: Sequence[int] | None = None) -
         os.sched_setaffinity(int(task.name), io_cores if io_cores and name.startswith("ZMQbg") else cores)
 
 
+def prefer(pid: int, how: str) -> None:
+    """How the kernel's scheduler ranks every thread of a process: `normal`, `nice` (-10) or `fifo` (real time, 1)."""
+    for task in map(int, os.listdir(f"/proc/{pid}/task")):
+        policy = os.SCHED_FIFO if how == "fifo" else os.SCHED_OTHER
+        os.sched_setscheduler(task, policy, os.sched_param(int(how == "fifo")))
+        os.setpriority(os.PRIO_PROCESS, task, -10 if how == "nice" else 0)
+
+
 def cpu_ns(pid: int) -> int:
     """What all threads of a process have had of the processors so far; nanoseconds."""
     return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir())
@@ -61,7 +69,7 @@ def load(
 
 
 def paced(
-    endpoint: str, *, streams: int, daemon: int, cores: list[int], io_cores: list[int] | None, **_: object
+    endpoint: str, *, streams: int, daemon: int, cores: list[int], io_cores: list[int] | None, rank: str, **_: object
 ) -> dict[str, Any]:
     """So many streams at once by `AsyncClient`, one bot and one daemon: one-way times, and the CPU time of both."""
     token_us: list[int] = []
@@ -83,6 +91,8 @@ def paced(
         async with AsyncClient(endpoint) as client:
             await client.ping(timeout_ms=10_000)
             pin(os.getpid(), cores, io_cores)  # only now are libzmq's threads there
+            if rank:
+                prefer(os.getpid(), rank)
             gc.collect()
             before = cpu_ns(os.getpid()), cpu_ns(daemon)
             await asyncio.gather(*(one(client, index) for index in range(streams)))
