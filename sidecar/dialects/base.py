@@ -6,7 +6,7 @@ Errors of the upstream come out as facts (`errors.UpstreamError`); `core.outcome
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
 from msgspec import Struct
@@ -107,6 +107,29 @@ class Codec(Protocol):
         Raises:
             MalformedFrame: not JSON, not a map, a known type with fields of the wrong kind, content for a slot
                 that no call holds. The connection cannot be trusted any more.
+        """
+        ...
+
+    def decode_pass(self, payloads: Iterator[bytes | memoryview], texts: Sequence[list[str]]) -> Sequence[Event]:
+        """THE HOT PATH: decode text frames up to the first that gives an event which is more than plain content.
+
+        What plain content there is goes to the list of its slot, without an object per token. It came before the
+        events that are returned, so it is handed on before them; after them `decode_pass` is called again with the
+        same iterator, for the rest. Whatever is raised, the texts so far stand::
+
+            payloads, texts = iter(frames), [[] for _ in range(codec.slots)]
+            while events := codec.decode_pass(payloads, texts):
+                ...  # hand on texts, clear them; then the events
+
+        Args:
+            payloads: what is left of a read.
+            texts: a list per slot, appended to; none of the pieces is empty.
+
+        Returns:
+            the events, of which `Content` may be one; `NOTHING` when the payloads are exhausted.
+
+        Raises:
+            MalformedFrame: see `decode`.
         """
         ...
 

@@ -13,6 +13,7 @@ With several slots, frames are told apart by our `id`, echoed in the envelope or
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -29,6 +30,7 @@ from sidecar.dialects.chat_frames import (
     error_of,
     looks_like_chat,
     opens,
+    plain_content,
     raw_content,
     read_frame,
     read_head,
@@ -122,23 +124,29 @@ class ChatCodec:
             pass  # answered below: raised from in here, a fault would drag the frame along as its context
         else:
             slot = self._live.get(frame.id)
-            if slot is not None:
-                chunk = frame if frame.data is None else frame.data
-                if not isinstance(chunk, str) and chunk.choices and chunk.usage is None:
-                    choice = chunk.choices[0]
-                    delta = choice.delta
-                    if (
-                        delta is not None
-                        and delta.content
-                        and choice.finish_reason is None
-                        and choice.index == 0
-                        and delta.refusal is None
-                        and frame.error is None
-                        and chunk.error is None
-                    ):
-                        return (Content(slot.index, delta.content),)
-            return self._frame(frame, payload, None)
+            text = plain_content(frame) if slot is not None else None
+            return self._frame(frame, payload, None) if slot is None or not text else (Content(slot.index, text),)
         return self._odd(payload)
+
+    def decode_pass(self, payloads: Iterator[bytes | memoryview], texts: Sequence[list[str]]) -> Sequence[Event]:
+        """See `base.Codec.decode_pass`."""
+        for payload in payloads:
+            try:
+                frame = read_frame(payload)
+            except UNREADABLE:
+                frame = None
+            if frame is None:
+                events = self._odd(payload)
+            else:
+                slot = self._live.get(frame.id)
+                text = plain_content(frame) if slot is not None else None
+                if slot is not None and text:
+                    texts[slot.index].append(text)
+                    continue
+                events = self._frame(frame, payload, None)
+            if events:
+                return events
+        return NOTHING
 
     def conclude(self, slot: int) -> Finished:
         """See `base.Codec.conclude`.

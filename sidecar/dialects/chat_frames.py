@@ -108,6 +108,18 @@ read_kind = msgspec.json.Decoder(Kind).decode
 read_error = msgspec.json.Decoder(ErrorEnvelope).decode
 
 
+def plain_content(frame: Frame) -> str | None:
+    """The text of a frame that is content and nothing else: what most frames are. None, or "", for any other."""
+    chunk = frame if frame.data is None else frame.data
+    if isinstance(chunk, str) or not chunk.choices or chunk.usage is not None or chunk.error is not None:
+        return None
+    choice = chunk.choices[0]
+    delta = choice.delta
+    if delta is None or choice.finish_reason is not None or choice.index != 0 or delta.refusal is not None:
+        return None
+    return delta.content if frame.error is None else None
+
+
 def opens(chunk: Chunk) -> bool:
     """A chunk that only opens an answer: no content, no end, no usage."""
     if not chunk.choices or chunk.usage is not None:

@@ -10,6 +10,7 @@ be told to belong to an ended call: text of an old call never reaches a new one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -139,6 +140,27 @@ class ResponsesCodec:
                 return self._text(frame, frame.delta)
             return self._other(frame, payload)
         return self._odd(payload)
+
+    def decode_pass(self, payloads: Iterator[bytes | memoryview], texts: Sequence[list[str]]) -> Sequence[Event]:
+        """See `base.Codec.decode_pass`."""
+        for payload in payloads:
+            try:
+                frame = read_frame(payload)
+            except UNREADABLE:
+                frame = None
+            if frame is None:
+                events = self._odd(payload)
+            elif frame.type == _TEXT:
+                slot = self._by_stream.get(frame.stream_id)
+                if slot is not None and frame.item_id == slot.item and frame.delta:
+                    texts[slot.index].append(frame.delta)
+                    continue
+                events = self._text(frame, frame.delta)
+            else:
+                events = self._other(frame, payload)
+            if events:
+                return events
+        return NOTHING
 
     def conclude(self, slot: int) -> Finished:
         """Never due: in this dialect an answer and its usage end in one frame."""
