@@ -8,16 +8,23 @@ import json
 import re
 import shutil
 import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
+from websockets.sync.server import ServerConnection, serve
 
+from sidecar import Client
 from tests.benchmarks.common import Bench, Bot, route, upstream
 from tests.benchmarks.yardsticks.build import Missing, build
+from tests.benchmarks.yardsticks.relay import CRelay
 from tests.benchmarks.yardsticks.upstream import CUpstream
 
 pytestmark = pytest.mark.skipif(
@@ -39,6 +46,7 @@ def service(bench: Bench) -> CUpstream:
 
 
 def prompt(**fields: Any) -> str:
+    """A request."""
     return json.dumps({"type": "response.create", "model": "gpt-5-mini", "input": "hold?", **fields})
 
 
@@ -246,3 +254,132 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
     with pytest.raises(Missing, match="no-such-compiler"):
         build("upstream")
+
+
+# ------------------------------------------------------------------------------------------------ the relay
+
+
+@pytest.fixture
+def relay_built() -> None:
+    """Skips where libzmq's headers are missing."""
+    try:
+        build("relay")
+    except Missing as missing:
+        pytest.skip(f"no relay: {str(missing).splitlines()[0]}")
+
+
+def ended(bot: Bot, number: int) -> list[dict[str, Any]]:
+    """All messages until so many terminals came."""
+    messages: list[dict[str, Any]] = []
+    while sum(one["type"] in ("done", "failed") for one in messages) < number:
+        received = bot.receive(10)
+        assert received, messages[-3:]
+        messages += received
+    return messages
+
+
+@pytest.mark.parametrize("batch", [True, False])
+def test_the_relay_answers_more_calls_than_it_has_connections(
+    bench: Bench, service: CUpstream, relay_built: None, batch: bool
+) -> None:
+    """Every token of every call, in order, `accepted` before and `done` behind; the rest wait for a connection."""
+    CRelay(bench, bench.endpoint, service.url(tokens=500), connections=3)
+    assert service.counters()["open"] == 3
+    with Bot(bench.endpoint, batch=batch) as bot:
+        for index in range(8):
+            bot.call(str(index), "hold?", 10_000)
+        messages = ended(bot, 8)
+    for index in range(8):
+        mine = [one for one in messages if one["id"] == str(index)]
+        assert [mine[0]["type"], mine[-1]["type"]] == ["accepted", "done"]
+        deltas = mine[1:-1]
+        assert [one["seq"] for one in deltas] == list(range(mine[-1]["deltas"]))
+        assert "".join(one["text"] for one in deltas).count(" ") == 499
+        assert mine[-1]["usage"]["output_tokens"] == 500
+    assert service.counters()["tokens"] == 4000
+
+
+def test_our_client_takes_the_relay_for_a_daemon(bench: Bench, service: CUpstream, relay_built: None) -> None:
+    """Streamed and whole."""
+    CRelay(bench, bench.endpoint, service.url(), connections=1)
+    with Client(bench.endpoint) as client:
+        with client.stream("hold?", timeout_ms=10_000) as stream:
+            assert "".join(stream).count(" ") == 2
+        assert client.ask("hold?", timeout_ms=10_000).text.count(" ") == 2
+
+
+FRAMES = (
+    [r'{"delta":"a\"\\\n\u00e9\ud83d\ude00\/","x":{"type":"no","delta":["}"]},"type":"response.output_text.delta"}'],
+    [r'{"type":"response.', 'output_text.delta", "de', 'lta" : "b"}'],
+    ['{"type":"response.function_call_arguments.delta","delta":"no"}'],
+    [r'{"type":"response.output_text.delta","delta":"\ud800é€"}'],
+    ['{"type":"response.completed","response":{"usage":{"output_tokens":7,"input_tokens":3}}}'],
+)
+
+
+@pytest.mark.parametrize("garbage", ["", '{"type', '{"type":"response.output_text.delta","delta":7}'])
+def test_the_relay_reads_what_is_legal_and_gives_up_on_the_rest(bench: Bench, relay_built: None, garbage: str) -> None:
+    """Escapes, fields in any order, fragments, a ping; broken JSON ends the call as failed."""
+    asked: list[str] = []
+
+    def handle(websocket: ServerConnection) -> None:
+        for request in websocket:
+            asked.append(str(request))
+            websocket.ping()
+            for frame in FRAMES:
+                websocket.send(iter(frame) if len(frame) > 1 else frame[0])
+                if garbage:
+                    websocket.send(garbage)
+
+    with serve(handle, "127.0.0.1", 0, compression=None) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        port = server.socket.getsockname()[1]
+        CRelay(bench, bench.endpoint, f"ws://127.0.0.1:{port}/v1/responses", connections=1)
+        with Bot(bench.endpoint) as bot:
+            bot.call("one", 'say "é"\n\x01\\', 10_000)
+            messages = ended(bot, 1)
+        server.shutdown()
+        thread.join()
+    assert json.loads(asked[0])["input"] == 'say "é"\n\x01\\'
+    text = "".join(one["text"] for one in messages if one["type"] == "delta")
+    if garbage:
+        assert messages[-1]["code"] == "upstream_lost"
+        assert text == 'a"\\\né😀/'
+    else:
+        assert messages[-1]["usage"] == {
+            "input_tokens": 3, "output_tokens": 7, "cached_tokens": 0, "reasoning_tokens": 0, "estimated": False,
+        }  # fmt: skip
+        assert text == 'a"\\\né😀/b\ufffdé€'
+
+
+def test_garbage_from_a_bot_harms_no_other(bench: Bench, service: CUpstream, relay_built: None) -> None:
+    """It is dropped."""
+    relay = CRelay(bench, bench.endpoint, service.url(), connections=1)
+    with Bot(bench.endpoint) as rude, Bot(bench.endpoint) as bot:
+        for payload in (
+            b"",
+            b"\xc1",
+            b"{}",
+            b"\xdf\xff\xff\xff\xff",
+            b"\x81\xa4type",
+            b"\xdb\xff\xff\xff\xffa",
+            b"\x91" * 5000,
+        ):
+            rude.socket.send(payload)
+        rude.socket.send_multipart([b"", b"envelope"])
+        rude.send({"type": "call", "id": "x" * 65, "input": "too long a name"})
+        rude.send({"type": "call", "id": 7, "input": None})
+        bot.call("one", "hold?", 10_000)
+        assert ended(bot, 1)[-1]["type"] == "done"
+    assert relay.process.poll() is None
+
+
+def test_the_ratio_runs(relay_built: None) -> None:
+    """The quick mode of the command, judged by counts."""
+    command = [sys.executable, str(Path(__file__).parent / "yardsticks/ratio.py"), "--quick", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert set(found["ratio"]) == {"1", "4", "short 1", "short 8"}
+    assert all(run[which]["failed"] == 0 for run in found["runs"] for which in ("sidecar", "c"))

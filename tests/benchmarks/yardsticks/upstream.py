@@ -1,4 +1,4 @@
-"""`upstream.c` as a process of a benchmark: `upstream = CUpstream(bench, tokens=60)`, where `bench` is a `common.Bench`.
+"""`upstream.c` as a process of a benchmark: `service = CUpstream(bench, tokens=60)`; `bench` is a `common.Bench`.
 
 It takes the place of `bench.relay()` where nothing is to go wrong: the same `port`, `process`, `url(...)` and
 `counters()`, whose names are those of `sidecar sim`.
