@@ -117,7 +117,9 @@ def _checked(fields: dict[str, Any]) -> Load:
         load = msgspec.convert(fields, Load)
     except msgspec.ValidationError as problem:
         said, _, path = str(problem).partition(" - at `$.")
-        raise ValueError(f"--{path.rstrip('`').replace('_', '-')}: {said[0].lower()}{said[1:]}") from None
+        said = said.replace("`float`", "a number").replace("`int`", "a whole number").replace("Expected", "expected")
+        flag = path.rstrip("`").replace("_", "-")
+        raise ValueError(f"--{flag} {fields.get(path.rstrip('`'))!r}: {said}") from None
     if load.client == "blocking" and load.max_open > MOST_THREADS * load.clients:
         load = msgspec.structs.replace(load, max_open=MOST_THREADS * load.clients)
     if load.rate * load.for_s < 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Final
 
@@ -20,11 +21,17 @@ _NARROWEST: Final = 60
 
 
 def render(result: Result, *, width: int, unicode: bool = True) -> str:
-    """All of it, no line longer than `width` where that is 80 or more."""
+    """All of it. Bars and sentences keep to `width`, tables take what they need: some 95 columns.
+
+    Args:
+        result: what to show.
+        width: of the terminal.
+        unicode: False: plain ASCII.
+    """
     width = max(_NARROWEST, width)
     counted = result.counted
     histograms = {name: Histogram.decode(text) for name, text in counted.histograms.items()}
-    parts = [_headline(result)]
+    parts = [_wrapped(_headline(result), width)]
     for name in _DRAWN:
         if name in histograms:
             parts.append(f"{MEASURES[name]}\n{bars(histograms[name], width=width, unicode=unicode)}")
@@ -32,8 +39,13 @@ def render(result: Result, *, width: int, unicode: bool = True) -> str:
     parts += [percentiles(histograms), processes(result.repetitions), ends(counted, result)]
     if len(result.repetitions) > 1:
         parts.append(spread(result))
-    parts.append(verdict(result))
-    return "\n\n".join(parts)
+    parts.append(_wrapped(verdict(result), width))
+    text = "\n\n".join(parts)
+    return text if unicode else text.replace("µ", "u").replace("±", "+-").encode("ascii", "replace").decode()
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(textwrap.fill(line, width, subsequent_indent="  ") for line in text.split("\n"))
 
 
 def bars(histogram: Histogram, *, width: int, unicode: bool = True, rows: int = 14) -> str:

@@ -58,7 +58,8 @@ def spent(pid: int) -> Spent | None:
 def rss_mib(pid: int) -> float | None:
     """Resident memory, None when the process cannot be looked at."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE / (1 << 20)
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * _PAGE / (1 << 20) if pages else None  # one that has ended, and is not waited for yet, has none
     except (OSError, ValueError, IndexError):
         return None
 

@@ -126,7 +126,10 @@ class Recorder:
     def take(self, other: Recorder) -> None:
         """What another recorder of the same window saw; calls still open in it have no terminal."""
         other.count()
-        theirs = structs.replace(other.counted, unfinished=other.counted.unfinished + other.open, histograms={})
+        theirs = other.counted
+        theirs.scheduled += other.open
+        theirs.started += other.open
+        theirs.unfinished += other.open
         self.count()
         self.counted = merged([self.counted, theirs])
         for name, histogram in other._histograms.items():

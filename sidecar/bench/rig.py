@@ -145,7 +145,7 @@ class Rig:
         """Which of ours ended that should run, if any."""
         for process, name in ((self.daemon, "daemon"), *((one, "simulator") for one in self._running[:1])):
             if process is not None and process not in self.bots and process.poll() is not None:
-                return f"the {name} ended with {process.returncode} during the run: {self._said(name)}"
+                return f"the {name} ended with {process.returncode} during the run: {self._said(name)[-300:]}"
         return None
 
     # ------------------------------------------------------------------------------------------ inside

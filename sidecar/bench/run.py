@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Final
@@ -22,8 +23,9 @@ from sidecar.bench.rig import Rig, Target
 LATE_MOST_US: Final = 10_000
 #: A bot that used more of a core than this measures itself.
 BOT_SHARE_MOST: Final = 0.9
-#: Cores of others from which on a note is made.
-OTHERS_NOTED: Final = 0.2
+#: Shares of this machine's cores that others may keep busy: until a note is made, until absolute figures mean nothing.
+OTHERS_NOTED: Final = 0.05
+OTHERS_MOST: Final = 0.25
 _TICK: Final = 0.1
 _LEAD_US: Final = 50_000
 
@@ -47,7 +49,7 @@ def repetition(target: Target, load: Load, progress: Progress) -> Repetition:
         seen = rig.seen(load.timeout_ms / 1000 + GRACE + 60)
         broken = rig.ended_early()
     counted = merged([msgspec.json.decode(one, type=Counted) for one in seen])
-    problems, notes = judged(load, counted, costs, others)
+    problems, notes = judged(load, counted, costs, others=others, cores=len(os.sched_getaffinity(0)))
     if broken is not None:
         problems.append(broken)
     return Repetition(
@@ -56,7 +58,9 @@ def repetition(target: Target, load: Load, progress: Progress) -> Repetition:
     )  # fmt: skip
 
 
-def judged(load: Load, counted: Counted, costs: list[Cost], others: float) -> tuple[list[str], list[str]]:
+def judged(
+    load: Load, counted: Counted, costs: list[Cost], *, others: float, cores: int
+) -> tuple[list[str], list[str]]:
     """Why the figures must not be trusted, and what to bear in mind."""
     problems, notes = [], []
     starts = Histogram.decode(counted.histograms["start_us"]) if "start_us" in counted.histograms else Histogram()
@@ -85,8 +89,11 @@ def judged(load: Load, counted: Counted, costs: list[Cost], others: float) -> tu
         )
     if counted.early:
         problems.append(f"{counted.early} calls were told deadline_exceeded before their deadline")
-    if others > OTHERS_NOTED:
-        notes.append(f"other processes of this machine kept {others:.1f} cores busy meanwhile")
+    busy = f"other processes kept {others:.1f} of {cores} cores busy"
+    if others > OTHERS_MOST * cores:
+        problems.append(f"{busy}: run it on a machine that is idle (taken in turn, ratios may still mean something)")
+    elif others > OTHERS_NOTED * cores:
+        notes.append(busy)
     return problems, notes
 
 
@@ -132,12 +139,12 @@ def _watch(rig: Rig, start_us: int, progress: Progress) -> tuple[list[Cost], flo
     wait_until(begins_us)
     began_us = mono_us()
     first = {name: spent(pid) for name, pid in rig.pids.items()}
-    busy = machine_busy()
+    busy = machine_busy() - time.process_time()
     memories.update({name: _Memory(pid) for name, pid in rig.pids.items()})
     wait_until(ends_us)
     ended_us = mono_us()
     last = {name: spent(pid) for name, pid in rig.pids.items()}
-    busy = machine_busy() - busy
+    busy = machine_busy() - time.process_time() - busy
     for memory in memories.values():
         memory.look()
     window_s = (ended_us - began_us) / 1e6

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     answers.add_argument(
         "--stamps",
         action=argparse.BooleanOptionalAction,
-        help="tokens carry the instant of their sending (default: where the simulator started here streams at a cadence)",
+        help="tokens carry the instant of their sending (default: with the simulator, at a cadence)",
     )
     bots = parser.add_argument_group("bots")
     bots.add_argument(
@@ -94,6 +94,17 @@ def _parser() -> argparse.ArgumentParser:
 def run(argv: list[str]) -> int:
     """Run the load, or compare two results; the exit status is in this module's docstring."""
     given = vars(_parser().parse_args(argv))
+    try:
+        return _run(given)
+    except KeyboardInterrupt:
+        print("sidecar bench: interrupted; everything that was started is ended", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output left; Python would complain again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(given: dict[str, Any]) -> int:
     from sidecar.bench.plan import Usage
 
     try:
@@ -103,16 +114,10 @@ def run(argv: list[str]) -> int:
             if name in given:
                 raise Usage(f"--{name.replace('_', '-')} belongs to --compare A.json B.json")
         return _bench(given)
-    except Usage as problem:
+    except (Usage, EndpointError) as problem:
         return _fail(problem, EXIT_USAGE)
-    except (ConfigurationError, EndpointError) as problem:
+    except ConfigurationError as problem:
         return _fail(problem, EXIT_CONFIGURATION)
-    except KeyboardInterrupt:
-        print("sidecar bench: interrupted; everything that was started is ended", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output left; Python would complain again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def _bench(given: dict[str, Any]) -> int:
