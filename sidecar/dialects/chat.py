@@ -13,6 +13,7 @@ With several slots, frames are told apart by our `id`, echoed in the envelope or
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -27,6 +28,7 @@ from sidecar.dialects.chat_frames import (
     Chunk,
     Frame,
     Head,
+    Request,
     error_of,
     looks_like_chat,
     opens,
@@ -40,9 +42,22 @@ from sidecar.dialects.dialect import Dialect
 from sidecar.dialects.facts import Owners, filtered
 from sidecar.dialects.text import REPLACEMENT, UNREADABLE, join, reread, typed
 from sidecar.errors import MalformedFrame, UpstreamError
-from sidecar.wire import Finish, Usage
+from sidecar.wire import ChatMessage, Finish, Options, Usage
 
 _encode = msgspec.json.Encoder().encode
+
+
+def _constants(store: bool) -> JsonObject:  # noqa: FBT001  (the key of a cache)
+    # Never kept unless asked for; not said otherwise, as many relays know no such field.
+    stored: JsonObject = {"store": True} if store else {}
+    return {"stream": True, "stream_options": {"include_usage": True}, **stored}
+
+
+@functools.lru_cache(maxsize=256)
+def _rest(options: Options, store: bool) -> bytes:  # noqa: FBT001
+    """The part of a request that is the same for every call with these options, encoded."""
+    return _encode(portable.lay(_constants(store), options, "chat"))
+
 
 # ---------------------------------------------------------------------------------------------- one connection
 
@@ -101,14 +116,15 @@ class ChatCodec:
             raise ValueError(f"slot {slot} is taken")
         serial = self._serial + 1
         name = f"s{slot}-{serial}"
-        messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
+        messages = prompt.messages
         if prompt.instructions is not None:
-            messages.insert(0, {"role": "system", "content": prompt.instructions})
-        body: JsonObject = {"id": name, "model": prompt.model, "messages": messages, "stream": True}
-        body["stream_options"] = {"include_usage": True}
-        if prompt.store:
-            body["store"] = True  # never kept unless asked for; not said otherwise, as many relays know no such field
-        frame = _encode(portable.lay(body, prompt.options, "chat"))
+            messages = (ChatMessage(role="system", content=prompt.instructions), *messages)
+        request = Request(id=name, model=prompt.model, messages=messages)
+        if portable.is_plain(prompt.options):
+            frame = _encode(request)[:-1] + b"," + _rest(prompt.options, prompt.store)[1:]
+        else:  # `extra_body` may reach into any field
+            body: JsonObject = msgspec.to_builtins(request) | _constants(prompt.store)
+            frame = _encode(portable.lay(body, prompt.options, "chat"))
         place.reset(taken=True)
         self._serial = place.serial = serial
         place.name = name

@@ -135,6 +135,11 @@ def lay(body: JsonObject, options: Options, dialect: str) -> JsonObject:
     return body
 
 
+def is_plain(options: Options) -> bool:
+    """No value of them is a map or a list: they can be the key under which what became of them is kept."""
+    return options.extra_body is None and options.response_format is None and type(options.stop) is not list
+
+
 def merge(target_options: dict[str, Any], call_options: dict[str, Any], cap: int) -> Options:
     """A target's options with a call's laid over them. `extra_body` maps are joined, the call's keys winning.
 

@@ -10,6 +10,7 @@ be told to belong to an ended call: text of an old call never reaches a new one.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -33,6 +34,7 @@ from sidecar.dialects.responses_frames import (
     Frame,
     Incomplete,
     Named,
+    Request,
     Response,
     output_of,
     read_created,
@@ -45,7 +47,7 @@ from sidecar.dialects.responses_frames import (
 )
 from sidecar.dialects.text import REPLACEMENT, UNREADABLE, join, reread, typed
 from sidecar.errors import MalformedFrame, UpstreamError
-from sidecar.wire import Finish
+from sidecar.wire import Finish, Options
 
 #: `stream_id`s a service takes on one socket (OpenAI's limit).
 MAX_SLOTS: Final = 32
@@ -56,6 +58,17 @@ _CONNECTION_OVER: Final = "websocket_connection_limit_reached"
 _EXPIRING: Final = "connection_expiring"
 
 _encode = msgspec.json.Encoder().encode
+
+
+def _constants(store: bool) -> JsonObject:  # noqa: FBT001  (the key of a cache)
+    return {"store": store, "stream_options": {"include_obfuscation": False}}
+
+
+@functools.lru_cache(maxsize=256)
+def _rest(options: Options, store: bool) -> bytes:  # noqa: FBT001
+    """The part of a request that is the same for every call with these options, encoded."""
+    return _encode(portable.lay(_constants(store), options, "responses"))
+
 
 # ---------------------------------------------------------------------------------------------- one connection
 
@@ -111,16 +124,14 @@ class ResponsesCodec:
         place = self._slots[slot]
         if place.taken:
             raise ValueError(f"slot {slot} is taken")
-        body: JsonObject = {"type": "response.create"}
-        if place.name is not None:
-            body["stream_id"] = place.name
-        body["model"] = prompt.model
-        if prompt.instructions is not None:
-            body["instructions"] = prompt.instructions
-        body["input"] = [{"role": message.role, "content": message.content} for message in prompt.messages]
-        body["store"] = prompt.store
-        body["stream_options"] = {"include_obfuscation": False}
-        frame = _encode(portable.lay(body, prompt.options, "responses"))
+        request = Request(
+            stream_id=place.name, model=prompt.model, instructions=prompt.instructions, input=prompt.messages
+        )
+        if portable.is_plain(prompt.options):
+            frame = _encode(request)[:-1] + b"," + _rest(prompt.options, prompt.store)[1:]
+        else:  # `extra_body` may reach into any field
+            body: JsonObject = msgspec.to_builtins(request) | _constants(prompt.store)
+            frame = _encode(portable.lay(body, prompt.options, "responses"))
         place.reset(taken=True)
         self._serial += 1
         place.serial = self._serial

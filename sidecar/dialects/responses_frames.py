@@ -1,4 +1,4 @@
-"""What a Responses server sends, as far as we look: each struct names the fields we read, all else is skipped."""
+"""What a Responses server is sent, and what it sends: each struct names the fields we read, all else is skipped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from msgspec import Struct
 
 from sidecar.dialects.facts import CachedTokens, ErrorBody, ErrorFrame, ReasoningTokens, Tokens
 from sidecar.dialects.text import typed
-from sidecar.wire import Usage
+from sidecar.wire import ChatMessage, Usage
+
+
+class Request(Struct, frozen=True, kw_only=True, tag_field="type", tag="response.create", omit_defaults=True):
+    """What differs from call to call in a request; the rest is said after it."""
+
+    stream_id: str | None = None
+    model: str
+    instructions: str | None = None
+    input: tuple[ChatMessage, ...]
 
 
 class Frame(Struct, frozen=True, gc=False):
