@@ -234,10 +234,12 @@ def main() -> int:
                 for label, key in _SHOWN
             ]
             text += (
-                f"\n\n{name}, {level} streams flat out: {median(one['daemon_cores'] for one in each):.2f} cores of daemon "
+                f"\n\n{name}, {level} streams flat out: "
+                f"{median(one['daemon_cores'] for one in each):.2f} cores of daemon "
                 f"(it waited for a core {100 * median(one['waited_for_a_core'] for one in each):.0f} % of the time), "
                 f"{median(one['messages_per_s'] for one in each):,.0f} messages/s, "
-                f"{median(one['characters_per_s'] for one in each) / 1e6:.1f} M characters/s to the bot; short calls ended "
+                f"{median(one['characters_per_s'] for one in each) / 1e6:.1f} M characters/s to the bot; "
+                f"short calls ended "
                 f"{each[0]['codes']}; report's loop lag at most "
                 f"{median(one['reported_lag_ms_max'] for one in each):.1f} ms; "
                 f"{each[0]['stalls']} stalls of a core, the longest {each[0]['longest_stall_ms']:.0f} ms\n"

@@ -138,7 +138,7 @@ def answering(
 
         try:
             cert, key = certificate or (None, None)
-            flags = {"tokens": tokens, "cadence_us": 1000 * cadence_ms, "jitter": jitter, "ttft_us": 0}
+            flags: dict[str, Any] = {"tokens": tokens, "cadence_us": 1000 * cadence_ms, "jitter": jitter, "ttft_us": 0}
             return CUpstream(bench, for_s=for_s, cert=cert, key=key, **flags)
         except Missing as missing:
             if which == "c":

@@ -116,7 +116,7 @@ def main() -> int:
 
         return original(watched, *args, **keywords)
 
-    trio.run = run
+    trio.run = run  # type: ignore[assignment]
 
     from sidecar.__main__ import main as product
 
