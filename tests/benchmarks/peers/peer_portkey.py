@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Final
 
 from peering import Gateway, Started, Target, npm_package, start, step
 
-#: The second is pinned because the gateway fails every stream with a later one (its issue 1389, still open).
-_WANTED = ("@portkey-ai/gateway", "@hono/node-server@1.14.2")
+_PACKAGE: Final = "@portkey-ai/gateway"
+#: Held at what its own lock file has: with a later one it fails every stream (its issue 1389, open).
+_HELD: Final = {"@hono/node-server": "1.13.5"}
 
 #: It listens on every address of the host and has no setting for that; loaded first, this keeps it on loopback.
 _LOOPBACK = """
@@ -31,7 +33,7 @@ class Portkey(Gateway):
     settings = (
         "node build/start-server.js --headless with NODE_ENV=production, one process (its installation guide)",
         "x-portkey-provider: openai and x-portkey-custom-host for each request; no hooks, no cache",
-        "@hono/node-server held at 1.14.2: with a later one it answers every stream with status 500 (its issue 1389)",
+        "@hono/node-server as in its lock file, 1.13.5: a later one fails every stream (its issue 1389)",
         "kept on loopback by a preloaded script, as it has no setting for that",
     )
     flood_tokens = 60_000
@@ -39,14 +41,14 @@ class Portkey(Gateway):
 
     def setup(self) -> str:
         """From npm."""
-        found = npm_package("portkey", *_WANTED)
+        found = npm_package("portkey", _PACKAGE, **_HELD)
         step(["node", "--version"], folder=found, timeout=30)
         version: str = json.loads((found / "package.json").read_text())["version"]
         return version
 
     def launch(self, folder: Path, port: int, upstream: int) -> Started:
         """One process."""
-        found = npm_package("portkey", *_WANTED)
+        found = npm_package("portkey", _PACKAGE, **_HELD)
         (folder / "loopback.cjs").write_text(_LOOPBACK)
         return start(
             ["node", "--require", folder / "loopback.cjs", found / "build" / "start-server.js", f"--port={port}",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import http.client
+import json
 import os
 import re
 import shutil
@@ -82,16 +83,17 @@ def python_version(python: Path, package: str) -> str:
     return step([python, "-c", code], folder=cache_folder(), timeout=30).strip()
 
 
-def npm_package(name: str, *wanted: str) -> Path:
-    """Packages of npm in a prefix of their own; the folder of the first. Made once."""
+def npm_package(name: str, package: str, **held: str) -> Path:
+    """A package of npm in a folder of its own; where it lies. Made once. `held`: versions of what it depends on."""
     folder = cache_folder() / name
-    ready = folder / "peers-ready"
-    if not (ready.exists() and ready.read_text() == repr(wanted)):
+    ready, wanted = folder / "peers-ready", json.dumps({"dependencies": {package: "latest"}, "overrides": held})
+    if not (ready.exists() and ready.read_text() == wanted):
         shutil.rmtree(folder, ignore_errors=True)  # npm keeps what is there, also a version that is not wanted
         folder.mkdir()
-        step(["npm", "install", "--no-audit", "--no-fund", "--prefix", folder, *wanted], folder=folder)
-        ready.write_text(repr(wanted))
-    return folder / "node_modules" / wanted[0]
+        (folder / "package.json").write_text(wanted)
+        step(["npm", "install", "--no-audit", "--no-fund"], folder=folder)
+        ready.write_text(wanted)
+    return folder / "node_modules" / package
 
 
 def free_port() -> int:
