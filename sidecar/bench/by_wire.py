@@ -15,7 +15,7 @@ from sidecar.errors import SidecarError
 from sidecar.wire import MSGPACK, Accepted, Call, Delta, Done, Failed, FromDaemon, Hello, Welcome
 
 #: Messages read before the schedule is looked at again.
-_PASS: Final = 64
+_PASS: Final = 16
 
 
 class _Bot:

@@ -8,12 +8,14 @@ them are costs) when the quartile ranges of its repetitions do not overlap and t
 from __future__ import annotations
 
 import re
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct, structs
 
+from sidecar.bench.load import Load
 from sidecar.bench.picture import table
 from sidecar.bench.result import Result, quartiles
+from sidecar.bench.rig import Target
 
 ENOUGH: Final = 4
 NOISE: Final = 0.05
@@ -58,7 +60,9 @@ def compare(a: Result, b: Result) -> Comparison:
         theirs = [value for value in b.figures.get(name, []) if value is not None]
         if ours and theirs and _JUDGED.fullmatch(name):
             figures.append(judge(name, ours, theirs))
-    return Comparison(figures=figures, differences=differences(a, b), notes=_notes(a, b))
+    return Comparison(
+        figures=figures, differences=differences((a.load, a.target), (b.load, b.target)), notes=_notes(a, b)
+    )
 
 
 def judge(name: str, a: list[float], b: list[float]) -> Figure:
@@ -75,10 +79,9 @@ def judge(name: str, a: list[float], b: list[float]) -> Figure:
     return Figure(name=name, a=left, b=right, ratio=ratio, word=word)
 
 
-def differences(a: Result, b: Result) -> list[str]:
+def differences(a: tuple[Load, Target], b: tuple[Load, Target]) -> list[str]:
     """Where the loads differ; such results say nothing about each other."""
-    left: dict[str, Any] = {**structs.asdict(a.load), "target": a.target.kind, "route": a.target.route}
-    right: dict[str, Any] = {**structs.asdict(b.load), "target": b.target.kind, "route": b.target.route}
+    left, right = ({**structs.asdict(load), "target": to.kind, "route": to.route} for load, to in (a, b))
     return [f"{name}: {left[name]} and {right[name]}" for name in left if left[name] != right[name] and name != "seed"]
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from sidecar.bench.compare import differences
 from sidecar.bench.load import PROFILES, Load, make
+from sidecar.bench.result import Repetition, Unreadable, read
 from sidecar.bench.rig import Target
 from sidecar.client.endpoint import find_endpoint
 from sidecar.config import load as read_configuration
@@ -108,3 +110,23 @@ def ask_before_spending(given: dict[str, Any], target: Target, load: Load, repet
         f"this asks {where} for about {calls:,} calls: about {prompts:,} tokens of prompts and {answers}, "
         "retries not counted. Say --yes if that is meant"
     )
+
+
+def earlier(out: Path | None, load: Load, target: Target) -> list[Repetition]:
+    """The repetitions of a result that is to be added to; none of a file that is not there yet.
+
+    Raises:
+        Usage: it is no result, or one of another load.
+    """
+    if out is None:
+        raise Usage("--append belongs to --out FILE")
+    if not out.exists():
+        return []
+    try:
+        kept = read(out)
+    except Unreadable as problem:
+        raise Usage(str(problem)) from None
+    found = differences((kept.load, kept.target), (load, target))
+    if found or kept.load.seed != load.seed:
+        raise Usage(f"--append: {out} is of another load: {'; '.join(found) or 'the seed'}. Name another file")
+    return kept.repetitions

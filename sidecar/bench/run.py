@@ -21,8 +21,8 @@ from sidecar.bench.rig import Rig, Target
 #: The generator kept up when it began its calls no later than this behind their instants (the highest percentile of
 #: 50, 90, 99 that the sample carries, and for p99.9 and the rest there is `start_us`).
 LATE_MOST_US: Final = 10_000
-#: A bot that used more of a core than this measures itself.
-BOT_SHARE_MOST: Final = 0.9
+#: A bot, or the simulator, that used more of a core than this is what was measured.
+SHARE_MOST: Final = 0.9
 #: Shares of this machine's cores that others may keep busy: until a note is made, until absolute figures mean nothing.
 OTHERS_NOTED: Final = 0.05
 OTHERS_MOST: Final = 0.25
@@ -78,11 +78,10 @@ def judged(
         )
     if not counted.started:
         problems.append("no call was begun in the window: raise --rate or --for-s")
-    problems += [
-        f"{cost.name} used {cost.share:.0%} of a core: it measured itself. Raise --clients or lower --rate"
-        for cost in costs
-        if cost.name.startswith("bot") and cost.share > BOT_SHARE_MOST
-    ]
+    for cost in costs:
+        if cost.share > SHARE_MOST and cost.name != "daemon":
+            mend = "Raise --clients, or lower --rate" if cost.name.startswith("bot") else "Lower --rate"
+            problems.append(f"{cost.name} used {cost.share:.0%} of a core, and its own delay was measured. {mend}")
     if counted.unlike:
         problems.append(
             f"{counted.unlike} tokens carried no stamp: leave --stamps out, or point at a simulator's ?stamp=1"

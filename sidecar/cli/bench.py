@@ -6,7 +6,6 @@ usage, or results that cannot be compared; 3 no daemon at --endpoint; 78 bad con
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from sidecar.bench.flags import parser
 from sidecar.errors import ConfigurationError, EndpointError
 
 if TYPE_CHECKING:
@@ -25,75 +25,9 @@ if TYPE_CHECKING:
 EXIT_USAGE, EXIT_NO_DAEMON, EXIT_CONFIGURATION, EXIT_INTERRUPTED = 2, 3, 78, 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sidecar bench",
-        description="Open-loop load: calls begin at their instants whether or not earlier ones have ended. Without "
-        "--endpoint or -c, against a simulator and a daemon that are started here and ended again.",
-        epilog="docs/bench.md says how it measures and how to read it.",
-        argument_default=argparse.SUPPRESS,
-    )
-    load = parser.add_argument_group("load")
-    load.add_argument(
-        "--profile", choices=("stream", "classify", "flood"), help="where the other flags start (default: stream)"
-    )
-    load.add_argument("--rate", type=float, metavar="R", help="calls begun per second")
-    load.add_argument("--streams", type=float, metavar="N", help="instead of --rate: so many calls open on average")
-    load.add_argument("--arrivals", choices=("poisson", "constant"), help="default: poisson")
-    load.add_argument("--for-s", type=float, metavar="S", help="the measured window (default: 10)")
-    load.add_argument("--warm-up-s", type=float, metavar="W", help="the same before it, not measured (default: 2)")
-    load.add_argument("--repetitions", type=int, metavar="N", help="the whole of it so many times (default: 1)")
-    load.add_argument("--seed", type=int, help="of arrivals and answers (default: 1); each repetition has the next one")
-    load.add_argument(
-        "--max-open", type=int, metavar="N", help="a fuse: no more calls are open at once (default: 4096)"
-    )
-    answers = parser.add_argument_group("calls and answers")
-    answers.add_argument(
-        "--tokens", type=int, metavar="N", help="of an answer; elsewhere than here, its max_output_tokens"
-    )
-    answers.add_argument(
-        "--cadence-ms", type=float, metavar="X", help="from token to token, 0: a flood (default: 16.667)"
-    )
-    answers.add_argument("--jitter", type=float, metavar="J", help="share of the cadence (default: 0.3)")
-    answers.add_argument("--ttft-ms", type=float, metavar="X", help="the simulator's time to first token (default: 0)")
-    answers.add_argument("--short", action="store_true", help="two tokens, not streamed")
-    answers.add_argument("--prompt-bytes", type=int, metavar="N", help="default: 200")
-    answers.add_argument("--timeout-ms", type=float, metavar="X", help="of each call (default: 10,000)")
-    answers.add_argument(
-        "--stamps",
-        action=argparse.BooleanOptionalAction,
-        help="tokens carry the instant of their sending (default: with the simulator, at a cadence)",
-    )
-    bots = parser.add_argument_group("bots")
-    bots.add_argument(
-        "--clients", type=int, metavar="K", help="bot processes, each with its share of the rate (default: 1)"
-    )
-    bots.add_argument(
-        "--client",
-        choices=("async", "blocking", "wire"),
-        help="AsyncClient, threads with a Client each, or a bare DEALER (default: async)",
-    )
-    target = parser.add_argument_group("against what")
-    target.add_argument("--endpoint", metavar="IPC", help="a daemon that runs")
-    target.add_argument(
-        "-c", "--config", type=Path, metavar="FILE", help="a daemon started here with this configuration"
-    )
-    target.add_argument("-r", "--route", help="which route is called (default: default)")
-    target.add_argument("--yes", action="store_true", help="send it to an upstream that may cost money")
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="one JSON object, histograms included")
-    output.add_argument("--out", type=Path, metavar="FILE", help="save that object, for --compare")
-    output.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="run nothing: set B against A")
-    output.add_argument(
-        "--fail-above", type=float, metavar="RATIO", help="with --compare: status 1 when a figure is slower by more"
-    )
-    output.add_argument("--force", action="store_true", help="with --compare: although the loads differ")
-    return parser
-
-
 def run(argv: list[str]) -> int:
     """Run the load, or compare two results; the exit status is in this module's docstring."""
-    given = vars(_parser().parse_args(argv))
+    given = vars(parser().parse_args(argv))
     try:
         return _run(given)
     except KeyboardInterrupt:
@@ -121,7 +55,7 @@ def _run(given: dict[str, Any]) -> int:
 
 
 def _bench(given: dict[str, Any]) -> int:
-    from sidecar.bench.plan import Usage, ask_before_spending, load_of, target_of
+    from sidecar.bench.plan import Usage, ask_before_spending, earlier, load_of, target_of
     from sidecar.bench.processes import machine
     from sidecar.bench.result import finished
     from sidecar.bench.rig import BenchFailed, NobodyThere
@@ -136,6 +70,7 @@ def _bench(given: dict[str, Any]) -> int:
     out: Path | None = given.get("out")
     if out is not None:
         _must_be_writable(out)
+    before = earlier(out, load, target) if "append" in given else []
     signal.signal(signal.SIGTERM, _interrupt)
     show = _Progress(repetitions)
     runs = []
@@ -143,7 +78,7 @@ def _bench(given: dict[str, Any]) -> int:
     try:
         for nth in range(repetitions):
             show.nth = nth
-            runs.append(repetition(target, _with_seed(load, nth), show))
+            runs.append(repetition(target, _with_seed(load, len(before) + nth), show))
     except NobodyThere as problem:
         return _fail(problem, EXIT_NO_DAEMON)
     except (BenchFailed, OSError) as problem:
@@ -151,7 +86,7 @@ def _bench(given: dict[str, Any]) -> int:
     finally:
         show.clear()
     at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    result = finished(at=at, target=target, load=load, machine=facts, runs=runs)
+    result = finished(at=at, target=target, load=load, machine=facts, runs=[*before, *runs])
     return _tell(result, as_json="json" in given, out=out)
 
 

@@ -36,7 +36,8 @@ def repetition(
     )  # fmt: skip
     costs = [cost("simulator", 0.5), cost("daemon", cpu_s), cost("bot 0", 0.2), cost("bot 1", 0.2)]
     return Repetition(
-        seed=1, counted=counted, costs=costs, window_s=10.0, speed_us=800.0, others_share=0.0, load_before=0.1, load_after=0.5, problems=problems or [],
+        seed=1, counted=counted, costs=costs, window_s=10.0, speed_us=800.0, others_share=0.0,
+        load_before=0.1, load_after=0.5, problems=problems or [],
     )  # fmt: skip
 
 

@@ -74,6 +74,21 @@ def test_several_bots_share_the_load_and_their_histograms_are_one() -> None:
     assert [repetition["seed"] for repetition in found["repetitions"]] == [1, 2]
 
 
+def test_repetitions_are_added_so_that_two_builds_can_take_turns(tmp_path: Path) -> None:
+    """The second run goes on with the next seed; another load is not added, and nothing is overwritten."""
+    out = tmp_path / "a.json"
+    shape = ("--short", "--arrivals", "constant", *SHORT, "--out", str(out), "--append")
+    of("--rate", "20", *shape)
+    of("--rate", "20", *shape)
+    kept = read(out)
+    assert [one.seed for one in kept.repetitions] == [1, 2]
+    assert kept.counted.started == 40
+    refused = command("--rate", "30", *shape)
+    assert refused.returncode == 2
+    assert "rate: 20.0 and 30.0" in refused.stderr
+    assert read(out) == kept
+
+
 def test_a_deadline_that_cannot_be_met_is_measured_and_never_early() -> None:
     """Answers of a second under a deadline of 100 ms: every call ends deadline_exceeded, and by how much is known."""
     found = of("--rate", "20", "--timeout-ms", "100", *SHORT)
@@ -138,6 +153,7 @@ targets = [ { upstream = "far", model = "m" } ]
         (["--repetitions", "0"], 2, "--repetitions"),
         (["--stamps", "--short"], 2, "--stamps"),
         (["--fail-above", "1.1"], 2, "--compare"),
+        (["--append"], 2, "--out"),
         (["--out", "/nonexistent/x"], 2, "--out"),
         (["--out", "/"], 2, "--out"),
         (["--endpoint", "tcp://127.0.0.1:1", "--rate", "1", "--yes"], 2, "ipc:///PATH"),
