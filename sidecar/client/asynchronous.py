@@ -18,10 +18,10 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import Self, TypeVar, Unpack
+from typing import NoReturn, Self, TypeVar, Unpack
 
 from sidecar.client.answers import Answer, Choice, Choices
-from sidecar.client.calls import ChoiceWishes, OpenCall, Question, Wishes
+from sidecar.client.calls import ChoiceWishes, OpenCall, Question, Wishes, is_over
 from sidecar.client.endpoint import Places, find_places
 from sidecar.client.fleet import Fleet
 from sidecar.client.handle import Reading
@@ -188,12 +188,19 @@ class AsyncHandle(Reading):
         return self
 
     async def __anext__(self) -> str:
-        while (piece := self._next_piece()) is None:
-            if self.ended:
+        call = self._call
+        while True:
+            pieces, read = call.pieces, self._read
+            if read < len(pieces) and self._restarts == call.restarts:  # nearly always: no call for it
+                self._read = read + 1
+                return pieces[read]
+            piece = self._next_piece()
+            if piece is not None:
+                return piece
+            if call.ended is not None:
                 _ = self.answer  # raises what must be raised
                 raise StopAsyncIteration
-            await self._pump.changed(self._call)
-        return piece
+            await self._pump.changed(call)
 
     async def __aenter__(self) -> Self:
         return self
@@ -233,6 +240,7 @@ class LoopPump:
         if self._loop is not None and not self._loop.is_closed():
             raise SidecarError("this client belongs to another event loop: make one client per loop")
         self._loop, self._timer, self._timer_at = loop, None, math.inf
+        self._future = loop.create_future
         self._reading, self._writing = {}, set()
         self._watch(loop)
         self.move()
@@ -258,7 +266,9 @@ class LoopPump:
 
     def changed(self, call: OpenCall | Question) -> asyncio.Future[None]:
         """To be awaited: something new is known of it. Several tasks may wait for one call."""
-        waiter = self._waiter()
+        if self._loop is None or self.fleet.forked:
+            self._refuse()
+        waiter: asyncio.Future[None] = self._future()
         if call.wake is None:
             call.wake = [waiter]
         else:
@@ -267,7 +277,9 @@ class LoopPump:
 
     def ended(self, call: OpenCall) -> asyncio.Future[None]:
         """To be awaited: its terminal is there. Pieces wake nobody who waits for this."""
-        waiter = self._waiter()
+        if self._loop is None or self.fleet.forked:
+            self._refuse()
+        waiter: asyncio.Future[None] = self._future()
         if call.wake_at_end is None:
             call.wake_at_end = [waiter]
         else:
@@ -288,18 +300,16 @@ class LoopPump:
         self.fleet.close()
         self._tell()
 
-    def _waiter(self) -> asyncio.Future[None]:
-        reason = self.fleet.usable()
-        if reason is not None or self._loop is None:
-            raise SidecarError(reason or "this client is closed")
-        return self._loop.create_future()
+    def _refuse(self) -> NoReturn:
+        raise SidecarError(self.fleet.usable() or "this client is closed")
 
     def _readable(self, link: Link) -> None:
         now = time.monotonic()
         link.read(now)
         if link.session.due_at <= now:
             link.tick(now)
-        self.fleet.settle(now)
+        if self.fleet.several:
+            self.fleet.settle(now)
         self._rest()
 
     def _writable(self, link: Link) -> None:
@@ -349,15 +359,13 @@ class LoopPump:
         for item in changed:
             item.changed = False
             if item.wake is not None:
-                _wake(item.wake)
+                for waiter in item.wake:
+                    if not waiter.done():
+                        waiter.set_result(None)
                 item.wake = None
-            if isinstance(item, OpenCall) and item.ended is not None and item.wake_at_end is not None:
-                _wake(item.wake_at_end)
+            if item.wake_at_end is not None and is_over(item):
+                for waiter in item.wake_at_end:
+                    if not waiter.done():
+                        waiter.set_result(None)
                 item.wake_at_end = None
         changed.clear()
-
-
-def _wake(waiters: list[asyncio.Future[None]]) -> None:
-    for waiter in waiters:
-        if not waiter.done():
-            waiter.set_result(None)

@@ -107,7 +107,7 @@ class OpenCall:
 class Question:
     """A `ping` or a `probe` under way. `answer` or `failure` is set when it is over."""
 
-    __slots__ = ("answer", "changed", "expire_at", "failure", "handed_over", "id", "kind", "wake")
+    __slots__ = ("answer", "changed", "expire_at", "failure", "handed_over", "id", "kind", "wake", "wake_at_end")
 
     def __init__(self, kind: Literal["ping", "probe"], nonce: int, expire_at: float) -> None:
         self.kind, self.id, self.expire_at = kind, nonce, expire_at
@@ -115,6 +115,7 @@ class Question:
         self.failure: CallFailed | None = None
         self.handed_over = self.changed = False
         self.wake: list[Any] | None = None
+        self.wake_at_end: list[Any] | None = None
 
     @property
     def over(self) -> bool:

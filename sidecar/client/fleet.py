@@ -24,11 +24,24 @@ _LOOK_INTERVAL: Final = 2.0
 _SEARCH_INTERVAL: Final = 0.1
 
 
+#: How many forks this process is away from the one that imported us: cheaper to look at than its pid.
+_generation = 0
+
+
+def _forked() -> None:
+    global _generation
+    _generation += 1
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 class Fleet:
     """All links of one client. Not for two threads at once.
 
     Attributes:
         links: to the daemons that are known.
+        several: there are, or may be, several daemons.
         changed: calls and questions that changed since the shell last emptied the list.
         retired: links that were closed and are still watched by the shell; it forgets them, buries and clears them.
     """
@@ -39,24 +52,29 @@ class Fleet:
         self.retired: list[Link] = []
         self.changed: list[OpenCall | Question] = []
         self.closed = False
-        self._pid = os.getpid()
+        self._pid, self._generation = os.getpid(), _generation
         self._numbers = itertools.count(1)
         self._turn = 0
         self._aside: dict[Link, float] = {}
-        self._single = places.single is not None
+        self.several = places.single is None
         #: where calls wait while no daemon is known
         self._lobby = self._session()
         self._look_at = math.inf
-        if self._single:
+        if not self.several:
             self._add(str(places.single), now)
         else:
             self._look(now)
+
+    @property
+    def forked(self) -> bool:
+        """This is a fork of the process that made it."""
+        return self._generation != _generation
 
     def usable(self) -> str | None:
         """Why this client must not be used, None when it may: it is closed, or of the parent process."""
         if self.closed:
             return "this client is closed"
-        if os.getpid() != self._pid:
+        if self.forked:
             return f"this client was made in process {self._pid}, and this is a fork of it: make a new client here"
         return None
 
@@ -70,7 +88,7 @@ class Fleet:
 
     def home(self, now: float) -> Session:
         """The session for a new call or question."""
-        if self._single:
+        if not self.several:
             link = self.links[0]
             if not link.session.connected:
                 link.tick(now)
@@ -93,7 +111,7 @@ class Fleet:
     @property
     def stale(self) -> bool:
         """The shell must watch other descriptors, or for other things, and then call `bury()`."""
-        if self._single:
+        if not self.several:
             return self.links[0].stale
         return bool(self.retired) or any(link.stale for link in self.links)
 
@@ -113,13 +131,13 @@ class Fleet:
     @property
     def due_at(self) -> float:
         """When `tick()` wants to be called; perhaps too early, never too late. Infinity for never."""
-        if self._single:
+        if not self.several:
             link = self.links[0]
             return min(link.due_at, link.session.due_at)
         due = math.inf
         for link in self.links:
             due = min(due, link.due_at, link.session.due_at)
-        if not self._single:
+        if self.several:
             due = min(due, self._lobby.due_at)
             if self._lobby.waiting:
                 due = min(due, self._look_at)
@@ -130,7 +148,7 @@ class Fleet:
         for link in self.links:
             if link.due_at <= now or link.session.due_at <= now:
                 link.tick(now)
-        if not self._single:
+        if self.several:
             if self._lobby.due_at <= now:
                 self._lobby.expire(now=now)
             if self._look_at <= now:
@@ -139,7 +157,7 @@ class Fleet:
 
     def settle(self, now: float) -> None:
         """After any pass, with several daemons: note who is left aside, and move the calls that may move."""
-        if self._single:
+        if not self.several:
             return
         for link in self.links:
             session = link.session
@@ -150,7 +168,7 @@ class Fleet:
                 call, refusal = session.returned.pop()
                 other = self._best(now, strict=True)
                 if other is None:
-                    session.refuse(call, refusal)
+                    session.end(call, refusal)
                 else:
                     other.adopt(call)
             if not session.connected:
@@ -191,7 +209,7 @@ class Fleet:
     # ------------------------------------------------------------------ inside
 
     def _session(self) -> Session:
-        return Session(name=self.name, numbers=self._numbers, changed=self.changed, movable=not self._single)
+        return Session(name=self.name, numbers=self._numbers, changed=self.changed, movable=self.several)
 
     def _add(self, endpoint: str, now: float) -> None:
         self.links.append(Link(endpoint, self._session(), now=now))

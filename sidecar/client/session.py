@@ -20,16 +20,18 @@ Models: h11, aioquic (time as an argument, state to look at instead of callbacks
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from sidecar.client.alarms import Alarms
 from sidecar.client.calls import OpenCall, Question, is_over
+from sidecar.client.outgoing import Outgoing
+from sidecar.client.questions import Questions
 from sidecar.client.request import encoded
 from sidecar.client.salvage import UNREADABLE, Unreadable, pieces_of
 from sidecar.errors import CallFailed
 from sidecar.wire import (
+    JSON,
     MSGPACK,
     Accepted,
     Delta,
@@ -40,8 +42,11 @@ from sidecar.wire import (
     Restarted,
     Terminal,
     Welcome,
-    encoding_of,
 )
+
+_FROM_JSON: Final = JSON.decode_from_daemon
+_FROM_MSGPACK: Final = MSGPACK.decode_from_daemon
+_JSON_BEGINS: Final = (b"{", b"[")  # as `wire.encoding_of` tells
 
 #: Until `accepted` says the deadline, a call without `timeout_ms` is given this long.
 UNACCEPTED_TIMEOUT: Final = 2.0
@@ -76,7 +81,7 @@ class Session:
         changed: list[OpenCall | Question] | None = None,
         movable: bool = False,
     ) -> None:
-        self.name, self.movable = name, movable
+        self.movable = movable
         self.welcome: Welcome | None = None
         self.connected = self.ever_connected = self.silent = False
         self.refusal: Failed | None = None
@@ -85,12 +90,9 @@ class Session:
         self.changed: list[OpenCall | Question] = [] if changed is None else changed
         self._numbers = itertools.count(1) if numbers is None else numbers
         self._calls: dict[str, OpenCall] = {}
-        self._pings: dict[int, Question] = {}
-        self._probes: deque[Question] = deque()
-        self._outgoing: deque[tuple[bytes, OpenCall | Question | None]] = deque()
-        self._greeting: deque[bytes] = deque()
+        self._questions = Questions()
+        self._outgoing = Outgoing(name)
         self._alarms = Alarms()
-        self._greet()
 
     def __repr__(self) -> str:
         return f"<Session connected={self.connected} calls={len(self._calls)} outgoing={len(self._outgoing)}>"
@@ -136,21 +138,15 @@ class Session:
         """Queue a call that no daemon has: a new one, or one that another session gave away."""
         call.home, call.handed_over = self, False
         self._calls[call.id] = call
-        self._outgoing.append((call.payload, call))
+        self._outgoing.add(call.payload, call)
         self._set_alarm(call)
 
     def give_away(self) -> list[OpenCall]:
         """Part with the calls that were not handed over; each must be adopted at once."""
-        given = [item for _, item in self._outgoing if isinstance(item, OpenCall) and item.ended is None]
-        if given:
-            self._outgoing = deque(entry for entry in self._outgoing if not isinstance(entry[1], OpenCall))
-            for call in given:
-                del self._calls[call.id]
+        given = self._outgoing.take_calls()
+        for call in given:
+            del self._calls[call.id]
         return given
-
-    def refuse(self, call: OpenCall, refusal: Failed) -> None:
-        """End a returned call after all: no other daemon takes it."""
-        self._end(call, refusal)
 
     def cancel(self, call: OpenCall) -> None:
         """Ask for the end of a call; its terminal follows. One that was not handed over yet ends here and now."""
@@ -171,26 +167,23 @@ class Session:
 
     def ping(self, *, now: float, timeout: float) -> Question:
         """Queue a `ping`."""
-        question = Question("ping", next(self._numbers), now + timeout)
-        self._pings[question.id] = question
-        return self._ask(question, {"type": "ping", "nonce": question.id})
+        number = next(self._numbers)
+        question = self._questions.ping(number, until=now + timeout)
+        return self._ask(question, {"type": "ping", "nonce": number})
 
     def probe(self, check: str, *, now: float, timeout: float) -> Question:
-        """Queue a `probe`. Reports carry no name: they answer the probes in their order."""
+        """Queue a `probe`."""
         return self._ask(Question("probe", next(self._numbers), now + timeout), {"type": "probe", "check": check})
 
     def fail_waiting(self, message: str) -> None:
         """End what was not handed over yet as ``daemon_unavailable``: the shell looked, and nobody can be there."""
-        waiting = [item for _, item in self._outgoing if item is not None]
-        self._outgoing.clear()
-        for item in waiting:
+        for item in self._outgoing.clear():
             self._fail(item, "daemon_unavailable", message)
 
     def close(self) -> None:
         """End everything here: the shell is closing, and the daemon ends the calls of a connection that goes."""
-        items: list[OpenCall | Question] = [*self._calls.values(), *self._pings.values(), *self._probes]
-        items += [item for _, item in self._outgoing if item is not None and not is_over(item)]
-        self._outgoing.clear()
+        items: list[OpenCall | Question] = [*self._calls.values(), *self._questions.all()]
+        items += self._outgoing.clear()
         for item in items:
             if not is_over(item):
                 self._fail(item, "cancelled", "the client was closed")
@@ -202,7 +195,7 @@ class Session:
 
     @property
     def waiting(self) -> bool:
-        """Something waits to be handed over."""
+        """Something may wait to be handed over."""
         return bool(self._outgoing)
 
     # ------------------------------------------------------------------ to the socket
@@ -210,29 +203,17 @@ class Session:
     def next_payload(self) -> bytes | None:
         """What to hand to the socket next, None when there is nothing. It stays first until `handed_over()`.
 
-        Nothing without a connection: just after a loss ZeroMQ may still take a message, into the pipe that is dying.
+        Nothing without a connection: what a socket takes meanwhile may reach nobody, or somebody later.
         """
-        if not self.connected:
-            return None
-        if self._greeting:
-            return self._greeting[0]
-        while self._outgoing:
-            payload, item = self._outgoing[0]
-            if item is None or not is_over(item):
-                return payload
-            self._outgoing.popleft()
-        return None
+        return self._outgoing.first() if self.connected else None
 
     def handed_over(self) -> None:
         """The socket took what `next_payload()` gave."""
-        if self._greeting:
-            self._greeting.popleft()
-            return
-        _, item = self._outgoing.popleft()
+        item = self._outgoing.taken()
         if item is not None:
             item.handed_over = True
-            if isinstance(item, Question) and item.kind == "probe":
-                self._probes.append(item)
+            if isinstance(item, Question):
+                self._questions.handed_over(item)
 
     # ------------------------------------------------------------------ from the socket
 
@@ -248,44 +229,22 @@ class Session:
         """
         self.connected = False
         unaccepted = [call.id for call in self._calls.values() if call.handed_over and call.accepted is None]
-        self._outgoing = deque(entry for entry in self._outgoing if entry[1] is not None)  # cancels of the lost
+        self._outgoing.drop_cancels()
         for call in [call for call in self._calls.values() if call.handed_over]:
             self._end_locally(call, "daemon_lost", "the daemon went away with the call open")
-        for question in (*self._pings.values(), *self._probes):
-            if question.handed_over:
-                self._fail(question, "daemon_lost", "the daemon went away")
-        self._probes.clear()
-        self._greet()
-        self._greeting.extend(MSGPACK.encode({"type": "cancel", "id": name}) for name in unaccepted)
+        for question in self._questions.connection_lost():
+            self._fail(question, "daemon_lost", "the daemon went away")
+        self._outgoing.greet(unaccepted)
 
     def receive(self, payload: bytes, *, now: float) -> None:
         """Take one message of the daemon, or an array of them."""
         self.silent = False
         try:
-            decoded = encoding_of(payload).decode_from_daemon(payload)
+            decoded = (_FROM_JSON if payload[:1] in _JSON_BEGINS else _FROM_MSGPACK)(payload)
         except UNREADABLE:
             self._salvage(payload, now)
             return
-        if type(decoded) is not list:
-            self._take(decoded, now)
-            return
-        calls, changed = self._calls, self.changed
-        for message in decoded:
-            if type(message) is Delta:
-                # As `_take_delta`, in place: this is the path of nearly every token.
-                call = calls.get(message.id)
-                if call is None:
-                    continue
-                if message.seq != call.seq or not message.text:
-                    self._take_delta(call, message)
-                    continue
-                call.seq += 1
-                call.pieces.append(message.text)
-                if not call.changed:
-                    call.changed = True
-                    changed.append(call)
-            else:
-                self._take(message, now)
+        self._hear(decoded if type(decoded) is list else (decoded,), now)
 
     # ------------------------------------------------------------------ time
 
@@ -313,21 +272,36 @@ class Session:
 
     # ------------------------------------------------------------------ inside
 
+    def _hear(self, messages: Iterable[Any], now: float) -> None:
+        calls, changed = self._calls, self.changed
+        for message in messages:
+            if type(message) is not Delta:
+                self._take(message, now)
+                continue
+            # The path of nearly every token: nothing is called for it.
+            call = calls.get(message.id)
+            if call is None:
+                continue
+            if message.seq != call.seq:
+                self._violation(call, f"delta {message.seq} came where {call.seq} was due")
+                continue
+            call.seq += 1
+            if message.text:
+                call.pieces.append(message.text)
+                if not call.changed:
+                    call.changed = True
+                    changed.append(call)
+
     def _take(self, message: Any, now: float) -> None:
         kind = type(message)
         if kind is Welcome:
             self._take_welcome(message)
-        elif kind is Pong:
-            question = self._pings.get(message.nonce) if isinstance(message.nonce, int) else None
+        elif kind is Pong or kind is Report:
+            question = self._questions.answered(message)
             if question is not None:
-                self._answer(question, message)
-        elif kind is Report:
-            if self._probes:
-                self._answer(self._probes.popleft(), message)
+                self._touch(question)
         elif (call := self._calls.get(message.id)) is not None:
-            if kind is Delta:
-                self._take_delta(call, message)
-            elif kind is Accepted:
+            if kind is Accepted:
                 self._take_accepted(call, message, now)
             elif kind is Restarted:
                 call.pieces.clear()
@@ -336,17 +310,6 @@ class Session:
                 self._touch(call)
             else:
                 self._take_terminal(call, message)
-
-    def _take_delta(self, call: OpenCall, delta: Delta) -> None:
-        if delta.seq != call.seq:
-            self._violation(call, f"delta {delta.seq} came where {call.seq} was due")
-            return
-        call.seq += 1
-        if delta.text:
-            call.pieces.append(delta.text)
-            if not call.changed:
-                call.changed = True
-                self.changed.append(call)
 
     def _take_accepted(self, call: OpenCall, accepted: Accepted, now: float) -> None:
         if call.accepted is not None:
@@ -373,7 +336,7 @@ class Session:
         elif call.stream and isinstance(terminal, Done) and terminal.deltas != call.seq:
             self._violation(call, f"{call.seq} deltas came, and done counts {terminal.deltas}")
         else:
-            self._end(call, terminal)
+            self.end(call, terminal)
 
     def _take_welcome(self, welcome: Welcome) -> None:
         previous, self.welcome = self.welcome, welcome
@@ -386,7 +349,7 @@ class Session:
         """Read what can be read of an unreadable payload, message by message."""
         for message in pieces_of(payload):
             if not isinstance(message, Unreadable):
-                self._take(message, now)
+                self._hear((message,), now)
             elif (call := self._calls.get(message.id)) is not None:
                 self._violation(call, f"an unreadable {message.type} came")
 
@@ -398,23 +361,17 @@ class Session:
         if isinstance(item, OpenCall):
             self._end_locally(item, code, message)
         elif not item.over:
-            item.failure = CallFailed.of(code, message, retryable=code == "daemon_unavailable")
-            self._pings.pop(item.id, None)
+            self._questions.fail(item, CallFailed.of(code, message, retryable=code == "daemon_unavailable"))
             self._touch(item)
-
-    def _answer(self, question: Question, answer: Pong | Report) -> None:
-        self._pings.pop(question.id, None)
-        if not question.over:
-            question.answer = answer
-            self._touch(question)
 
     def _end_locally(self, call: OpenCall, code: str, message: str) -> None:
         call.local = True
         retryable, partial = code == "daemon_unavailable", bool(call.pieces)
         terminal = Failed(id=call.id, code=code, message=message, retryable=retryable, partial=partial, deltas=call.seq)
-        self._end(call, terminal)
+        self.end(call, terminal)
 
-    def _end(self, call: OpenCall, terminal: Terminal) -> None:
+    def end(self, call: OpenCall, terminal: Terminal) -> None:
+        """Give it this terminal: what `_take_terminal` found right, or the refusal of a call that nobody else takes."""
         call.ended = terminal
         self._calls.pop(call.id, None)
         self._touch(call)
@@ -425,15 +382,14 @@ class Session:
             self.changed.append(item)
 
     def _set_alarm(self, item: OpenCall | Question) -> None:
-        alive = len(self._calls) + len(self._pings) + len(self._probes)
-        self._alarms.set(item, alive=alive, over=self._settled)
+        self._alarms.set(item, alive=len(self._calls) + len(self._questions), over=self._settled)
 
     def _settled(self, item: OpenCall | Question) -> bool:
         """Over, or given to another session: this one's alarm is not for it."""
         return is_over(item) or (isinstance(item, OpenCall) and item.home is not self)
 
     def _ask(self, question: Question, message: dict[str, Any]) -> Question:
-        self._outgoing.append((MSGPACK.encode(message), question))
+        self._outgoing.say(message, question)
         self._set_alarm(question)
         return question
 
@@ -441,7 +397,4 @@ class Session:
         message = {"type": "cancel", "id": call.id}
         if call.accepted is not None:
             message["call_id"] = call.accepted.call_id
-        self._outgoing.append((MSGPACK.encode(message), None))
-
-    def _greet(self) -> None:
-        self._greeting = deque([MSGPACK.encode({"type": "hello", "name": self.name, "batch": True})])
+        self._outgoing.say(message)
