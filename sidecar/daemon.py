@@ -255,10 +255,19 @@ def _call_ids(wall_us: Callable[[], int], dice: random.Random) -> Callable[[], s
     """ULIDs: 48 bits of wall-clock milliseconds, 80 of dice, in Crockford's base 32 (github.com/ulid/spec)."""
     alphabet = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
     pairs = [a + b for a in alphabet for b in alphabet]
+    head_of, head = -1, ""  # the first ten characters are a millisecond's
 
     def new() -> str:
-        number = (wall_us() // 1000) << 80 | dice.getrandbits(80)
-        return "".join([pairs[number >> shift & 1023] for shift in range(120, -1, -10)])
+        nonlocal head_of, head
+        millisecond = wall_us() // 1000
+        if millisecond != head_of:
+            head_of, head = millisecond, "".join([pairs[millisecond >> shift & 1023] for shift in range(40, -1, -10)])
+        bits = dice.getrandbits(80)
+        high, low = bits >> 40, bits & 0xFF_FFFF_FFFF
+        return (
+            f"{head}{pairs[high >> 30]}{pairs[high >> 20 & 1023]}{pairs[high >> 10 & 1023]}{pairs[high & 1023]}"
+            f"{pairs[low >> 30]}{pairs[low >> 20 & 1023]}{pairs[low >> 10 & 1023]}{pairs[low & 1023]}"
+        )
 
     return new
 

@@ -42,6 +42,8 @@ def join(held: str, text: str) -> tuple[str, str]:
     Returns:
         What can be handed on (valid Unicode, maybe ""), and what must now be held back ("" or one half).
     """
+    if not held and text.isascii():
+        return text, ""
     text = held + text
     if _FIRST_HALF.search(text):
         return whole(text[:-1]), text[-1]
