@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
@@ -67,30 +69,68 @@ def plain(frames: list[str]) -> list[str]:
     return re.sub(r'"(input|prompt|total)_tokens":\d+', r'"\1_tokens":0', text).split("\n")
 
 
-@pytest.mark.parametrize("fields", [{}, {"stream_id": "s-1"}, {"max_output_tokens": 2, "instructions": 'say "no"\\'}])
-def test_responses_are_the_simulators_byte_for_byte(bench: Bench, service: CUpstream, fields: dict[str, Any]) -> None:
-    """The same request to both: no byte of a frame differs but names and the prompt's count."""
-    frames = asyncio.run(answer(service.url(), prompt(**fields), '"usage":{'))
-    said = "".join(json.loads(frame).get("delta", "") for frame in frames)
-    words = said + " more" if "max_output_tokens" in fields else said
-    relay = bench.relay("--cadence-ms", "0", "--ttft-ms", "0")
-    url = relay.url(tokens=3, text=words.replace(" ", "+"))
-    assert plain(frames) == plain(asyncio.run(answer(url, prompt(**fields), '"usage":{')))
-    assert len([frame for frame in frames if ".delta" in frame]) == (2 if "max_output_tokens" in fields else 3)
+RESPONSES: tuple[dict[str, Any], ...] = (
+    {},
+    {"stream_id": "s-1"},
+    {"max_output_tokens": 2, "instructions": 'say "no"\\'},
+    {"stream_options": {"include_obfuscation": False}, "store": False},
+)
+CHAT: dict[str, Any] = {
+    "model": "m", "stream": True, "messages": [{"role": "user", "content": "x"}],
+    "stream_options": {"include_usage": True},
+}  # fmt: skip
 
 
-def test_chat_is_the_simulators_byte_for_byte(bench: Bench, service: CUpstream) -> None:
-    """Bare chunks, the usage if asked for, `[DONE]`."""
-    request = json.dumps({
-        "model": "m", "stream": True, "messages": [{"role": "user", "content": "x"}],
-        "stream_options": {"include_usage": True},
-    })  # fmt: skip
-    frames = asyncio.run(answer(service.url("/v1/chat"), request, "[DONE]"))
-    chunks = [json.loads(frame) for frame in frames[:-1]]
-    said = "".join(choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"])
+def test_frames_are_the_simulators_byte_for_byte(bench: Bench, service: CUpstream) -> None:
+    """The same requests to both, in both dialects: no byte differs but names and the prompt's count."""
     relay = bench.relay("--cadence-ms", "0", "--ttft-ms", "0")
-    url = relay.url(tokens=3, text=said.replace(" ", "+")).replace("responses", "chat")
-    assert plain(frames) == plain(asyncio.run(answer(url, request, "[DONE]")))
+    for fields in RESPONSES:
+        frames = asyncio.run(answer(service.url(), prompt(**fields), '"usage":{'))
+        said = "".join(json.loads(frame).get("delta", "") for frame in frames)
+        words = said + " more" if "max_output_tokens" in fields else said
+        url = relay.url(tokens=3, text=words.replace(" ", "+"))
+        assert plain(frames) == plain(asyncio.run(answer(url, prompt(**fields), '"usage":{')))
+        assert len([frame for frame in frames if ".delta" in frame]) == (2 if "max_output_tokens" in fields else 3)
+    for request in (CHAT, {**CHAT, "max_tokens": 2}, {**CHAT, "stream_options": None}):
+        frames = asyncio.run(answer(service.url("/v1/chat"), json.dumps(request), "[DONE]"))
+        chunks = [json.loads(frame) for frame in frames[:-1]]
+        said = "".join(choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"])
+        words = said + " more" if "max_tokens" in request else said
+        url = relay.url(tokens=3, text=words.replace(" ", "+")).replace("responses", "chat")
+        assert plain(frames) == plain(asyncio.run(answer(url, json.dumps(request), "[DONE]")))
+
+
+def test_tls_serves_wss_and_https(bench: Bench, tmp_path: Path) -> None:
+    """A certificate given, everything is encrypted; a client that speaks plain text is let go."""
+    try:
+        build("upstream", tls=True)
+    except Missing as missing:
+        pytest.skip(f"no TLS: {str(missing).splitlines()[0]}")
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+    service = CUpstream(bench, cert=tmp_path / "both.pem", key=tmp_path / "both.pem", cadence_us=0, ttft_us=0)
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+
+    async def main() -> int:
+        found = 0
+        url = service.url(tokens=5000)
+        async with asyncio.timeout(20), connect(url, ssl=context, compression=None, max_size=None) as websocket:
+            await websocket.send(prompt())
+            while "completed_at" not in (frame := str(await websocket.recv())):
+                found += "_text.delta" in frame
+        return found
+
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as peer:
+        peer.sendall(HANDSHAKE)
+        try:
+            while peer.recv(65536):
+                pass
+        except ConnectionResetError:
+            pass
+    assert asyncio.run(main()) == 5000
+    assert service.counters()["tokens"] == 5000
 
 
 def test_three_streams_on_one_connection(service: CUpstream) -> None:

@@ -106,7 +106,7 @@ static uint64_t dice(void) { /* splitmix64 */
 static char *room(Buf *b, size_t more) {
     if (b->from == b->len) b->from = b->len = 0;
     if (b->len + more > b->cap) {
-        memmove(b->at, b->at + b->from, b->len - b->from);
+        if (b->from) memmove(b->at, b->at + b->from, b->len - b->from);
         b->len -= b->from, b->from = 0;
         if (b->len + more > b->cap / 2) {
             b->cap = 2 * (b->len + more);
