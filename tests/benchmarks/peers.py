@@ -50,7 +50,9 @@ def measure(ledger: Ledger, scale: Scale, repetitions: int, only: list[str], *, 
             if sys.stderr.isatty():
                 took = time.monotonic() - began
                 print(f"\r{took:5.0f} s  {number}/{len(wanted)}  {repetition}  {cell.key:40}", end="", file=sys.stderr)
-            ledger.note(cell.key, repetition, stage.measure(cell))
+            before = time.monotonic()
+            figures = stage.measure(cell)
+            ledger.note(cell.key, repetition, {**figures, "took_s": round(time.monotonic() - before, 2)})
         if sys.stderr.isatty():
             print(file=sys.stderr)
 

@@ -1,5 +1,6 @@
 """Our daemon as it ships: accounting, metrics, deadlines and conflation have no switch and are on; so is the log line
-of each call, written to a file. What is set is only how many connections there are.
+of each call, written to a file. What is set: how many connections there are, and timeouts of a minute, armed as any,
+so that a stall of the machine ends no call and opens no breaker in the middle of a measurement.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Sidecar(Bench):
         self.configuration.write_text(
             f'[frontend]\nendpoint = "{self.endpoint}"\n'
             + ("" if calls else "[log]\ncalls = false\n")
-            + upstream("sim", url, warm=connections, maximum=connections) + tls + route("sim")
+            + upstream("sim", url, warm=connections, maximum=connections) + tls
+            + route("sim", timeout_ms=60_000, first_delta_timeout_ms=60_000, idle_timeout_ms=60_000)
         )  # fmt: skip
         self.pid = 0
         try:

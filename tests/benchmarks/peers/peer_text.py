@@ -108,10 +108,10 @@ def relay_table(ledger: Ledger) -> str:
 def about(ledger: Ledger) -> str:
     """Machine, load, versions, settings, and what is missing."""
     data = ledger.data
-    load = data["load"] or [math.nan]
     lines = [f"- {name}: {value}" for name, value in data["about"].items()]
-    lines.append(f"- load average while measuring: median {statistics.median(load)}, most {max(load)} "
-                 "(the measurements themselves are part of it)")  # fmt: skip
+    if load := data["load"]:
+        lines.append(f"- load average while measuring: median {statistics.median(load)}, most {max(load)} "
+                     "(the measurements themselves are part of it)")  # fmt: skip
     for name, version in data["versions"].items():
         lines.append(f"- {name} {version}: {'; '.join(data['settings'].get(name, []))}")
     lines += [f"- missing: {name}: {why}" for name, why in data["missing"].items()]
