@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
-from common import ROOT, Bench, Relay, route
+from common import ROOT, Bench, Bot, Relay, route
 
 #: What makes a kernel's clock of the CPU time of another process (clock_getcpuclockid(3)).
 _CPU_CLOCK: Final = 2
@@ -77,17 +77,21 @@ class Subject(Bench):
         return process
 
     def connected(self, number: int, upstream: str, patience: float) -> None:
-        """As `until_connected`, for numbers that take their time."""
+        """As `until_connected`, for numbers that take their time; asks ten times a second, over one connection."""
         deadline = time.monotonic() + patience
-        while time.monotonic() < deadline:
-            for one in (self.report() or {}).get("upstreams", []):
-                if (
-                    one["name"] == upstream
-                    and one["connections"].get("READY", one["connections"].get("ready", 0)) >= number
-                ):
+        ready = 0
+        with Bot(self.endpoint, hello=False) as bot:
+            while time.monotonic() < deadline:
+                bot.send({"type": "probe"})
+                for message in bot.receive(5.0):
+                    for one in message.get("upstreams", []):
+                        if one["name"] == upstream:
+                            states = {state.lower(): count for state, count in one["connections"].items()}
+                            ready = states.get("ready", 0)
+                if ready >= number:
                     return
-            time.sleep(0.01)
-        raise SystemExit(f"no {number} connections in {patience:g} s: {self.report()}")
+                time.sleep(0.1)
+        raise SystemExit(f"{ready} of {number} connections in {patience:g} s")
 
     def lags(self) -> list[tuple[int, int]]:
         """(due at, late by) of the daemon's timers, microseconds; the last second may be missing until it ended."""
@@ -106,12 +110,13 @@ class Subject(Bench):
         return found
 
 
-def upstream_flags(made: argparse.ArgumentParser) -> None:
-    """--upstream, --against."""
+def upstream_flags(made: argparse.ArgumentParser, *, against: bool = True) -> None:
+    """--upstream, and --against."""
     made.add_argument(
         "--upstream", choices=("auto", "c", "sim"), default="auto", help="in C, never the bottleneck; or the simulator"
     )
-    made.add_argument("--against", type=Path, metavar="TREE", help="the daemon of another tree, in turn with ours")
+    if against:
+        made.add_argument("--against", type=Path, metavar="TREE", help="the daemon of another tree, in turn with ours")
 
 
 def trees(options: argparse.Namespace) -> dict[str, Path]:

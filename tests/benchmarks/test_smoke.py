@@ -12,8 +12,8 @@ import pytest
 
 HERE = Path(__file__).parent
 COMMANDS = (
-    "choose_chaos", "deadlines", "hostile", "hot_path", "million_tokens", "probe_under_load", "short_call", "warmth",
-    "workers",
+    "choose_chaos", "control_lag", "deadlines", "footprint", "growth", "guard", "hostile", "hot_path",
+    "hundred_million", "million_tokens", "probe_under_load", "short_call", "warmth", "workers",
 )  # fmt: skip
 
 
@@ -101,3 +101,41 @@ def test_each_client_gets_every_token_and_call() -> None:
     found = run("client_cost")
     assert set(found["medians"]) == {"wire", "asyncio", "blocking"}
     assert all(found["promises"].values())
+
+
+def test_timers_probes_and_deadlines_are_measured_beside_a_flood() -> None:
+    """At both levels, with an end for every short call; how late they were is the full run's matter."""
+    found = run("control_lag")
+    levels = found["runs"]["here"][0]["levels"]
+    assert all(one["lag_ms"]["n"] > 0 and one["probe_ms"]["n"] > 0 for one in levels.values())
+    assert all(set(one["codes"]) == {"deadline_exceeded"} for one in levels.values())
+
+
+def test_memory_of_connections_and_streams_is_read() -> None:
+    """Over TLS, which brings a certificate authority along; no connection is lost, every stream flows."""
+    found = run("footprint", "--schemes", "wss")
+    here = found["runs"]["here"]
+    assert all(one["memory"]["uss"] > 0 and one["lost"] == 0 for runs in here["wss"].values() for one in runs)
+    assert [one["flowing"] for one in here["streams"]] == [8]
+
+
+def test_every_token_of_every_number_of_streams_came() -> None:
+    """Each way to flow, by the bare wire and by our client."""
+    for bot in ("wire", "asyncio"):
+        found = run("growth", "--bot", bot)["runs"]["here"]
+        assert set(found) == {"cadence", "total", "flood"}
+        assert all(one["whole"] for by in found.values() for runs in by.values() for one in runs)
+
+
+def test_the_long_run_counts_every_token() -> None:
+    """60,000 of its hundred million, with samples on the way."""
+    found = run("hundred_million")
+    assert found["tokens"] == 60_000
+    assert len(found["samples"]) > 5
+
+
+def test_the_guard_counts_the_same_as_the_suite() -> None:
+    """Its command agrees with the committed budget."""
+    found = run("guard")
+    assert found["complaints"] == []
+    assert found["counts"]["responses large"]["python"] > 0

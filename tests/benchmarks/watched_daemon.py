@@ -67,6 +67,7 @@ async def explain(file: Path) -> None:
 def snapshot() -> dict[str, Any]:
     """Bytes and counts by type, of what the collector knows and what hangs on it; bytes by line of code."""
     gc.collect()
+    traced = tracemalloc.take_snapshot()  # before there is anything of ours
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     seen: set[int] = set()
@@ -87,7 +88,7 @@ def snapshot() -> dict[str, Any]:
                     seen.add(id(child))
                     queue.append(child)
     lines: Counter[str] = Counter()
-    for line in tracemalloc.take_snapshot().statistics("lineno"):
+    for line in traced.statistics("lineno"):
         frame = line.traceback[0]
         lines["/".join(frame.filename.split("/")[-3:]) + f":{frame.lineno}"] += line.size
     return {"types": {kind: [counts[kind], sizes[kind]] for kind in counts}, "lines": dict(lines)}
