@@ -1,12 +1,17 @@
 """Two results side by side: the ratio of each figure, and whether it is more than noise. Pure.
 
 The rule: with at least `ENOUGH` repetitions on both sides, a figure is *faster* or *slower* (lower or higher: all of
-them are costs) when the quartile ranges of its repetitions do not overlap and the medians differ by more than
-`NOISE`; else it is the *same*. With fewer repetitions nothing is known of the noise, and there is no verdict.
+them are costs) when the medians differ by more than `NOISE` and ranks so unequal come by chance at most once in
+`1 / CHANCE` times (Mann-Whitney, exact); else it is the *same*. Five repetitions each reach that when every one of B
+lies on the same side of every one of A; fewer cannot, so there is no verdict.
+
+Not quartile ranges that do not overlap: with five repetitions that happens by chance in one of five comparisons of
+noisy figures.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Final, Literal, TypeAlias
 
@@ -17,8 +22,11 @@ from sidecar.bench.picture import table
 from sidecar.bench.result import Result, quartiles
 from sidecar.bench.rig import Target
 
-ENOUGH: Final = 4
+ENOUGH: Final = 5
 NOISE: Final = 0.05
+CHANCE: Final = 0.01
+#: Repetitions a side up to which every arrangement is counted; beyond it the normal approximation is as good.
+_EXACT: Final = 40
 #: The machine's own speed may differ by this much before it is said.
 _DRIFT: Final = 0.1
 #: Costs, which are judged. Not the generator's own, not what the schedule decides, not the rarest.
@@ -72,11 +80,29 @@ def judge(name: str, a: list[float], b: list[float]) -> Figure:
     word: Word = "same"
     if min(len(a), len(b)) < ENOUGH:
         word = "undecided"
-    elif right[2] < left[0] and ratio < 1 - NOISE:
-        word = "faster"
-    elif right[0] > left[2] and ratio > 1 + NOISE:
-        word = "slower"
+    elif abs(ratio - 1) > NOISE and chance(a, b) <= CHANCE:
+        word = "faster" if ratio < 1 else "slower"
     return Figure(name=name, a=left, b=right, ratio=ratio, word=word)
+
+
+def chance(a: list[float], b: list[float]) -> float:
+    """How likely ranks so unequal are if A and B are of one kind: the two-sided Mann-Whitney test.
+
+    Ties count half for each side, which makes the answer larger, not smaller.
+    """
+    n, m = len(a), len(b)
+    below = sum((left < right) + 0.5 * (left == right) for left in a for right in b)
+    extreme = min(below, n * m - below)
+    if max(n, m) > _EXACT:
+        deviation = math.sqrt(n * m * (n + m + 1) / 12)
+        return min(1.0, math.erfc(max(0.0, n * m / 2 - extreme - 0.5) / deviation / math.sqrt(2)))
+    counts = [1] + [0] * (n * m)  # arrangements by their U: the Gaussian binomial coefficient's terms
+    for i in range(1, n + 1):
+        for u in range(n * m, m + i - 1, -1):
+            counts[u] -= counts[u - m - i]
+        for u in range(i, n * m + 1):
+            counts[u] += counts[u - i]
+    return min(1.0, 2 * sum(counts[: math.ceil(extreme) + 1]) / math.comb(n + m, n))
 
 
 def differences(a: tuple[Load, Target], b: tuple[Load, Target]) -> list[str]:
@@ -92,7 +118,7 @@ def _notes(a: Result, b: Result) -> list[str]:
         notes += [f"{which}: {note}" for note in result.notes]
         if len(result.repetitions) < ENOUGH:
             notes.append(
-                f"{which} has {len(result.repetitions)} repetitions: give --repetitions {ENOUGH + 1} for a verdict"
+                f"{which} has {len(result.repetitions)} repetitions: give --repetitions {ENOUGH} for a verdict"
             )
     for name in ("cpu", "cores", "kernel", "python"):
         left, right = a.machine.get(name), b.machine.get(name)

@@ -149,7 +149,7 @@ def _compare(given: dict[str, Any]) -> int:
     fewest = min(len(a.repetitions), len(b.repetitions))
     if limit is not None and fewest < ENOUGH:
         raise Usage(f"--fail-above needs to know the noise: {fewest} repetitions are too few, "
-                     f"run both with --repetitions {ENOUGH + 1}")  # fmt: skip
+                     f"run both with --repetitions {ENOUGH}")  # fmt: skip
     if limit is not None and not found.figures:
         raise Usage("--fail-above: the two results have no figure in common")
     failed = limit is not None and bool(found.above(limit))

@@ -232,27 +232,43 @@ def runs(pid: int) -> bool:
     return False
 
 
-def test_a_daemon_that_dies_is_told(tmp_path: Path) -> None:
-    """Calls end daemon_lost or daemon_unavailable by the client's own promise; the result says who died."""
+def begun(*argv: str) -> tuple[subprocess.Popen[str], int]:
+    """Run it in the background; returns once its bot has begun to call, with the pid of the daemon."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "sidecar", "bench", "--rate", "20", "--for-s", "4", "--warm-up-s", "0", "--json",
-         "--timeout-ms", "1000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "sidecar", "bench", "--json", "--warm-up-s", "0", *argv],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 30
     children: list[int] = []
-    while len(children) < 3:
+    while len(children) < 3 or not connected(children[2]):  # simulator, daemon, bot
+        assert process.poll() is None
         assert time.monotonic() < deadline
         children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
         time.sleep(0.02)
-    bot = children[2]
-    while b"sidecar.bench.bot" not in Path(f"/proc/{bot}/cmdline").read_bytes() or not connected(bot):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(children[1], signal.SIGKILL)
-    out, error = process.communicate(timeout=40)
-    if process.returncode == 1 and not out:  # it died before the first call
-        assert "does not come up" in error
-        return
+    return process, children[1]
+
+
+def test_a_stall_is_felt_by_every_call_that_was_due_meanwhile() -> None:
+    """The daemon is stopped for a second: no coordinated omission. A closed loop would have shown one slow call."""
+    process, daemon = begun("--short", "--rate", "50", "--arrivals", "constant", "--for-s", "6")
+    time.sleep(0.3)
+    os.kill(daemon, signal.SIGSTOP)
+    time.sleep(1.0)
+    os.kill(daemon, signal.SIGCONT)
+    out, _ = process.communicate(timeout=40)
+    counted = json.loads(out)["repetitions"][0]["counted"]
+    total = Histogram.decode(counted["histograms"]["total_us"])
+    assert total.n == counted["started"] == 300
+    assert total.between(500_000, float("inf")) >= 20  # 25 were due in the first half of that second
+    assert total.max >= 950_000
+
+
+def test_a_daemon_that_dies_is_told() -> None:
+    """Calls end daemon_lost or daemon_unavailable by the client's own promise; the result says who died."""
+    process, daemon = begun("--rate", "20", "--for-s", "4", "--timeout-ms", "1000")
+    os.kill(daemon, signal.SIGKILL)
+    out, _ = process.communicate(timeout=40)
+    assert process.returncode == 0  # every call had its terminal, if only the client's own
     found = json.loads(out)
     assert found["trustworthy"] is False
     assert any("the daemon ended with -9" in problem for problem in found["repetitions"][0]["problems"])

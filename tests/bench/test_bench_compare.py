@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from sidecar.bench.compare import compare, judge, render
+from sidecar.bench.compare import chance, compare, judge, render
 from sidecar.bench.result import Unreadable, quartiles, read
 from sidecar.bench.rig import Target
 from sidecar.cli import bench
@@ -24,17 +25,54 @@ QUIET = [100.0, 101.0, 102.0, 103.0, 104.0]
         ([value * 0.8 for value in QUIET], "faster"),
         (QUIET, "same"),
         ([value * 1.04 for value in QUIET], "same"),  # apart, but by less than 5 %
-        ([60.0, 101.0, 130.0, 150.0, 200.0], "same"),  # 27 % more in the median, and the quartiles overlap
-        ([value * 1.2 for value in QUIET[:3]], "undecided"),  # three repetitions say nothing of the noise
+        ([60.0, 101.0, 130.0, 150.0, 200.0], "same"),  # 27 % more in the median, and much noise
+        ([103.5, 120.0, 130.0, 150.0, 200.0], "same"),  # the quartiles are apart, which happens by chance too often
+        ([value * 1.2 for value in QUIET[:4]], "undecided"),  # four repetitions cannot say it
         ([], None),
     ],
 )
 def test_a_difference_is_one_when_it_is_more_than_noise(b: list[float], word: str | None) -> None:
-    """Quartiles apart and more than 5 %; else the same; with too few repetitions no verdict."""
+    """Ranks that chance does not make, and more than 5 %; else the same; with too few repetitions no verdict."""
     if word is not None:
         assert judge("x", QUIET, b).word == word
         if word in ("faster", "slower"):
             assert judge("x", b, QUIET).word == {"faster": "slower", "slower": "faster"}[word]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "likely"),
+    [
+        ([1, 2, 3, 4, 5], [6, 7, 8, 9, 10], 2 / 252),
+        ([1, 2, 3, 4, 6], [5, 7, 8, 9, 10], 4 / 252),
+        ([1, 2, 3, 4, 7], [5, 6, 8, 9, 10], 8 / 252),  # U = 2: of 252 arrangements 1 + 1 + 2 on either side
+        ([1, 2, 3], [4, 5, 6, 7], 2 / 35),
+        ([1, 4], [2, 3], 1.0),
+        ([5, 5, 5], [5, 5, 5], 1.0),
+    ],
+)
+def test_the_chance_of_ranks_is_counted(a: list[float], b: list[float], likely: float) -> None:
+    """Every arrangement of small samples, both ways round."""
+    assert chance(a, b) == pytest.approx(likely)
+    assert chance(b, a) == pytest.approx(likely)
+
+
+def test_many_repetitions_are_approximated_closely() -> None:
+    """Where counting ends, the normal approximation gives nearly the same."""
+    dice = random.Random(3)
+    for shift in (0.0, 0.3, 0.6):
+        a = [dice.gauss(0, 1) for _ in range(40)]
+        b = [dice.gauss(shift, 1) for _ in range(40)]
+        assert chance(a, b) == pytest.approx(chance([*a, 0.0], b), abs=0.05)
+
+
+def test_noise_is_seldom_taken_for_a_difference() -> None:
+    """Of two thousand comparisons of one kind with itself, five noisy repetitions each, about one in a hundred."""
+    dice = random.Random(11)
+    called = sum(
+        judge("x", [dice.gauss(1, 0.2) for _ in range(5)], [dice.gauss(1, 0.2) for _ in range(5)]).word != "same"
+        for _ in range(2000)
+    )
+    assert called <= 40
 
 
 def test_a_figure_of_zero_divides_nothing() -> None:
