@@ -7,10 +7,12 @@ holds so many streams at the upstream's cadence and reads the one-way time of ea
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -26,21 +28,23 @@ CADENCE: Final = 1 / 60
 def pin(pid: int, cores: Sequence[int], io_cores: Sequence[int] | None = None) -> None:
     """Let every thread of a process run on `cores` only; libzmq's own threads on `io_cores`, when given."""
     for task in Path(f"/proc/{pid}/task").iterdir():
-        name = (task / "comm").read_text()
-        os.sched_setaffinity(int(task.name), io_cores if io_cores and name.startswith("ZMQbg") else cores)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            libzmqs = io_cores is not None and (task / "comm").read_text().startswith("ZMQbg")
+            os.sched_setaffinity(int(task.name), io_cores if libzmqs and io_cores else cores)
 
 
 def prefer(pid: int, how: str) -> None:
     """How the kernel's scheduler ranks every thread of a process: `normal`, `nice` (-10) or `fifo` (real time, 1)."""
     for task in map(int, os.listdir(f"/proc/{pid}/task")):
-        policy = os.SCHED_FIFO if how == "fifo" else os.SCHED_OTHER
-        os.sched_setscheduler(task, policy, os.sched_param(int(how == "fifo")))
-        os.setpriority(os.PRIO_PROCESS, task, -10 if how == "nice" else 0)
+        with contextlib.suppress(ProcessLookupError):
+            policy = os.SCHED_FIFO if how == "fifo" else os.SCHED_OTHER
+            os.sched_setscheduler(task, policy, os.sched_param(int(how == "fifo")))
+            os.setpriority(os.PRIO_PROCESS, task, -10 if how == "nice" else 0)
 
 
 def cpu_ns(pid: int) -> int:
-    """What all threads of a process have had of the processors so far; nanoseconds."""
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir())
+    """What all threads of a process, also those that ended, have had of the processors so far; nanoseconds."""
+    return time.clock_gettime_ns((~pid << 3) | 2)  # clock_getcpuclockid(3) of another process
 
 
 def load(
