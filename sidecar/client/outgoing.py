@@ -24,6 +24,11 @@ class Outgoing:
     def __len__(self) -> int:
         return len(self._greeting) + len(self._queue)
 
+    @property
+    def queued(self) -> bool:
+        """There is more than the greeting, which waits for its connection as long as there is none."""
+        return bool(self._queue)
+
     def greet(self, cancels: Iterable[str] = ()) -> None:
         """The next connection begins with a `hello` that asks for arrays, and with these cancels."""
         self._greeting = deque([MSGPACK.encode({"type": "hello", "name": self._name, "batch": True})])

@@ -196,7 +196,7 @@ class Session:
     @property
     def waiting(self) -> bool:
         """Something may wait to be handed over."""
-        return bool(self._outgoing)
+        return bool(self._outgoing) if self.connected else self._outgoing.queued
 
     # ------------------------------------------------------------------ to the socket
 

@@ -38,6 +38,7 @@ LIMITS = {"max_message_bytes": 1 << 20, "max_batch": 256, "max_calls_in_flight":
 def serve(endpoint: str, log: str, ready: int) -> None:
     """Bind and answer until killed; one byte to `ready` once bound. Never returns."""
     session = os.urandom(4).hex()
+    refusing = Path(endpoint.removeprefix("ipc://") + ".refusing")
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket, Path(log).open("a") as lines:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -55,7 +56,8 @@ def serve(endpoint: str, log: str, ready: int) -> None:
             message = msgspec.json.decode(payload) if is_json else msgspec.msgpack.decode(payload)
             lines.write(json.dumps({"session": session, **message}) + "\n")
             lines.flush()
-            for answer in answers(message, session):
+            refusal = refusing.read_text() if message["type"] == "call" and refusing.exists() else ""
+            for answer in [refused(message, refusal)] if refusal else answers(message, session):
                 if is_json:
                     answer = msgspec.json.encode(msgspec.msgpack.decode(answer))
                 with contextlib.suppress(zmq.ZMQError):
@@ -81,6 +83,11 @@ def answers(message: dict[str, Any], session: str) -> Any:
             yield from play(["accept", {"delta": prompt}, {"done": {}}], message, session, now)
         else:
             yield from play(["accept", {"done": {"text": prompt}}], message, session, now)
+
+
+def refused(call: dict[str, Any], code: str) -> bytes:
+    """The refusal of a call on receipt."""
+    return pack({"type": "failed", "id": call["id"], "code": code, "message": "as told", "retryable": True})
 
 
 def report(session: str, **fields: Any) -> dict[str, Any]:
@@ -191,6 +198,12 @@ class FakeDaemon:
         if self.pid > 0:  # 0 would be our own process group
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
+
+    def refuse(self, code: str) -> None:
+        """From now on refuse every call with this code; with "" answer again."""
+        path = Path(self.endpoint.removeprefix("ipc://") + ".refusing")
+        path.with_suffix(".new").write_text(code)
+        path.with_suffix(".new").replace(path)
 
     def kill(self) -> None:
         """As a crash: the socket file stays."""
