@@ -81,6 +81,7 @@ class Seen:
         self.calm_ms: list[float] = []
         self.codes: Counter[str] = Counter()
         self.early = 0
+        self.refused = 0
 
 
 def control(endpoint: str, until: float, dice: random.Random) -> tuple[Seen, list[tuple[int, int, float]]]:
@@ -117,13 +118,16 @@ def control(endpoint: str, until: float, dice: random.Random) -> tuple[Seen, lis
                     deadline = deadlines.pop(message["id"])
                     taken = accepted.pop(message["id"], None)
                     seen.codes[message.get("code", "done")] += 1
-                    if message.get("code") != "deadline_exceeded" or taken is None:
+                    if message.get("code") != "deadline_exceeded":
+                        continue
+                    seen.early += at < deadline
+                    seen.bot_ms.append((at - deadline) / 1000)
+                    if taken is None:
+                        seen.refused += 1  # its deadline was over when the daemon came to read it
                         continue
                     granted = taken["deadline_mono_us"] - taken["recv_mono_us"]
                     by_daemon = (message["timing"]["total_us"] - granted) / 1000
-                    seen.early += at < deadline
                     seen.daemon_ms.append(by_daemon)
-                    seen.bot_ms.append((at - deadline) / 1000)
                     overshoots.append((deadline, at, by_daemon))
     return seen, overshoots
 
@@ -185,7 +189,8 @@ def _figures(
         "reported_lag_ms_max": max(seen.reported_lag_ms, default=math.nan),
         "probe_ms": _spread(seen.probe_ms), "overshoot_daemon_ms": _spread(seen.daemon_ms),
         "overshoot_daemon_ms_without_stalls": _spread(quiet), "overshoot_bot_ms": _spread(seen.bot_ms),
-        "early": seen.early, "codes": dict(seen.codes), "stalls": len(stalls), "longest_stall_ms": longest_ms(stalls),
+        "early": seen.early, "read_after_deadline": seen.refused, "codes": dict(seen.codes),
+        "stalls": len(stalls), "longest_stall_ms": longest_ms(stalls),
     }  # fmt: skip
 
 
@@ -240,7 +245,8 @@ def main() -> int:
                 f"{median(one['messages_per_s'] for one in each):,.0f} messages/s, "
                 f"{median(one['characters_per_s'] for one in each) / 1e6:.1f} M characters/s to the bot; "
                 f"short calls ended "
-                f"{each[0]['codes']}; report's loop lag at most "
+                f"{each[0]['codes']}, {each[0]['read_after_deadline']} read after their deadline; "
+                f"report's loop lag at most "
                 f"{median(one['reported_lag_ms_max'] for one in each):.1f} ms; "
                 f"{each[0]['stalls']} stalls of a core, the longest {each[0]['longest_stall_ms']:.0f} ms\n"
                 + table(rows, head=["ms", "n", "p50", "p99", "p99.9", "max"])
