@@ -12,6 +12,7 @@ import dataclasses
 import os
 import platform
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,9 @@ def main() -> int:
     if options.setup_only:
         return set_up(only)
     scale, repetitions = (QUICK, 1) if options.quick else (FULL, options.repetitions)
-    raw = options.resume or options.raw or cache_folder() / ("quick-run.json" if options.quick else "last-run.json")
+    scratch = tempfile.TemporaryDirectory(prefix="sb-peers-")  # a smoke test leaves nothing, and may run twice at once
+    home = Path(scratch.name) if options.quick else cache_folder()
+    raw = options.resume or options.raw or home / "last-run.json"
     if options.resume is None:
         raw.unlink(missing_ok=True)
     elif not raw.exists():

@@ -13,7 +13,7 @@ import pytest
 HERE = Path(__file__).parent
 COMMANDS = (
     "choose_chaos", "control_lag", "deadlines", "footprint", "growth", "guard", "hostile", "hot_path",
-    "hundred_million", "million_tokens", "probe_under_load", "short_call", "warmth", "workers",
+    "hundred_million", "million_tokens", "peers", "probe_under_load", "short_call", "warmth", "workers",
 )  # fmt: skip
 
 
@@ -139,3 +139,12 @@ def test_the_guard_counts_the_same_as_the_suite() -> None:
     found = run("guard")
     assert found["complaints"] == []
     assert found["counts"]["responses large"]["python"] > 0
+
+
+def test_direct_clients_and_ours_are_compared_without_any_peer() -> None:
+    """Nothing is installed; rows that need a peer say so, the others have a ratio."""
+    found = run("peers")
+    rows = {row["what"]: row for row in found["rows"]}
+    assert all(row["ratios"] or row["verdict"].startswith("not measured: ") for row in rows.values())
+    assert rows["token p50, sidecar + AsyncClient / direct `websockets`, 4 streams"]["ratios"]
+    assert rows["CPU per short request, sidecar / nginx"]["verdict"] == "not measured: nginx: not asked for"

@@ -47,7 +47,7 @@ _LATENCY: Final[dict[str, tuple[int, ...]]] = {
     "http-direct": (1, 16, 64), "nginx": (1, 16, 64), "nginx-auto": (16, 64), "portkey": (1, 16, 64),
     "tensorzero": (1, 16, 64), "bifrost": (1, 16, 64), "litellm": (1, 16),
 }  # fmt: skip
-_SMOKE: Final = ("direct", "asyncio", "asyncio-tls", "wire", "blocking", "http-direct")
+_SMOKE: Final = ("direct", "asyncio", "asyncio-tls", "http-direct")
 _FIRST: Final = (
     "direct", "asyncio", "direct-tls", "asyncio-tls", "sdk-chat", "sdk-ws", "http-direct", "nginx", "portkey",
     "tensorzero", "bifrost", "litellm",
@@ -74,7 +74,7 @@ def cells(scale: Scale) -> Iterator[list[Cell]]:
         ]
     yield [
         Cell(f"latency {scale.most}", way, (("streams", scale.most), ("tokens", scale.tokens)))
-        for way in ("asyncio", "asyncio-tls", "direct")
+        for way in (("asyncio", "asyncio-tls", "direct") if scale is FULL else ("asyncio",))
     ] + [
         # A tenth of the cadence: at the full one it would still be admitting when the first answers are over.
         Cell(f"latency {scale.most}", "litellm", (("streams", scale.most), ("tokens", 30), ("cadence_us", 100_000)))
@@ -82,4 +82,5 @@ def cells(scale: Scale) -> Iterator[list[Cell]]:
     yield [Cell("first", way, (("requests", scale.firsts),)) for way in _FIRST]
     yield [Cell("flood", way, (("at_once", 16 if scale is FULL else 4),)) for way in _MANY]
     yield [Cell("short", way, (("at_once", 8),)) for way in _MANY]
-    yield [Cell("memory", way, (("few", scale.few), ("many", scale.many))) for way in ("ws", "wss")]
+    ways = ("ws", "wss") if scale is FULL else ("ws",)
+    yield [Cell("memory", way, (("few", scale.few), ("many", scale.many))) for way in ways]

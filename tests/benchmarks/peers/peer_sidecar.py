@@ -48,6 +48,17 @@ def per_connection_kib(url: str, few: int, many: int, authority: Path | None) ->
     found = []
     for connections in (few, many):
         with Sidecar(url, connections, authority=authority) as daemon:
-            time.sleep(0.5)  # the last handshake's garbage is returned by then; no verdict hangs on it
-            found.append(rss_mib([daemon.pid]))
+            found.append(_at_rest(daemon.pid))
     return {"few_mib": found[0], "many_mib": found[1], "kib": (found[1] - found[0]) * 1024 / (many - few)}
+
+
+def _at_rest(pid: int) -> float:
+    """Once it holds still: what handshakes needed goes back to the system a moment later."""
+    before = rss_mib([pid])
+    for _ in range(20):
+        time.sleep(0.25)
+        now = rss_mib([pid])
+        if abs(now - before) < 0.02:
+            break
+        before = now
+    return rss_mib([pid])
