@@ -161,7 +161,7 @@ class Admission:
         if call_key not in self._in_flight:
             raise IllegalTransition(f"admission: {call_key!r} is not in flight")
         _one_less(self._held, self._in_flight.pop(call_key))
-        return self._admit()
+        return self._admit() if self._queued else []
 
     def remove(self, call_key: Hashable) -> None:
         """A queued call is over: its deadline passed, it was cancelled, its bot is gone.

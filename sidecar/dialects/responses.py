@@ -149,7 +149,7 @@ class ResponsesCodec:
                 if slot is not None and frame.item_id == slot.item and frame.delta:
                     return (Content(slot.index, frame.delta),)
                 return self._text(frame, frame.delta)
-            return self._other(frame, payload)
+            return self._other(frame, payload) if frame.type in _KNOWN else NOTHING
         return self._odd(payload)
 
     def decode_pass(self, payloads: Iterator[bytes | memoryview], texts: Sequence[list[str]]) -> Sequence[Event]:
@@ -167,8 +167,10 @@ class ResponsesCodec:
                     texts[slot.index].append(frame.delta)
                     continue
                 events = self._text(frame, frame.delta)
-            else:
+            elif frame.type in _KNOWN:
                 events = self._other(frame, payload)
+            else:
+                continue
             if events:
                 return events
         return NOTHING
@@ -191,7 +193,7 @@ class ResponsesCodec:
         kind = value.get("type", "")
         if not isinstance(kind, str):
             raise MalformedFrame("an event whose type is not a string")
-        if kind and kind not in _KNOWN:
+        if kind not in _KNOWN:
             return NOTHING
         try:
             frame = read_frame(clean)
@@ -207,8 +209,6 @@ class ResponsesCodec:
             return self._terminal(_TERMINALS[kind], frame.stream_id, payload)
         if kind in ("error", ""):
             return self._error(frame, payload)
-        if kind not in _KNOWN:
-            return NOTHING
         slot = self._slot(frame.stream_id)
         if kind == "response.created":
             created = typed(read_created, payload, kind)
@@ -369,6 +369,7 @@ _KNOWN: Final = frozenset(
         _TEXT,
         *_TERMINALS,
         "error",
+        "",  # an error that does not say so
         "response.created",
         "response.output_item.added",
         "response.output_text.done",
