@@ -13,27 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from common import (
-    ROOT,
-    Bench,
-    Bot,
-    Relay,
-    Verdicts,
-    finish,
-    median,
-    mono_us,
-    parser,
-    percentile,
-    route,
-    table,
-    upstream,
-)
+from common import Bench, Bot, Verdicts, finish, median, mono_us, parser, percentile, route, table, upstream
+from subject import Subject, answering, cpu_ns, load, trees, upstream_flags
 
 #: Seconds a call may take; none is near it.
 TIMEOUT_MS: Final = 20_000
@@ -41,16 +26,9 @@ TIMEOUT_MS: Final = 20_000
 PROMPT: Final = (
     "Answer with one word, buy, sell or hold. " + "The central bank left its rate unchanged and expects two cuts. " * 4
 )
-#: What makes a kernel's clock of the CPU time of another process (clock_getcpuclockid(3)).
-_CPU_CLOCK: Final = 2
 
 
-def cpu_ns(pid: int) -> int:
-    """CPU time of a process and its threads so far, to the nanosecond."""
-    return time.clock_gettime_ns((~pid << 3) | _CPU_CLOCK)
-
-
-class Subject(NamedTuple):
+class Daemon(NamedTuple):
     """A daemon to be measured."""
 
     tree: str
@@ -70,35 +48,20 @@ class Sample(NamedTuple):
     others: int
 
 
-class Tree(Bench):
-    """A daemon from the sources under `root`."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__()
-        self._root = root
-
-    def start(self, *argv: str, log: str, stdout: int | None = None) -> subprocess.Popen[bytes]:
-        """See `Bench`; with the product of this tree."""
-        return super().start("-c", _RUN_FROM.format(root=str(self._root)), *argv[2:], log=log, stdout=stdout)
-
-    def subject(self, relay: Relay, *, tree: str, log_calls: bool, connections: int) -> Subject:
-        """Start it and wait for its warm connections."""
-        self.configuration.write_text(
-            f'[frontend]\nendpoint = "{self.endpoint}"\n[log]\ncalls = {json.dumps(log_calls)}\nformat = "json"\n'
-            + upstream("sim", relay.url(), warm=connections, maximum=connections)
-            + route("sim", timeout_ms=TIMEOUT_MS, first_delta_timeout_ms=TIMEOUT_MS, idle_timeout_ms=TIMEOUT_MS)
-        )
-        process = self.serve()
-        self.until(lambda: self.report() is not None, process)
-        self.until_connected(connections, "sim")
-        return Subject(tree, "on" if log_calls else "off", process.pid, self.endpoint)
+def start(bench: Subject, url: str, *, tree: str, log_calls: bool, connections: int) -> Daemon:
+    """Start a daemon and wait for its warm connections."""
+    bench.configuration.write_text(
+        f'[frontend]\nendpoint = "{bench.endpoint}"\n[log]\ncalls = {json.dumps(log_calls)}\nformat = "json"\n'
+        + upstream("sim", url, warm=connections, maximum=connections)
+        + route("sim", timeout_ms=TIMEOUT_MS, first_delta_timeout_ms=TIMEOUT_MS, idle_timeout_ms=TIMEOUT_MS)
+    )
+    process = bench.serve()
+    bench.until(lambda: bench.report() is not None, process)
+    bench.until_connected(connections, "sim")
+    return Daemon(tree, "on" if log_calls else "off", process.pid, bench.endpoint)
 
 
-#: `python -m sidecar` of another tree, wherever it lies; the child's PYTHONPATH is this one's.
-_RUN_FROM: Final = "import sys; sys.path.insert(0, {root!r}); from sidecar.__main__ import main; sys.exit(main())"
-
-
-def measure(subject: Subject, calls: int, in_flight: int) -> Sample:
+def measure(subject: Daemon, calls: int, in_flight: int) -> Sample:
     """Keep `in_flight` calls going until `calls` have ended."""
     took: list[float] = []
     done = others = sent = 0
@@ -129,7 +92,7 @@ def measure(subject: Subject, calls: int, in_flight: int) -> Sample:
 def main() -> int:
     """Returns 0 when every call was answered."""
     arguments = parser(__doc__ or "")
-    arguments.add_argument("--against", type=Path, help="another tree whose daemon is measured in turn with ours")
+    upstream_flags(arguments)
     arguments.add_argument("--calls", type=int, default=4_000, help="calls of one run")
     arguments.add_argument("--repetitions", type=int, default=5)
     arguments.add_argument("--in-flight", type=int, nargs="+", default=[1, 8, 32])
@@ -137,13 +100,12 @@ def main() -> int:
     options = arguments.parse_args()
     calls, repetitions = (400, 1) if options.quick else (options.calls, options.repetitions)
     connections = max(options.in_flight)
-    trees = {"ours": ROOT} | ({"against": options.against.resolve()} if options.against else {})
     samples: dict[tuple[str, str, int], list[Sample]] = {}
     with contextlib.ExitStack() as stack:
-        relay = stack.enter_context(Bench()).relay("--cadence-ms", "0", "--ttft-ms", "0", "--tokens", "2")
+        url = answering(stack.enter_context(Bench()), options.upstream, tokens=2).url()
         subjects = [
-            stack.enter_context(Tree(root)).subject(relay, tree=tree, log_calls=log_calls, connections=connections)
-            for tree, root in trees.items()
+            start(stack.enter_context(Subject(root)), url, tree=tree, log_calls=log_calls, connections=connections)
+            for tree, root in trees(options).items()
             for log_calls in (True, False)
         ]
         for subject in subjects:
@@ -163,7 +125,10 @@ def main() -> int:
         from short_call_stages import measure_stages
 
         stages = measure_stages(rounds=20 if options.quick else 200)
-    result = {"calls": calls, "repetitions": repetitions, "runs": found, "cpu_ratio": ratios, "stages_us": stages}
+    result = {
+        "calls": calls, "repetitions": repetitions, "load": load(), "runs": found, "cpu_ratio": ratios,
+        "stages_us": stages,
+    }  # fmt: skip
     return finish(result, verdicts, as_json=options.json, text=_text(found, ratios, stages))
 
 
@@ -185,9 +150,9 @@ def _ratios(found: list[dict[str, Any]]) -> dict[str, float]:
     """CPU per call of the other tree by ours, of the medians; by log and calls in flight."""
     by_key = {(one["tree"], one["log"], one["in_flight"]): one["cpu_us"] for one in found}
     return {
-        f"log {log}, {in_flight} in flight": cpu / by_key["ours", log, in_flight]
+        f"log {log}, {in_flight} in flight": cpu / by_key["here", log, in_flight]
         for (tree, log, in_flight), cpu in by_key.items()
-        if tree == "against"
+        if tree != "here"
     }
 
 
