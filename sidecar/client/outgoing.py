@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from typing import Any
 
 from sidecar.client.calls import OpenCall, Question, is_over
@@ -18,21 +17,20 @@ class Outgoing:
     def __init__(self, name: str) -> None:
         self._name = name
         self._queue: deque[tuple[bytes, OpenCall | Question | None]] = deque()
-        self._greeting: deque[bytes] = deque()
+        self._greeting = b""
         self.greet()
 
     def __len__(self) -> int:
-        return len(self._greeting) + len(self._queue)
+        return bool(self._greeting) + len(self._queue)
 
     @property
     def queued(self) -> bool:
         """There is more than the greeting, which waits for its connection as long as there is none."""
         return bool(self._queue)
 
-    def greet(self, cancels: Iterable[str] = ()) -> None:
-        """The next connection begins with a `hello` that asks for arrays, and with these cancels."""
-        self._greeting = deque([MSGPACK.encode({"type": "hello", "name": self._name, "batch": True})])
-        self._greeting.extend(MSGPACK.encode({"type": "cancel", "id": name}) for name in cancels)
+    def greet(self) -> None:
+        """The next connection begins with a `hello` that asks for arrays."""
+        self._greeting = MSGPACK.encode({"type": "hello", "name": self._name, "batch": True})
 
     def add(self, payload: bytes, item: OpenCall | Question | None) -> None:
         """Queue a payload; `item` is the call or question that it begins, None for a cancel."""
@@ -45,7 +43,7 @@ class Outgoing:
     def first(self) -> bytes | None:
         """What goes next, None for nothing. It stays first until `taken()`."""
         if self._greeting:
-            return self._greeting[0]
+            return self._greeting
         while self._queue:
             payload, item = self._queue[0]
             if item is None or not is_over(item):
@@ -56,7 +54,7 @@ class Outgoing:
     def taken(self) -> OpenCall | Question | None:
         """The first has gone; the item that it began."""
         if self._greeting:
-            self._greeting.popleft()
+            self._greeting = b""
             return None
         return self._queue.popleft()[1]
 

@@ -222,19 +222,14 @@ class Session:
         self.connected = self.ever_connected = True
 
     def connection_lost(self) -> None:
-        """The connection is gone. Every call handed over is lost; what was not waits for the next connection.
-
-        Calls not accepted yet are cancelled on the next connection: one may have been handed over just after the old
-        one broke, and would run there with nobody waiting.
-        """
+        """The connection is gone. Every call handed over is lost; what was not waits for the next connection."""
         self.connected = False
-        unaccepted = [call.id for call in self._calls.values() if call.handed_over and call.accepted is None]
         self._outgoing.drop_cancels()
         for call in [call for call in self._calls.values() if call.handed_over]:
             self._end_locally(call, "daemon_lost", "the daemon went away with the call open")
         for question in self._questions.connection_lost():
             self._fail(question, "daemon_lost", "the daemon went away")
-        self._outgoing.greet(unaccepted)
+        self._outgoing.greet()
 
     def receive(self, payload: bytes, *, now: float) -> None:
         """Take one message of the daemon, or an array of them."""

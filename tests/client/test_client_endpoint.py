@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.client import endpoint as module
-from sidecar.client.endpoint import control_endpoint, find_endpoint, look
+from sidecar.client.endpoint import Places, absent, control_endpoint, find_endpoint, find_places, look
 from sidecar.errors import EndpointError
 
 
@@ -123,3 +123,77 @@ def test_a_folder_of_somebody_else_under_tmp_is_refused(monkeypatch: pytest.Monk
             link.unlink()
         assert obstacle is not None
         assert "symbolic link" in obstacle.message
+
+
+def test_several_daemons_may_be_named(folder: Path) -> None:
+    """By commas, by patterns, by both; by argument or environment; each once, and each checked."""
+    for name in "ba":
+        (folder / f"sidecar-{name}").mkdir()
+        bound(folder / f"sidecar-{name}" / "sidecar.sock")
+    pattern = f"ipc://{folder}/sidecar-*/sidecar.sock"
+    first, second = (f"ipc://{folder}/sidecar-{name}/sidecar.sock" for name in "ab")
+    assert find_places(pattern, environ={}) == Places((), (pattern,))
+    assert find_places(pattern).look() == [first, second]
+    assert find_places(f"{folder}/sidecar-[b]/sidecar.sock").look() == [second]
+    mixed = find_places(environ={"SIDECAR_ENDPOINT": f" /x.sock, {pattern},/x.sock,"})
+    assert mixed == Places(("ipc:///x.sock",), (pattern,))
+    assert mixed.look() == ["ipc:///x.sock", first, second]
+    assert mixed.single is None
+    assert str(mixed) == f"ipc:///x.sock,{pattern}"
+    assert find_places("/x.sock,").single == "ipc:///x.sock"
+    assert find_places(f"{folder}/nobody-*/sidecar.sock").look() == []
+
+
+@pytest.mark.parametrize("given", [",", " , ", "/a.sock,tcp://b", "/a.sock,relative/*.sock", "*", "/a\0*"])
+def test_one_bad_name_spoils_the_list(given: str) -> None:
+    """It is refused, not passed over: a misspelt daemon would be missed in the hour of need."""
+    with pytest.raises(EndpointError):
+        find_places(given, environ={})
+
+
+def test_instances_are_found_where_no_plain_daemon_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's plain one, the system's instances, the user's plain one, the user's instances, the old defaults."""
+    for path in ("run", "user"):
+        (folder / path).mkdir()
+    monkeypatch.setattr(module, "SYSTEM_SOCKET", str(folder / "run" / "sidecar" / "sidecar.sock"))
+    environ = {"XDG_RUNTIME_DIR": str(folder / "user")}
+
+    def place(name: str) -> str:
+        where = folder / name
+        where.mkdir()
+        return bound(where / "sidecar.sock")
+
+    assert find_places(environ=environ).single == f"ipc://{folder}/user/sidecar/sidecar.sock"
+    users = [place("user/sidecar-1"), place("user/sidecar-2")]
+    assert find_places(environ=environ).look() == users
+    plain = place("user/sidecar")
+    assert find_places(environ=environ).single == plain
+    instances = [place("run/sidecar-1")]
+    assert find_places(environ=environ).patterns == (f"ipc://{folder}/run/sidecar-*/sidecar.sock",)
+    assert find_places(environ=environ).look() == instances
+    system = place("run/sidecar")
+    assert find_places(environ=environ).single == system
+    assert find_places(environ={}).single == system
+
+
+def test_a_command_that_asks_one_daemon_wants_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list or pattern that finds one is as good as its name; several, or none, are told."""
+    monkeypatch.setattr(module, "SYSTEM_SOCKET", str(folder / "none" / "sidecar.sock"))
+    pattern = f"ipc://{folder}/sidecar-*/sidecar.sock"
+    with pytest.raises(EndpointError, match="none that is there"):
+        find_endpoint(pattern)
+    (folder / "sidecar-1").mkdir()
+    one = bound(folder / "sidecar-1" / "sidecar.sock")
+    assert find_endpoint(pattern) == one
+    assert find_endpoint(environ={"XDG_RUNTIME_DIR": str(folder)}) == one
+    (folder / "sidecar-2").mkdir()
+    bound(folder / "sidecar-2" / "sidecar.sock")
+    with pytest.raises(EndpointError, match=r"sidecar-2/sidecar\.sock: this asks one daemon"):
+        find_endpoint(pattern)
+
+
+def test_a_pattern_without_a_socket_is_an_obstacle_that_may_pass() -> None:
+    """ENOENT, as for a missing socket."""
+    obstacle = absent(Places((), ("ipc:///run/sidecar-*/sidecar.sock",)))
+    assert obstacle.may_pass
+    assert "/run/sidecar-*/sidecar.sock" in obstacle.message
