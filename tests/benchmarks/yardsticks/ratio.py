@@ -1,5 +1,7 @@
 """How much of what C can do the daemon reaches: tokens at saturation and CPU per short request, beside `relay.c`.
 
+And at 60 tokens a second per stream: what a token costs, and how late it is by the bare wire.
+
 Both relay from `upstream.c`, each in a fresh process, in turn within each repetition, with the same bot. A figure is
 the relaying process's own CPU time (all threads, to the nanosecond); shown are medians over the repetitions, and the
 median of the ratios taken within one repetition. The C relay leaves out what stands at the head of its source.
@@ -9,12 +11,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import Bench, Bot, Verdicts, finish, median, parser, route, table, upstream
+from common import Bench, Bot, Verdicts, finish, median, parser, percentiles, route, table, upstream
+from hot_path import by_wire
 
 from tests.benchmarks.yardsticks.build import Missing, build
 from tests.benchmarks.yardsticks.relay import CRelay
@@ -32,8 +36,8 @@ def cpu_ns(pid: int) -> int:
 
 def load(bot: Bot, pid: int, prompt: str, calls: int, streams: int) -> dict[str, Any]:
     """So many calls, so many of them at once, and what they cost `pid`."""
-    sent = ended = failed = 0
-    tokens = 0
+    sent = ended = tokens = 0
+    failed: Counter[str] = Counter()
     cpu, began = cpu_ns(pid), time.monotonic()
     while ended < calls:
         while sent < calls and sent - ended < streams:
@@ -45,41 +49,62 @@ def load(bot: Bot, pid: int, prompt: str, calls: int, streams: int) -> dict[str,
         for message in received:
             if message["type"] in ("done", "failed"):
                 ended += 1
-                failed += message["type"] == "failed"
+                failed.update([message["code"]] if message["type"] == "failed" else [])
                 tokens += (message.get("usage") or {}).get("output_tokens", 0)
     return {"cpu_s": (cpu_ns(pid) - cpu) / 1e9, "s": time.monotonic() - began, "tokens": tokens, "failed": failed}
 
 
-def repetition(levels: list[int], per_call: int, total: int, short: int) -> dict[str, dict[str, Any]]:
-    """One process of each: streams -> tokens per CPU-second, and `short` -> microseconds of CPU per call at a time."""
-    found: dict[str, dict[str, Any]] = {}
+def started(bench: Bench, which: str, service: CUpstream, connections: int) -> int:
+    """The pid of what relays, all its connections standing."""
+    if which == "c":
+        return CRelay(bench, bench.endpoint, service.url(), connections=connections).process.pid
+    process = bench.daemon(
+        upstream("c", service.url(), warm=connections, maximum=connections)
+        + route("c", timeout_ms=TIMEOUT_MS, first_delta_timeout_ms=TIMEOUT_MS, idle_timeout_ms=TIMEOUT_MS)
+    )
+    bench.until_connected(connections, "c")
+    return process.pid
+
+
+def saturated(which: str, levels: list[int], per_call: int, total: int, short: int) -> dict[str, Any]:
+    """Streams -> tokens per CPU-second, and `short` -> microseconds of CPU per call of two tokens."""
+    mine: dict[str, Any] = {"failed": Counter()}
     most = max(levels)
-    for which in WHICH:
-        with Bench() as bench:
-            service = CUpstream(bench, cadence_us=0, ttft_us=0, tokens=per_call)
-            if which == "c":
-                pid = CRelay(bench, bench.endpoint, service.url(), connections=most).process.pid
-            else:
-                pid = bench.daemon(
-                    upstream("c", service.url(), warm=most, maximum=most) + route("c", timeout_ms=TIMEOUT_MS)
-                ).pid
-                bench.until_connected(most, "c")
-            mine: dict[str, Any] = {"failed": 0}
-            with Bot(bench.endpoint) as bot:
-                load(bot, pid, "[[tokens=100]]", 2 * most, most)  # imports and caches are nobody's steady state
-                for streams in levels:
-                    before = cpu_ns(service.process.pid)
-                    one = load(bot, pid, "flood", max(streams, -(-total // per_call)), streams)
-                    mine[str(streams)] = one["tokens"] / one["cpu_s"]
-                    mine[f"{streams}/s"] = one["tokens"] / one["s"]
-                    mine[f"{streams} upstream"] = one["tokens"] / max(1, cpu_ns(service.process.pid) - before) * 1e9
-                    mine["failed"] += one["failed"]
-                for at_once in (1, 8):
-                    one = load(bot, pid, "[[tokens=2]]", short, at_once)
-                    mine[f"short {at_once}"] = one["cpu_s"] / short * 1e6
-                    mine["failed"] += one["failed"]
-            found[which] = mine
-    return found
+    with Bench() as bench:
+        service = CUpstream(bench, cadence_us=0, ttft_us=0, tokens=per_call)
+        pid = started(bench, which, service, most)
+        with Bot(bench.endpoint) as bot:
+            load(bot, pid, "[[tokens=100]]", 2 * most, most)  # imports and caches are nobody's steady state
+            for streams in levels:
+                before = cpu_ns(service.process.pid)
+                one = load(bot, pid, "flood", max(streams, -(-total // per_call)), streams)
+                mine[str(streams)] = one["tokens"] / one["cpu_s"]
+                mine[f"{streams}/s"] = one["tokens"] / one["s"]
+                mine[f"{streams} upstream"] = one["tokens"] / max(1, cpu_ns(service.process.pid) - before) * 1e9
+                mine["failed"] += one["failed"]
+            for at_once in (1, 8):
+                one = load(bot, pid, "[[tokens=2]]", short, at_once)
+                mine[f"short {at_once}"] = one["cpu_s"] / short * 1e6
+                mine["failed"] += one["failed"]
+    return mine
+
+
+def paced(which: str, levels: list[int], tokens: int) -> dict[str, Any]:
+    """Streams -> microseconds: CPU per token of the relaying process and of the upstream, lateness p50 and p99."""
+    mine: dict[str, Any] = {"lost": 0}
+    with Bench() as bench:
+        service = CUpstream(bench, cadence_us=16_667, jitter=0.3, ttft_us=0, tokens=tokens, stamp=1)
+        pid = started(bench, which, service, max(levels))
+        for streams in levels:
+            by_wire(bench.endpoint, 1)
+            cpu, theirs = cpu_ns(pid), cpu_ns(service.process.pid)
+            sample = by_wire(bench.endpoint, streams)
+            late = percentiles(sample.token_us)
+            mine[f"paced {streams}"] = (cpu_ns(pid) - cpu) / 1e3 / sample.tokens
+            mine[f"paced {streams} upstream"] = (cpu_ns(service.process.pid) - theirs) / 1e3 / sample.tokens
+            mine[f"p50 {streams}"], mine[f"p99 {streams}"] = late["p50"], late["p99"]
+            mine["lost"] += streams * tokens - sample.tokens
+    return mine
 
 
 def main() -> int:
@@ -89,34 +114,48 @@ def main() -> int:
     arguments.add_argument("--repetitions", type=int, default=5)
     arguments.add_argument("--flood-tokens", type=int, default=4000, help="per answer")
     options = arguments.parse_args()
-    levels, repetitions, total, short = options.streams, options.repetitions, 1_000_000, 2000
+    levels, repetitions, total, short, tokens = options.streams, options.repetitions, 1_000_000, 2000, 120
     if options.quick:
-        levels, repetitions, total, short = [1, 4], 1, 20_000, 50
+        levels, repetitions, total, short, tokens = [1, 4], 1, 20_000, 50, 20
     try:
-        build("upstream"), build("relay")
+        for name in ("upstream", "relay"):
+            build(name)
     except Missing as missing:
         print(f"cannot run here: {missing}", file=sys.stderr)
         return 2
-    runs = [repetition(levels, options.flood_tokens, total, short) for _ in range(repetitions)]
-    keys = [str(level) for level in levels] + ["short 1", "short 8"]
+    runs = []
+    for number in range(repetitions):
+        turned = WHICH if number % 2 == 0 else WHICH[::-1]
+        runs.append({
+            which: {**saturated(which, levels, options.flood_tokens, total, short), **paced(which, levels, tokens)}
+            for which in turned
+        })  # fmt: skip
+    labels = {str(n): f"tokens per CPU-s, {n} streams" for n in levels}
+    labels |= {f"short {n}": f"CPU us per call of 2 tokens, {n} at once" for n in (1, 8)}
+    for streams in levels:
+        labels |= {f"paced {streams}": f"CPU us per token at 60/s, {streams} streams"}
+        labels |= {f"{which} {streams}": f"lateness {which} us at 60/s, {streams} streams" for which in ("p50", "p99")}
     rows, ratios = [], {}
-    for key in keys:
-        cost = key.startswith("short")
+    for key, label in labels.items():
         each = [run["sidecar"][key] / run["c"][key] for run in runs]
         ratios[key] = median(each)
-        ours, theirs = (median(run[which][key] for run in runs) for which in WHICH)
-        label = f"CPU us per call of 2 tokens, {key[6:]} at once" if cost else f"tokens per CPU-s, {key} streams"
-        rows.append([label, ours, theirs, ratios[key], min(each), max(each)])
-    for level in levels:
-        own = [median(run[which][f"{level} upstream"] for run in runs) for which in WHICH]
-        rows.append([f"the upstream's own tokens per CPU-s, {level} streams", *own, "", "", ""])
-        rows.append([f"tokens per second, {level} streams", *(median(r[w][f"{level}/s"] for r in runs) for w in WHICH),
-                     "", "", ""])  # fmt: skip
+        rows.append([label, *(median(run[w][key] for run in runs) for w in WHICH), ratios[key], min(each), max(each)])
+    for streams in levels:
+        for key, label in (
+            (f"{streams}/s", "tokens per second"), (f"{streams} upstream", "the upstream's own tokens per CPU-s"),
+            (f"paced {streams} upstream", "the upstream's own CPU us per token at 60/s"),
+        ):  # fmt: skip
+            own = [median(run[which][key] for run in runs) for which in WHICH]
+            rows.append([f"{label}, {streams} streams", *own, "", "", ""])
     verdicts = Verdicts()
-    verdicts.judge("every call was answered", all(run[which]["failed"] == 0 for run in runs for which in WHICH))
+    each_run = [run[which] for run in runs for which in WHICH]
+    verdicts.judge("every call was answered", not any(one["failed"] for one in each_run))
+    verdicts.judge("every token arrived", all(one["lost"] == 0 for one in each_run))
+    failed = {which: dict(sum((run[which]["failed"] for run in runs), Counter())) for which in WHICH}
     text = f"medians of {repetitions} repetitions in turn\n" + table(
         rows, head=["", "sidecar", "C relay", "ratio", "least", "most"]
     )
+    text += f"\n  calls that failed, by code: {failed}"
     return finish(
         {"repetitions": repetitions, "ratio": ratios, "runs": runs}, verdicts, as_json=options.json, text=text
     )
