@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sidecar.bench.load import PROFILES
+
 
 def parser() -> argparse.ArgumentParser:
     """Of the command."""
+    profiles = "; ".join(f"{name}: {line}" for name, (line, _) in PROFILES.items())
     made = argparse.ArgumentParser(
         prog="sidecar bench",
         description="Open-loop load: calls begin at their instants whether or not earlier ones have ended. Without "
@@ -17,7 +20,9 @@ def parser() -> argparse.ArgumentParser:
     )
     load = made.add_argument_group("load")
     load.add_argument(
-        "--profile", choices=("stream", "classify", "flood"), help="where the other flags start (default: stream)"
+        "--profile",
+        choices=("stream", "classify", "flood"),
+        help=f"where the other flags start (default: stream). {profiles}",
     )
     load.add_argument("--rate", type=float, metavar="R", help="calls begun per second")
     load.add_argument("--streams", type=float, metavar="N", help="instead of --rate: so many calls open on average")

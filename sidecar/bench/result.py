@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import statistics
+from collections import Counter
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -17,6 +19,7 @@ from sidecar.bench.rig import Target
 from sidecar.errors import SidecarError
 
 FORMAT: Final = "sidecar-bench/1"
+_NUMBER: Final = re.compile(r"\d+(\.\d+)?")
 PERCENTS: Final = (50.0, 90.0, 99.0, 99.9)
 #: Bytes of a result that is read: one repetition takes some 30 KiB.
 _MOST_BYTES: Final = 64 << 20
@@ -73,13 +76,26 @@ class Result(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def problems(self) -> list[str]:
-        """Why the figures must not be trusted, each once."""
-        return list(dict.fromkeys(problem for one in self.repetitions for problem in one.problems))
+        """Why the figures must not be trusted, each kind once."""
+        return _once([one.problems for one in self.repetitions])
 
     @property
     def notes(self) -> list[str]:
-        """What to bear in mind, each once."""
-        return list(dict.fromkeys(note for one in self.repetitions for note in one.notes))
+        """What to bear in mind, each kind once."""
+        return _once([one.notes for one in self.repetitions])
+
+
+def _once(each: list[list[str]]) -> list[str]:
+    """Sentences that differ in their numbers only as one: the first, and in how many repetitions."""
+    first: dict[str, str] = {}
+    often: Counter[str] = Counter()
+    for said in each:
+        for kind in {_NUMBER.sub("#", line): first.setdefault(_NUMBER.sub("#", line), line) for line in said}:
+            often[kind] += 1
+    return [
+        f"{line} [in {often[kind]} of {len(each)} repetitions]" if len(each) > 1 else line
+        for kind, line in first.items()
+    ]
 
 
 def finished(*, at: str, target: Target, load: Load, machine: dict[str, Any], runs: list[Repetition]) -> Result:

@@ -94,6 +94,13 @@ def test_the_whole_picture() -> None:
     assert "NOT" not in text
 
 
+def test_what_every_repetition_says_is_said_once() -> None:
+    """With the numbers of the first, and how often."""
+    runs = [repetition(problems=[f"p99 was {late}.5 ms late"]) for late in (11, 12)] + [repetition()]
+    assert result(runs).problems == ["p99 was 11.5 ms late [in 2 of 3 repetitions]"]
+    assert result(runs[:1]).problems == ["p99 was 11.5 ms late"]
+
+
 def test_a_call_without_a_terminal_is_no_ok() -> None:
     """It says how many of how many."""
     one = repetition()
