@@ -147,6 +147,9 @@ class Link:
         self.bury()
 
     def _connect(self, now: float) -> None:
+        if look(self.endpoint) is not None:  # also a folder under /tmp that somebody else made: never connected to
+            self._again(now)
+            return
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             made.connect(socket_path(self.endpoint))

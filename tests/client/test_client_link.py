@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import tempfile
@@ -160,6 +161,19 @@ def test_retries_slow_down_to_a_tenth_of_a_second() -> None:
     assert obstacle is not None
     assert "ENOENT" in obstacle.message
     link.close()
+
+
+def test_a_folder_of_somebody_else_under_tmp_is_never_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever made it could read the prompts: not even the greeting goes there."""
+    with tempfile.TemporaryDirectory(prefix="sidecar-", dir="/tmp") as folder:
+        peer = Peer(Path(folder) / "s")
+        os.chown(folder, 4242, -1) if os.geteuid() == 0 else monkeypatch.setattr(os, "geteuid", lambda: 4242)
+        link = Link(peer.endpoint, Session(), now=0.0)
+        assert link.descriptor == -1
+        obstacle = link.obstacle()
+        assert obstacle is not None
+        assert "could read your prompts" in obstacle.message
+        peer.listener.close()
 
 
 def test_what_a_daemon_said_with_its_last_breath_counts(peer: Peer) -> None:
