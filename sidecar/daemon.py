@@ -3,8 +3,9 @@
     sockets
     ├── frontend, pulse          last to stop, so that every terminal still leaves
     └── upstreams
+        ├── pump                 the bytes of all connections
         ├── clocks
-        └── pools                one per upstream; in each one task per connection
+        └── pools                one per upstream; in each a task per connect, none per connection
 
 Drain: new calls are answered `draining`; calls in flight have until `drain_timeout_s`; what is left then ends
 `halted`, or `draining` if nothing of it was sent upstream; connections are closed gracefully; what bots have not read
@@ -45,6 +46,7 @@ from sidecar.service.routes import RouteRuntime, TargetRuntime
 from sidecar.service.turn import Turn
 from sidecar.transport.bot_port import BotPort
 from sidecar.transport.dial import dial, parse_url, tls_context_of
+from sidecar.transport.pump import Pump
 from sidecar.version import __version__
 from sidecar.wire import Limits, Report
 
@@ -91,6 +93,7 @@ class Daemon:
         self._started_at = clock()
         jitter = dice.random
         turn = Turn(clock)
+        self.pump = Pump(flush=turn.flush, clock=clock)
         self.pools: dict[str, Pool] = {}
         self.breakers: dict[tuple[str, str], Breaker] = {}
         routes: dict[str, RouteRuntime] = {}
@@ -130,6 +133,7 @@ class Daemon:
                 clock=clock,
                 jitter=jitter,
                 outbound=turn,
+                pump=self.pump,
                 waiting=partial(self.dispatcher.parking.waiting, upstream.name),
                 on_capacity=self.dispatcher.parking.on_capacity,
                 on_connect=self.dispatcher.on_connect,
@@ -183,6 +187,7 @@ class Daemon:
             await sockets.start(self.frontend.run)
             sockets.start_soon(self.pulse.run)
             async with trio.open_nursery() as upstreams:
+                await upstreams.start(self.pump.run)
                 await upstreams.start(self.dispatcher.clocks.run)
                 for pool in self.pools.values():
                     await upstreams.start(pool.run)

@@ -15,10 +15,11 @@ from msgspec import Struct
 from sidecar.config import Config, Upstream
 from sidecar.core.outcome import classify
 from sidecar.credentials import CredentialReader
-from sidecar.errors import ConnectFailed, ConnectionLost, CredentialError, MalformedFrame, UpgradeRefused, UpstreamFault
+from sidecar.errors import ConnectFailed, CredentialError, UpgradeRefused, UpstreamFault
 from sidecar.transport.dial import dial, make_tls_context, parse_url
+from sidecar.transport.pump import Pump
 from sidecar.transport.tls import TlsStream
-from sidecar.transport.websocket import WebSocket, run_websocket
+from sidecar.transport.websocket import open_websocket
 
 #: Some services take the upgrade and refuse the credential by a close frame right after it, seconds.
 REFUSAL_GRACE: Final = 0.3
@@ -95,33 +96,35 @@ async def check_one(upstream: Upstream, *, environ: Mapping[str, str], tell: Tel
     ended: list[UpstreamFault] = []
     over = trio.Event()
 
-    def lost(fault: UpstreamFault) -> None:
+    def lost(fault: UpstreamFault, _ours: bool) -> None:  # noqa: FBT001
         ended.append(fault)
         over.set()
 
-    upgrade = partial(
-        run_websocket,
-        partial(_dial, upstream, steps),
-        address.host_header,
-        address.resource,
-        _ignore,
-        headers=headers,
-        upgrade_timeout=upstream.upgrade_timeout_s,
-        lost=lost,
-    )
-
+    pump = Pump(flush=_nothing, clock=trio.current_time)
     async with trio.open_nursery() as nursery:
+        await nursery.start(pump.run)
         try:
-            websocket: WebSocket = await nursery.start(upgrade)
-        except (ConnectFailed, UpgradeRefused, ConnectionLost, MalformedFrame) as fault:
+            websocket, _ = await open_websocket(
+                partial(_dial, upstream, steps),
+                address.host_header,
+                address.resource,
+                _ignore,
+                pump=pump,
+                headers=headers,
+                ended=lost,
+                upgrade_timeout=upstream.upgrade_timeout_s,
+            )
+        except (ConnectFailed, UpgradeRefused) as fault:
             stage = fault.stage if isinstance(fault, ConnectFailed) else "upgrade"
             steps.failed(stage, str(fault), _status_of(fault))
         else:
             steps.done("upgrade", "101")
+            websocket.start()
             with trio.move_on_after(REFUSAL_GRACE):
                 await over.wait()
             if ended:
                 steps.failed("authenticated", str(ended[0]), _status_of(ended[0]))
+                websocket.abort()
             else:
                 steps.done("authenticated", "nothing refused")
                 await websocket.close(1000, "checked", timeout=1.0)
@@ -129,7 +132,11 @@ async def check_one(upstream: Upstream, *, environ: Mapping[str, str], tell: Tel
     return steps.report
 
 
-def _ignore(messages: list[tuple[int, bytes]]) -> None:
+def _nothing() -> None:
+    """What ends a pass where nobody waits for anything."""
+
+
+def _ignore(payloads: list[bytes], binary: list[int], now: float) -> None:
     """Nothing was asked, so whatever is said is no answer."""
 
 

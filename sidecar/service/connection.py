@@ -2,8 +2,8 @@
 
 Its states and steps are `core.pool_policy.CONNECTION`.
 
-`Connection.receive` is the path of a token: one call per read, one decode per frame, one flush at the end. Nothing in
-it awaits, locks, logs or sets a timer.
+`Connection.receive` is the path of a token: one call per read, one decode per frame; the pump flushes at the end of its
+pass. Nothing in it awaits, locks, logs or sets a timer.
 """
 
 from __future__ import annotations
@@ -11,14 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
-import trio
-
 from sidecar.compression import ZstdStream
 from sidecar.core.pool_policy import CONNECTION, ConnectionState, ConnectionView
 from sidecar.dialects.base import Codec, Content, Ending, Expiring, Faulted, Finished, Prompt, Started
 from sidecar.errors import ConnectionLost, MalformedFrame, UpstreamFault
-from sidecar.service.ports import Outbound
-from sidecar.transport.frames import TEXT
 from sidecar.transport.websocket import WebSocket
 
 
@@ -74,8 +70,6 @@ class Connection:
     Args:
         key: its number in the pool.
         codec: the dialect's state for this connection.
-        clock: the loop's time.
-        outbound: flushed at the end of every pass.
         on_change: told when a slot came free, or the state changed.
         inflate: the connection's zstd stream, if compression was asked for.
         born_at: when it was decided on.
@@ -83,21 +77,18 @@ class Connection:
 
     __slots__ = (
         "_attempts",
-        "_clock",
         "_codec",
-        "_decode",
         "_ending",
         "_inflate",
         "_on_change",
-        "_outbound",
         "_settling",
+        "_texts",
         "active",
         "born_at",
         "credential",
         "expiring",
         "fault",
         "in_rotation",
-        "keepalive",
         "key",
         "opened_at",
         "retire_at",
@@ -114,8 +105,6 @@ class Connection:
         key: int,
         codec: Codec,
         *,
-        clock: Callable[[], float],
-        outbound: Outbound,
         on_change: Callable[[Connection], None],
         inflate: ZstdStream | None,
         born_at: float,
@@ -136,8 +125,6 @@ class Connection:
         self.fault: UpstreamFault | None = None
         #: closed because its only call was stopped: no fault of the upstream's
         self.stopped_by_us = False
-        #: cancelled when it is gone: nobody pings it then
-        self.keepalive = trio.CancelScope()
         #: stands in its pool's queue of connections with a free slot
         self.in_rotation = False
         #: slots in use, and those of them that somebody still reads
@@ -146,9 +133,7 @@ class Connection:
         #: a call was started on it, ever
         self.used = False
         self._codec = codec
-        self._decode = codec.decode
-        self._clock = clock
-        self._outbound = outbound
+        self._texts: list[list[str]] = [[] for _ in range(codec.slots)]
         self._on_change = on_change
         self._inflate = inflate
         #: slots whose answer is complete but for its usage
@@ -195,29 +180,12 @@ class Connection:
         self._ending.clear()
 
     def kill(self, fault: UpstreamFault) -> None:
-        """Give it up at once, for `fault`; the task that runs it notices within milliseconds."""
+        """Give it up at once, for `fault`; the pool is told, and looks at it with its next step."""
         if self.fault is None:
             self.fault = fault
         self.drain()
         if self.websocket is not None:
             self.websocket.abort()
-
-    async def keep_alive(self, delay: Callable[[], float], pong_timeout: float) -> None:
-        """Ping now and then for the round trip, until it is gone; the transport gives up a peer that stays silent.
-
-        Args:
-            delay: -> seconds until the next ping.
-            pong_timeout: seconds of silence after a ping that mean the peer is dead.
-        """
-        websocket = self.websocket
-        assert websocket is not None
-        with self.keepalive:
-            while True:
-                await trio.sleep(delay())
-                try:
-                    self.rtt = await websocket.ping(pong_timeout)
-                except ConnectionLost:
-                    return
 
     def view(self) -> ConnectionView:
         """As the pool's policy sees it."""
@@ -281,28 +249,39 @@ class Connection:
 
     # ------------------------------------------------------------------ the path of a token
 
-    def receive(self, messages: list[tuple[int, bytes]]) -> None:
-        """One read's messages: decode, hand on, flush once.
+    def receive(self, payloads: list[bytes], binary: list[int], now: float) -> None:
+        """One read's messages: decode, hand on.
 
         Raises:
             MalformedFrame: the connection cannot be trusted any more; the transport retires it.
         """
-        now = self._clock()
-        attempts = self._attempts
-        decode = self._decode
-        for opcode, payload in messages:
-            if opcode != TEXT:
-                payload = self._inflated(payload)  # noqa: PLW2901 - one name for the frame, whatever it came in
-            for event in decode(payload):
+        for index in binary:
+            payloads[index] = self._inflated(payloads[index])
+        rest = iter(payloads)
+        decode_pass, texts = self._codec.decode_pass, self._texts
+        while True:
+            try:
+                events = decode_pass(rest, texts)
+            finally:
+                for slot, pieces in enumerate(texts):
+                    if pieces:
+                        text = pieces[0] if len(pieces) == 1 else "".join(pieces)
+                        pieces.clear()
+                        self._content(slot, text, now)
+            if not events:
+                break
+            for event in events:
                 if type(event) is Content:
-                    attempt = attempts[event.slot]
-                    if attempt is not None:
-                        attempt.on_content(event.text, now)
+                    self._content(event.slot, event.text, now)
                 else:
                     self._handle(event, now)
         if self._settling:
             self._settle()
-        self._outbound.flush()
+
+    def _content(self, slot: int, text: str, now: float) -> None:
+        attempt = self._attempts[slot]
+        if attempt is not None:
+            attempt.on_content(text, now)
 
     def _settle(self) -> None:
         """The pass is over: slots that came free in it may be given out."""

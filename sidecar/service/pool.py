@@ -1,14 +1,16 @@
 """Keeps one upstream's connections warm: decides synchronously (`core.pool_policy`), acts in tasks.
 
-Each connection is one task from its dial to its end (`_live`), beside it one for its keepalive. The pool's own task
-asks the policy what to open and what to retire, whenever something changed or the policy's clock falls due.
+A connect is a task; a connection that stands is none. The pool's own task asks the policy what to open and what to
+retire, whenever something changed or the policy's clock falls due; `keepalive` pings all of them.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn, cast
+from functools import partial
+from typing import Any, NoReturn
 
 import trio
 from msgspec import structs
@@ -31,9 +33,11 @@ from sidecar.errors import (
 from sidecar.service.connection import Connection
 from sidecar.service.current_credential import CurrentCredential
 from sidecar.service.free_slots import FreeSlots
+from sidecar.service.keepalive import Keepalive
 from sidecar.service.pool_statistics import PoolStatistics
 from sidecar.service.ports import Outbound
-from sidecar.transport.websocket import WebSocket, run_websocket
+from sidecar.transport.pump import Pump
+from sidecar.transport.websocket import WebSocket, open_websocket
 
 #: Seconds a graceful close may take before the socket is dropped.
 CLOSE_TIMEOUT = 2.0
@@ -50,7 +54,8 @@ class Pool:
         host, resource: for the upgrade request.
         credential: where the key lies; None for an upstream without one.
         clock, jitter: the loop's time, 0 <= x < 1.
-        outbound: flushed after every pass.
+        outbound: flushed after every step of the tasks here.
+        pump: moves the connections' bytes.
         waiting: how many calls wait for a connection of this pool.
         on_capacity: told when a call could be started here.
         on_connect: told of each connect's outcome (None: it worked), for breakers and logs.
@@ -70,6 +75,7 @@ class Pool:
         clock: Callable[[], float],
         jitter: Callable[[], float],
         outbound: Outbound,
+        pump: Pump,
         waiting: Callable[[], int],
         on_capacity: Callable[[Pool], None],
         on_connect: Callable[[Pool, Outcome | None], None],
@@ -91,6 +97,7 @@ class Pool:
         self._clock = clock
         self._jitter = jitter
         self._outbound = outbound
+        self._pump = pump
         self._on_capacity = on_capacity
         self._on_connect = on_connect
         self._log = log
@@ -101,7 +108,12 @@ class Pool:
         self._rechecking = False
         self._closing = False
         self._compression = upstream.compression == "zstd-stream"
-        self._connecting = self._lingering = self._opened = self._failed = 0  # lingering: CLOSED, its task is not over
+        self._keepalive = Keepalive(
+            clock, jitter, interval=upstream.ping_interval_s, pong_timeout=upstream.pong_timeout_s
+        )
+        #: closed by our own wish: what that means for the pool is looked at in its own next step, not inside the wish
+        self._parted: deque[tuple[Connection, UpstreamFault]] = deque()
+        self._connecting = self._opened = self._failed = 0
 
     def __repr__(self) -> str:
         return f"<Pool {self.name} {self.counts()}>"
@@ -170,7 +182,7 @@ class Pool:
         one_each = self.upstream.calls_per_connection == 1
         idle = self._connecting
         idle += len(self._free) if one_each else sum(c.state == "READY" for c in self.connections.values())
-        if self._policy.needs_decision(idle, len(self.connections) - self._lingering, self.waiting(), self._clock()):
+        if self._policy.needs_decision(idle, len(self.connections), self.waiting(), self._clock()):
             self._wake.set()
 
     # ------------------------------------------------------------------ tasks
@@ -181,8 +193,10 @@ class Pool:
             self._nursery = nursery
             task_status.started()
             nursery.start_soon(self._credential.watch)
+            nursery.start_soon(self._keepalive.run)
             while True:
                 self._wake = trio.Event()
+                self._look_at_parted()
                 now = self._clock()
                 if self._closing:
                     await trio.sleep_forever()
@@ -190,7 +204,7 @@ class Pool:
                 for decision in self._policy.decide(now, views, self.waiting()):
                     match decision:
                         case Open():
-                            nursery.start_soon(self._live, self._new_connection(now), nursery)
+                            nursery.start_soon(self._connect, self._new_connection(now))
                         case Retire(key=key, reason=reason):
                             self.retire(self.connections[key], reason)
                 with trio.move_on_at(self._policy.next_wakeup_at()):
@@ -204,59 +218,69 @@ class Pool:
                 if connection.websocket is not None:
                     connection.drain()
                     nursery.start_soon(self._close, connection, code, reason)
+        self._look_at_parted()
 
-    async def _live(self, connection: Connection, nursery: trio.Nursery) -> None:
-        """One connection, from its dial to its end."""
+    async def _connect(self, connection: Connection) -> None:
+        """From the decision to a connection that stands, or to the reason why it does not."""
         fault: UpstreamFault
         self._connecting += 1
         try:
             headers = [(name.encode(), value.encode()) for name, value in self.upstream.headers.items()]
             headers += await self._credential.headers()
             connection.credential = self._credential.secret
-
-            def opened(websocket: WebSocket) -> None:
-                self._opened += 1
-                self._connecting -= 1
-                self.refusal = None
-                now = self._clock()
-                connection.retire_at = self._policy.retire_at_for(now)
-                self._policy.connected(now)
-                self._on_connect(self, None)
-                connection.opened(websocket, now)
-                nursery.start_soon(connection.keep_alive, self._ping_delay, self.upstream.pong_timeout_s)
-                self._outbound.flush()
-
-            fault = await run_websocket(
+            websocket, _ = await open_websocket(
                 self._dialled,
                 self._host,
                 self._resource,
                 connection.receive,
+                pump=self._pump,
                 headers=headers,
+                ended=partial(self._parts, connection),
                 upgrade_timeout=self.upstream.upgrade_timeout_s,
-                task_status=cast("trio.TaskStatus[WebSocket]", _OnStarted(opened)),
-                lost=lambda how: self._ended(connection, how),
             )
-        except (ConnectFailed, UpgradeRefused, ConnectionLost, MalformedFrame) as error:
+        except (ConnectFailed, UpgradeRefused) as error:
             fault = error.with_traceback(None)  # which would hold this frame
         except CredentialError as error:
             fault = ConnectFailed("credential", str(error).removeprefix("credential: "))
-        if connection.opened_at is None:
+        else:
             self._connecting -= 1
-            await self._connect_failed(connection, fault)
+            self._stands(connection, websocket)
+            return
+        self._connecting -= 1
+        await self._connect_failed(connection, fault)
         self._ended(connection, fault)
-        connection.keepalive.cancel()
-        connection.websocket = None
-        del self.connections[connection.key]
-        self._lingering -= 1
-        self._wake.set()
+
+    def _stands(self, connection: Connection, websocket: WebSocket) -> None:
+        self._opened += 1
+        self.refusal = None
+        now = self._clock()
+        connection.retire_at = self._policy.retire_at_for(now)
+        self._policy.connected(now)
+        self._on_connect(self, None)
+        connection.opened(websocket, now)
+        self._keepalive.add(connection)
+        websocket.start()
+        self._outbound.flush()
 
     async def _dialled(self) -> trio.abc.Stream:
         stream = await self._dial()
         self._outbound.flush()  # many connects make a long round: those whose deadline is due do not wait for its end
         return stream
 
+    def _parts(self, connection: Connection, fault: UpstreamFault, ours: bool) -> None:  # noqa: FBT001
+        """The transport says that a connection is of no use any more."""
+        if ours:  # asked for by somebody in the middle of a step: it is not to be surprised by what follows from it
+            self._parted.append((connection, fault))
+            self._wake.set()
+        else:
+            self._ended(connection, fault)
+
+    def _look_at_parted(self) -> None:
+        while self._parted:
+            self._ended(*self._parted.popleft())
+
     def _ended(self, connection: Connection, fault: UpstreamFault) -> None:
-        """A connection is of no use any more: told as soon as the transport knows, its task may end later."""
+        """A connection is of no use any more."""
         if connection.state == "CLOSED":
             return
         now = self._clock()
@@ -275,8 +299,9 @@ class Pool:
                 # A stream that cannot be decoded once will not be the next time: plain JSON from here on.
                 self._compression = False
                 self._log.warning("compression.off", upstream=self.name, reason=fault.reason)
+        del self.connections[connection.key]
         connection.closed(fault, now)
-        self._lingering += 1
+        connection.websocket = None
         self._free.remove(connection)
         self._wake.set()
         self._on_capacity(self)  # parked calls look again: here, elsewhere, or give up
@@ -324,8 +349,6 @@ class Pool:
         connection = Connection(
             self._next_key,
             self.dialect.codec(slots=self.upstream.calls_per_connection),
-            clock=self._clock,
-            outbound=self._outbound,
             on_change=self._changed,
             inflate=ZstdStream() if self._compression else None,
             born_at=now,
@@ -361,9 +384,6 @@ class Pool:
             connection.fault = ConnectionLost(code, reason, how="local")
         await connection.websocket.close(code, reason, timeout=CLOSE_TIMEOUT)
 
-    def _ping_delay(self) -> float:
-        return self.upstream.ping_interval_s * (0.9 + 0.2 * self._jitter())
-
     def counts(self) -> dict[str, int]:
         """Connections by state."""
         counts: dict[str, int] = {}
@@ -388,13 +408,3 @@ class Pool:
             compression=self._compression,
             policy=repr(self._policy),
         )
-
-
-class _OnStarted:
-    """A `task_status` that calls: a connection's task must not end when it reports ready."""
-
-    def __init__(self, call: Callable[[WebSocket], None]) -> None:
-        self._call = call
-
-    def started(self, value: Any = None) -> None:
-        self._call(value)

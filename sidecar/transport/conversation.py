@@ -1,72 +1,89 @@
-"""One WebSocket after its upgrade: what its owner calls, how its bytes are read, and how it ends. No library in it."""
+"""One WebSocket after its upgrade: what its owner calls, what its wire feeds, and how it ends. No task, no library.
+
+Everything but `ping` and `close` is one synchronous step. An open connection that nobody uses is a few small objects:
+at a thousand warm ones nothing here runs until bytes come.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Literal
 
 import trio
 
 from sidecar.errors import ConnectionLost, MalformedFrame
 from sidecar.transport.frames import CLOSE, PING, PONG, TEXT, FrameSplitter, close_facts, encode_client_frame
-from sidecar.transport.handover import Handover
-from sidecar.transport.outbox import Outbox
-from sidecar.transport.tls import TlsStream
+from sidecar.transport.wires import Wire
 
-Sink = Callable[[list[tuple[int, bytes]]], None]
+Sink = Callable[[list[bytes], list[int], float], None]
 Fault = ConnectionLost | MalformedFrame
-Lost = Callable[[Fault], None]
+Ended = Callable[[Fault, bool], None]
 
 #: Seconds that the peer has to close TCP after the closing handshake, and that bytes already received have to be read
 #: after a failed write.
 CLOSE_GRACE: Final = 2.0
 BROKEN_GRACE: Final = 0.5
-_READ: Final = 65_536
+#: Pongs queued for a peer that does not read. One answers all pings before it (RFC 6455, 5.5.3).
+MAX_PONGS: Final = 8
+#: What a Close frame without a code is called (RFC 6455, 7.4.1); never sent.
+NO_CODE: Final = 1005
 
 
 class WebSocket:
-    """A connection that stands. Made by `run_websocket`; of use until that returns.
+    """A connection that stands. Made by `open_websocket`; `start` sets it going.
 
-    Its owner calls the first five and reads the attributes; the rest is for `run_websocket`.
+    Args:
+        wire: its bytes' way in and out.
+        splitter: fresh.
+        sink: called once for each read that completed data messages: (their payloads in order, the indexes of binary
+            ones among them, the instant of the read). It must not block, and raise nothing but `MalformedFrame`, which
+            retires the connection. Whether a text is UTF-8 is for the sink to find.
+        ended: called once, synchronously, as soon as the end is known: (how, whether the owner asked for it). A peer's
+            Close is told here although TCP may stand for `CLOSE_GRACE` seconds more.
+        make_mask: four unpredictable bytes.
 
     Attributes:
-        upgrade_headers: of the 101 response; lower-case names, repeated ones joined.
         opened_at: `trio.current_time()` of the upgrade.
         last_inbound_at: of the last read that brought anything: any byte proves life.
     """
 
+    __slots__ = (
+        "_gone", "_lost", "_make_mask", "_over", "_ping_number", "_pings", "_pongs", "_refuse", "_sink", "_splitter",
+        "_tell", "_wire", "last_inbound_at", "opened_at",
+    )  # fmt: skip
+
     def __init__(
-        self, stream: trio.abc.Stream, nursery: trio.Nursery, make_mask: Callable[[], bytes], lost: Lost | None
+        self, wire: Wire, splitter: FrameSplitter, sink: Sink, ended: Ended | None, make_mask: Callable[[], bytes]
     ) -> None:
-        self.upgrade_headers: dict[str, str] = {}
         self.opened_at = self.last_inbound_at = trio.current_time()
-        self._stream, self._nursery, self._make_mask, self._tell = stream, nursery, make_mask, lost
-        self._socket = stream if isinstance(stream, trio.SocketStream) else None
-        self._tls = stream if isinstance(stream, TlsStream) else None
-        self._outbox = Outbox(stream, nursery, self._write_failed)
-        self.handover = Handover(self._outbox.write_and_wait)
-        self._say_close: Callable[[int, str | None], Awaitable[None]] | None = None  # the library's closing handshake
-        self._pings: dict[bytes, trio.Event] = {}
+        self._wire, self._splitter, self._sink, self._tell, self._make_mask = wire, splitter, sink, ended, make_mask
+        self._pings: dict[bytes, trio.Event] | None = None
         self._ping_number = 0
+        self._pongs = 0  # written since nothing was pending
         self._refuse: Fault | None = None  # why nothing more can be sent
         self._lost: Fault | None = None  # how it ended; set once
-        self._gone = trio.Event()  # the reader is through
+        self._over = False  # TCP is closed, too
+        self._gone: trio.Event | None = None  # for who waits for that
 
-    # --- what the connection's owner calls
+    def start(self) -> None:
+        """Take frames from here on; those that came in one segment with the 101 response are delivered now."""
+        self._wire.start(self)
+
+    # --- what its owner calls
 
     def send_text(self, payload: bytes) -> None:
-        """Send one text message; returns at once. What the kernel does not take now the writer sends, in order.
+        """Send one text message; returns at once. What the kernel does not take now goes out later, in order.
 
         Raises:
             ConnectionLost: it is closed, closing, or a write failed; nothing of the message was queued.
         """
         self._check_open()
-        self._write(encode_client_frame(TEXT, payload, self._make_mask()))
+        self._write(TEXT, payload)
 
     @property
     def pending_bytes(self) -> int:
         """Bytes accepted and not yet written: above zero, the peer reads more slowly than we send."""
-        return self._outbox.pending_bytes
+        return self._wire.pending_bytes
 
     async def ping(self, timeout: float) -> float:
         """Send a ping and wait for its pong, for as long as anything arrives.
@@ -86,9 +103,10 @@ class WebSocket:
         started = trio.current_time()
         self._ping_number += 1
         payload = self._ping_number.to_bytes(4, "big")
-        answered = self._pings[payload] = trio.Event()
+        pings = self._pings = {} if self._pings is None else self._pings
+        answered = pings[payload] = trio.Event()
         try:
-            self._write(encode_client_frame(PING, payload, self._make_mask()))
+            self._write(PING, payload)
             while not answered.is_set():
                 quiet_at = max(started, self.last_inbound_at) + timeout
                 if trio.current_time() >= quiet_at:
@@ -98,7 +116,9 @@ class WebSocket:
                 with trio.CancelScope(deadline=quiet_at):
                     await answered.wait()
         finally:
-            self._pings.pop(payload, None)
+            pings.pop(payload, None)
+            if not pings:
+                self._pings = None
         if self._lost is not None:
             raise self._closed_error()
         return trio.current_time() - started
@@ -112,30 +132,67 @@ class WebSocket:
         """
         try:
             with trio.move_on_after(timeout):
-                if self._refuse is None and self._say_close is not None:
-                    self._refuse = ConnectionLost(code, reason, how="local")
-                    self.handover.drop()
-                    # In the connection's nursery: it may wait for an event that the end of the connection takes away.
-                    self._nursery.start_soon(self._say_close, code, reason or None)
-                await self._gone.wait()
+                if self._refuse is None:
+                    self._say_close(code, reason)
+                    self._refuse = self._refuse or ConnectionLost(code, reason, how="local")
+                await self.wait_closed()
         finally:
             self.abort(code)
 
+    async def wait_closed(self) -> None:
+        """Wait until TCP is closed, however it came about."""
+        if not self._over:
+            self._gone = trio.Event() if self._gone is None else self._gone
+            await self._gone.wait()
+
     def abort(self, code: int = 1000) -> None:
-        """Close now: a Close frame if that needs no waiting, then the TCP connection. `run_websocket` ends."""
+        """Close now: a Close frame if that needs no waiting, then the TCP connection."""
         self.retire(self._closed_error("aborted"), code, ours=True)
 
-    # --- what run_websocket calls
+    def retire(self, fault: Fault, code: int = 1000, *, ours: bool = False) -> None:
+        """End without ceremony: best-effort Close frame, then TCP closed."""
+        if self._over:
+            return
+        if self._refuse is None:
+            self._wire.last_words(encode_client_frame(CLOSE, code.to_bytes(2, "big"), self._make_mask()))
+        self._finish()
+        self._end(fault, ours=ours)
 
-    @property
-    def is_open(self) -> bool:
-        """The upgrade is done."""
-        return self._say_close is not None
+    def how_it_ended(self) -> Fault:
+        """For people and the pool, when all is over."""
+        return self._lost or self._refuse or ConnectionLost(how="local")
 
-    def opened(self, headers: dict[str, str], say_close: Callable[[int, str | None], Awaitable[None]]) -> None:
-        """The upgrade is done; `say_close` starts the closing handshake."""
-        self.upgrade_headers, self._say_close = headers, say_close
-        self.opened_at = self.last_inbound_at = trio.current_time()
+    # --- what its wire calls
+
+    def feed(self, data: bytes, now: float) -> None:
+        """Split, deliver, answer control frames. After the peer's Close: read and drop, until TCP ends."""
+        if self._lost is not None:
+            return
+        self.last_inbound_at = now
+        splitter = self._splitter
+        try:
+            payloads = splitter.feed(data)
+            # Its data first, so that an answer beats the Close that follows it.
+            if payloads:
+                self._sink(payloads, splitter.binary, now)
+            if splitter.controls:
+                self._control(splitter.controls)
+        except MalformedFrame as fault:
+            if splitter.salvaged:
+                self._salvage(splitter, now)
+            self.retire(fault, fault.close_code)
+
+    def end_of_input(self, how: Literal["eof", "reset"], reason: str) -> None:
+        """TCP is over."""
+        fault = self._closed_error() if self._refuse is not None else ConnectionLost(1006, reason, how=how)
+        self._finish()
+        self._end(fault)
+
+    def cannot_write(self) -> None:
+        """Nothing can be sent any more; but the peer's last words may lie in our receive buffer: let them be read."""
+        if self._refuse is None:
+            self._refuse = ConnectionLost(1006, "a write failed", how="reset")
+            self._wire.later(BROKEN_GRACE, self._give_up)
 
     # --- how it ends
 
@@ -158,139 +215,89 @@ class WebSocket:
             return
         refuse = self._refuse
         closing = isinstance(refuse, ConnectionLost) and refuse.how == "local"
-        self._lost = self._refuse = refuse if closing else fault
-        for event in self._pings.values():
+        how = refuse if closing and refuse is not None else fault
+        self._lost = self._refuse = how
+        for event in (self._pings or {}).values():
             event.set()
-        if self._tell is not None and not ours and not closing and self.is_open:
-            self._tell(fault)
+        tell, self._tell = self._tell, None
+        if tell is not None:
+            tell(how, ours or closing)
+        if self._over:
+            self._sink = _nobody  # parts the circle of references: a dead connection is freed at once
 
-    def retire(self, fault: Fault, code: int = 1000, *, ours: bool = False) -> None:
-        """End without ceremony: best-effort Close frame, TCP closed, every task of this connection cancelled."""
-        if self._gone.is_set():
-            return
-        saying = self._refuse is None and self.is_open
-        self._end(fault, ours=ours)
-        if saying:
-            self._outbox.last_words(encode_client_frame(CLOSE, code.to_bytes(2, "big"), self._make_mask()))
-        self._outbox.close()
-        if self._socket is not None:
-            self._socket.socket.close()
-        elif self._tls is not None:
-            self._tls.abort()
-        self._nursery.cancel_scope.cancel()
+    def _finish(self) -> None:
+        """Close TCP."""
+        if not self._over:
+            self._over = True
+            self._wire.close()
+            if self._gone is not None:
+                self._gone.set()
+            if self._lost is not None:
+                self._sink = _nobody
 
-    def over(self) -> None:
-        """The task of this connection is through: cancelled from outside, or after its end."""
-        # Without a fault known it was cancelled from outside; after a failed write nobody has been told yet.
-        self.retire(self._closed_error("cancelled"), 1001, ours=self._refuse is None)
-        self._gone.set()
-        # Part the circles of references, so that a dead connection is freed at once: at hundreds of reconnects a second
-        # the collector would stop the loop for a tenth of a second every other one.
-        self._tell = None
-        if self._say_close is not None:
-            self._say_close = _over_already
-        self._outbox.over()
+    def _give_up(self) -> None:
+        """What was waited for did not come."""
+        self.retire(self._closed_error())
 
-    def how_it_ended(self) -> Fault:
-        """For people and the pool, when all is over."""
-        return self._lost or self._refuse or ConnectionLost(how="local")
-
-    def _write(self, data: bytes) -> None:
+    def _say_close(self, code: int, reason: str) -> None:
         try:
-            self._outbox.write(data)
+            # A reason may have 123 bytes; half a character would be a fault of ours.
+            words = reason.encode()[:123].decode("utf-8", "ignore").encode()
+            self._write(CLOSE, b"" if code == NO_CODE else code.to_bytes(2, "big") + words)
+        except ConnectionLost:
+            pass  # its end is known already, or will be at the next read
+
+    def _write(self, opcode: int, payload: bytes) -> None:
+        try:
+            self._wire.write(encode_client_frame(opcode, payload, self._make_mask()))
         except trio.BrokenResourceError:
+            self.cannot_write()
             raise self._closed_error() from None
 
-    def _write_failed(self) -> None:
-        """Nothing can be sent any more; but the peer's last words may lie in our receive buffer: let them be read."""
-        if self._refuse is None:
-            self._refuse = ConnectionLost(1006, "a write failed", how="reset")
-        scope = self._nursery.cancel_scope
-        scope.deadline = min(scope.deadline, trio.current_time() + BROKEN_GRACE)
+    # --- control frames
 
-    # --- reading
-
-    async def _receive(self) -> bytes:
-        """The next bytes; b"" at the end, however it came about (then `_end` was told)."""
-        try:
-            if self._socket is not None:
-                data = await self._socket.socket.recv(_READ)  # past a context manager that costs more than the call
-            else:
-                data = bytes(await self._stream.receive_some(_READ))
-        except trio.BrokenResourceError as error:
-            reason = str(error.__cause__ or error)
-            self._end(ConnectionLost(1006, reason, how="reset"))
-            return b""
-        except OSError as error:
-            self._end(ConnectionLost(1006, error.strerror or "reset", how="reset"))
-            return b""
-        except trio.ClosedResourceError:
-            self._end(ConnectionLost(1006, "closed", how="local"), ours=True)
-            return b""
-        if not data:
-            self._end(
-                self._closed_error() if self._refuse is not None else ConnectionLost(1006, "end of stream", how="eof")
-            )
-        return data
-
-    async def read(self, data: bytes, sink: Sink, splitter: FrameSplitter) -> None:
-        """Until the end: split, deliver, feed the library. Returns when TCP is over, or its time is."""
-        while True:
-            if data:
-                try:
-                    messages = splitter.feed(data)
-                    if splitter.control_seen:
-                        self._mixed(messages, sink)
-                    elif messages:
-                        sink(messages)
-                except MalformedFrame as fault:
-                    if splitter.salvaged:
-                        self._salvage(splitter, sink)
-                    self.retire(fault, fault.close_code)
-                    return
-                if self._lost is not None:
-                    break  # the peer's Close
-            data = await self._receive()
-            if not data:
-                return
-            self.last_inbound_at = trio.current_time()
-        with trio.move_on_after(CLOSE_GRACE):
-            while await self._receive():
-                pass
-
-    def _salvage(self, splitter: FrameSplitter, sink: Sink) -> None:
+    def _salvage(self, splitter: FrameSplitter, now: float) -> None:
         """Deliver what was whole before the fault."""
-        messages = [message for message in splitter.salvaged if message[0] < CLOSE]
         try:
-            if messages:
-                sink(messages)
+            self._sink(splitter.salvaged, splitter.binary, now)
         except MalformedFrame:
             pass  # the connection is being retired already
 
-    def _mixed(self, messages: list[tuple[int, bytes]], sink: Sink) -> None:
-        """A read with control frames: its data first, so that an answer beats the Close that follows it."""
-        data = [message for message in messages if message[0] < CLOSE]
-        if data:
-            sink(data)
-        for opcode, payload in messages:
+    def _control(self, frames: list[tuple[int, bytes]]) -> None:
+        """The control frames of one read."""
+        ping: bytes | None = None
+        for opcode, frame in frames:
             if opcode == PING:
-                if self._refuse is None:
-                    self.handover.feed(opcode, payload)
+                ping = frame[2:]
             elif opcode == PONG:
-                self._pong(payload[2:])
+                self._pong(frame[2:])
             elif opcode == CLOSE:
-                code, reason = close_facts(payload)
-                self.handover.feed(opcode, payload)
+                code, reason = close_facts(frame)
+                if self._refuse is None:
+                    self._say_close(code, "")
+                    self._wire.later(CLOSE_GRACE, self._finish)
                 self._end(ConnectionLost(code, reason, how="close"))
+        if ping is not None and self._refuse is None:
+            self._answer(ping)
+
+    def _answer(self, ping: bytes) -> None:
+        """One pong for all the pings of a read."""
+        self._pongs = self._pongs + 1 if self._wire.pending_bytes else 0
+        if self._pongs <= MAX_PONGS:
+            try:
+                self._write(PONG, ping)
+            except ConnectionLost:
+                pass  # as in _say_close
 
     def _pong(self, payload: bytes) -> None:
         """A pong answers its ping and all before it (RFC 6455, 5.5.3); an unasked one is only a sign of life."""
-        if payload in self._pings:
-            for sent in list(self._pings):
-                self._pings.pop(sent).set()
+        pings = self._pings
+        if pings and payload in pings:
+            for sent in list(pings):
+                pings.pop(sent).set()
                 if sent == payload:
                     break
 
 
-async def _over_already(_code: int, _reason: str | None) -> None:
-    """The closing handshake of a connection that is gone."""
+def _nobody(_payloads: list[bytes], _binary: list[int], _now: float) -> None:
+    """Who takes messages of a connection that is gone."""

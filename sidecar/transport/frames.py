@@ -41,7 +41,7 @@ class FrameSplitter:
 
     __slots__ = (
         *("_buffer", "_closed", "_fault", "_fragments", "_max", "_message", "_need", "_opcode"),
-        *("control_seen", "salvaged"),
+        *("binary", "controls", "salvaged"),
     )
 
     def __init__(self, *, max_message_bytes: int = 1 << 20) -> None:
@@ -55,24 +55,28 @@ class FrameSplitter:
         self._fragments = 0
         self._closed = False
         self._fault: MalformedFrame | None = None
-        #: The last `feed` returned (or salvaged) control frames. Lets the reader pass the list on unfiltered.
-        self.control_seen = False
+        #: Of the last `feed`: where in its list binary messages are; all others are text.
+        self.binary: list[int] = []
+        #: Of the last `feed`: (opcode, raw frame with its header) of each CLOSE, PING and PONG, in order.
+        self.controls: list[tuple[int, bytes]] = []
         #: What was whole before the fault that the last `feed` raised: a finished answer followed by garbage counts.
-        self.salvaged: list[tuple[int, bytes]] = []
+        self.salvaged: list[bytes] = []
 
-    def feed(self, data: bytes) -> list[tuple[int, bytes]]:  # noqa: C901 - the hot loop is written out on purpose
+    def feed(self, data: bytes) -> list[bytes]:  # noqa: C901 - the hot loop is written out on purpose
         """Take the next bytes of the connection.
 
         Returns:
-            (opcode, payload) for each data message now complete (TEXT or BINARY, fragments joined) and each control
-            frame (CLOSE, PING, PONG; the payload is the raw frame with its header), in order. Fragments of a
-            message may have control frames between them; those come first.
+            the payload of each data message now complete, fragments joined, in order. Which of them are binary says
+            `binary`, and what control frames came with them says `controls`.
 
         Raises:
             MalformedFrame: close code 1002 (not the protocol) or 1009 (too long, too many fragments). What was
                 whole before it in the same bytes lies in `salvaged`.
         """
-        self.control_seen = False
+        if self.binary:
+            self.binary = []
+        if self.controls:
+            self.controls = []
         if self._fault is not None:
             self.salvaged = []
             raise self._fault
@@ -86,7 +90,7 @@ class FrameSplitter:
             data = bytes(buffer)
             self._buffer = bytearray()
             self._need = 0
-        out: list[tuple[int, bytes]] = []
+        out: list[bytes] = []
         append = out.append
         maximum = self._max
         position, end = 0, len(data)
@@ -112,7 +116,9 @@ class FrameSplitter:
                             break
                     else:
                         break
-                    append((first & 0x0F, data[start:stop]))
+                    if first == 0x82:
+                        self.binary.append(len(out))
+                    append(data[start:stop])
                     position = stop
                 if position == end:
                     break
@@ -127,7 +133,7 @@ class FrameSplitter:
             position = after
         return out
 
-    def _general(self, data: bytes, position: int, end: int, out: list[tuple[int, bytes]]) -> int:
+    def _general(self, data: bytes, position: int, end: int, out: list[bytes]) -> int:
         """Any one frame. Returns where the next begins, or -1 with `_need` set when this one is not all there."""
         if end - position < 2:
             self._need = 2
@@ -152,8 +158,7 @@ class FrameSplitter:
             self._need = stop - position
             return -1
         if opcode >= CLOSE:
-            self.control_seen = True
-            out.append((opcode, data[position:stop]))
+            self.controls.append((opcode, data[position:stop]))
             if opcode == CLOSE:
                 self._closed = True
                 return end
@@ -181,21 +186,26 @@ class FrameSplitter:
         elif opcode != CONTINUATION and self._opcode:
             raise MalformedFrame("a message begins inside another", close_code=_PROTOCOL_ERROR)
 
-    def _data(self, first: int, opcode: int, piece: bytes, out: list[tuple[int, bytes]]) -> None:
+    def _data(self, first: int, opcode: int, piece: bytes, out: list[bytes]) -> None:
         """One data frame, whole: the message it completes, or its part of one."""
         final = first & 0x80
         if final and not self._opcode:
-            out.append((opcode, piece))
+            self._append(opcode, piece, out)
             return
         if opcode:
             self._opcode = opcode
         self._message += piece
         self._fragments += 1
         if final:
-            out.append((self._opcode, bytes(self._message)))
+            self._append(self._opcode, bytes(self._message), out)
             self._opcode, self._fragments, self._message = 0, 0, bytearray()
         elif self._fragments >= MAX_FRAGMENTS:
             raise MalformedFrame(f"message in over {MAX_FRAGMENTS} fragments", close_code=_TOO_BIG)
+
+    def _append(self, opcode: int, payload: bytes, out: list[bytes]) -> None:
+        if opcode == BINARY:
+            self.binary.append(len(out))
+        out.append(payload)
 
 
 def _header(first: int, length: int, masked: int) -> bytes:

@@ -2,12 +2,14 @@
 
 trio's own `SSLStream` gives one record per `receive_some` (5.9 us each) and raises at a missing close_notify. This one
 returns everything that a read brought (0.8 us a record) and treats a bare EOF as an EOF: the WebSocket layer above
-knows whether the conversation was over. It can also write without waiting, which saves a prompt a task switch.
+knows whether the conversation was over.
+
+`TlsState` is the conversation without I/O, `TlsStream` the same over a stream: for the handshake, and for as long as
+nobody takes the socket over (`wires.SocketWire` does, once the WebSocket stands).
 """
 
 from __future__ import annotations
 
-import os
 import ssl
 from typing import Final
 
@@ -17,28 +19,93 @@ _RECORD: Final = 16_384
 _READ: Final = 65_536
 
 
-def write_nowait(stream: trio.SocketStream, data: bytes | bytearray) -> int:
-    """Write what the kernel takes at once, past trio's scheduler. Returns how many bytes it took, 0 for none.
+class TlsState:
+    """A client's end of one TLS conversation, without I/O.
 
-    Raises:
-        BrokenResourceError: the connection is gone.
-        ClosedResourceError: we have closed it.
+    Args:
+        context: from `dial.make_tls_context`.
+        server_hostname: what the certificate must be for.
+
+    Attributes:
+        ended: close_notify was seen, or the records cannot be read any more.
+        fault: why they cannot; None when the end was a proper one.
     """
-    try:
-        return os.write(stream.socket.fileno(), data)
-    except BlockingIOError:
-        return 0
-    except OSError as error:
-        if stream.socket.fileno() < 0:
-            raise trio.ClosedResourceError("this socket was already closed") from None
-        raise trio.BrokenResourceError(f"socket connection broken: {error}") from error
+
+    __slots__ = ("_incoming", "_outgoing", "_tls", "ended", "fault")
+
+    def __init__(self, context: ssl.SSLContext, server_hostname: str) -> None:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_hostname)
+        self.ended = False
+        self.fault: ssl.SSLError | None = None
+
+    @property
+    def version(self) -> str | None:
+        """The protocol agreed on, for people."""
+        return self._tls.version()
+
+    def handshake(self) -> bool:
+        """Go on with the handshake; whether it is done. What it wants sent, `take` gives.
+
+        Raises:
+            ssl.SSLError: it did not verify (`SSLCertVerificationError`), or this is no TLS.
+        """
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
+    def give(self, ciphertext: bytes | bytearray | memoryview) -> None:
+        """Bytes of the peer, for `handshake` or `read`."""
+        self._incoming.write(ciphertext)
+
+    def read(self) -> bytes:
+        """All the plaintext that what was given makes whole. Says its end by `ended` and `fault`."""
+        pieces: list[bytes] = []
+        incoming, read = self._incoming, self._tls.read
+        try:
+            while True:
+                piece = read(_RECORD)
+                if not piece:
+                    self.ended = True
+                    break
+                pieces.append(piece)
+                if not incoming.pending and not self._tls.pending():
+                    break  # saves the exception that would say the same
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self.ended = True
+        except ssl.SSLError as error:
+            self.ended, self.fault = True, error
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def write(self, plaintext: bytes | bytearray | memoryview) -> None:
+        """Encrypt; `take` gives the records.
+
+        Raises:
+            ssl.SSLError: it cannot be sent.
+        """
+        if plaintext:
+            self._tls.write(plaintext)
+
+    def say_end(self) -> None:
+        """Have `take` give the close_notify, if one can be said."""
+        try:
+            self._tls.unwrap()
+        except (ssl.SSLError, ValueError):
+            pass  # it wants the other side's close_notify, for which nobody waits
+
+    def take(self) -> bytes:
+        """Ciphertext to be sent, b"" for none. Reading may make some, too (alerts, answers to key updates)."""
+        return self._outgoing.read() if self._outgoing.pending else b""
 
 
 class TlsStream(trio.abc.Stream):
     """A client's end of TLS over any stream; `handshake` first, then as every other stream.
 
-    One task may receive while another sends. A `send_all` cancelled half way leaves nothing torn over a socket (the
-    rest goes out with the next one); over another kind of stream it breaks this one.
+    One task may receive while another sends. A `send_all` cancelled half way breaks this stream.
 
     Args:
         transport: the connected stream, owned from here on.
@@ -51,26 +118,16 @@ class TlsStream(trio.abc.Stream):
         self, transport: trio.abc.Stream, context: ssl.SSLContext, server_hostname: str, *, received: bytes = b""
     ) -> None:
         self.transport = transport
-        self._socket = transport if isinstance(transport, trio.SocketStream) else None
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._incoming.write(received)
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_hostname)
-        self._unsent = bytearray()  # ciphertext
-        self._flushing = trio.Lock()
+        self.state = TlsState(context, server_hostname)
+        self.state.give(received)
+        self._sending = trio.Lock()
         self._early = b""  # plaintext that came in one read with the end of the handshake
-        self._ended = False  # close_notify or EOF was seen
         self._broken = False
-        self._fault: trio.BrokenResourceError | None = None  # of reading
-
-    @property
-    def unsent_bytes(self) -> int:
-        """Ciphertext that the transport has not taken yet."""
-        return len(self._unsent)
 
     @property
     def version(self) -> str | None:
         """The protocol agreed on, for people."""
-        return self._tls.version()
+        return self.state.version
 
     async def handshake(self) -> None:
         """Agree on keys and verify the server.
@@ -81,22 +138,21 @@ class TlsStream(trio.abc.Stream):
         """
         while True:
             try:
-                self._tls.do_handshake()
-            except ssl.SSLWantReadError:
-                await self._flush()
+                done = self.state.handshake()
             except ssl.SSLError:
-                self._collect()
-                self._push()  # the alert that tells the server why
+                alert = self.state.take()  # tells the server why
+                if alert:
+                    with trio.move_on_after(0.1, shield=True):
+                        await self.transport.send_all(alert)
                 raise
-            else:
-                await self._flush()
-                if self._incoming.pending:
-                    self._early = self._decrypt()
+            await self._flush()
+            if done:
+                self._early = self.state.read()
                 return
             data = await self.transport.receive_some(_READ)
             if not data:
                 raise trio.BrokenResourceError("closed by the other side during the TLS handshake")
-            self._incoming.write(data)
+            self.state.give(data)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:  # noqa: ARG002 - the interface's
         """Everything that one read of the transport brings; `max_bytes` is not heeded, about 80 KiB bounds it.
@@ -112,59 +168,24 @@ class TlsStream(trio.abc.Stream):
             await trio.lowlevel.checkpoint()
             early, self._early = self._early, b""
             return early
-        while not self._ended:
+        state = self.state
+        while not state.ended:
             data = await self.transport.receive_some(_READ)
             if not data:
-                self._ended = True
+                state.ended = True
                 break
-            self._incoming.write(data)
-            plain = self._decrypt()
-            # Reading may have written (alerts, answers to key updates); what cannot go now goes with the next write.
-            if self._outgoing.pending:
-                self._collect()
-                if not self._flushing.locked():
-                    self._push()
+            state.give(data)
+            plain = state.read()
+            if state.fault is None and not self._sending.locked():  # else whoever sends takes it along
+                await self._flush()
             if plain:
                 return plain
-        if self._fault is not None:
-            raise self._fault
+        if state.fault is not None:
+            self._broken = True
+            raise trio.BrokenResourceError(f"TLS: {state.fault.reason or state.fault}") from state.fault
         if self._broken:
             raise trio.ClosedResourceError("this stream was closed")
         return b""
-
-    def _decrypt(self) -> bytes:
-        pieces: list[bytes] = []
-        incoming, read = self._incoming, self._tls.read
-        try:
-            while True:
-                piece = read(_RECORD)
-                if not piece:
-                    self._ended = True
-                    break
-                pieces.append(piece)
-                if not incoming.pending and not self._tls.pending():
-                    break  # saves the exception that would say the same
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLZeroReturnError:
-            self._ended = True
-        except ssl.SSLError as error:
-            self._broken = self._ended = True
-            self._fault = trio.BrokenResourceError(f"TLS: {error.reason or error}")
-            self._fault.__cause__ = error  # raised once what came before it has been delivered
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def write_nowait(self, data: bytes) -> None:
-        """Encrypt all of `data` and write what the socket takes at once; `unsent_bytes` tells what is left.
-
-        Who finds it above zero calls `send_all(b"")` from a task.
-
-        Raises:
-            BrokenResourceError, ClosedResourceError: as `send_all`.
-        """
-        self._encrypt(data)
-        if not self._flushing.locked():
-            self._push()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send `data`, after everything accepted earlier.
@@ -173,80 +194,47 @@ class TlsStream(trio.abc.Stream):
             BrokenResourceError: the connection is gone.
             ClosedResourceError: we have closed it.
         """
-        self._encrypt(data)
+        if self._broken or self.state.fault is not None:
+            raise trio.ClosedResourceError("this stream was closed")
+        try:
+            self.state.write(data)
+        except ssl.SSLError as error:
+            self._broken = True
+            raise trio.BrokenResourceError(f"TLS: {error.reason or error}") from error
         await self._flush()
 
     async def wait_send_all_might_not_block(self) -> None:
         """As the transport's."""
         await self.transport.wait_send_all_might_not_block()
 
-    def _encrypt(self, data: bytes | bytearray | memoryview) -> None:
-        if self._broken:
-            raise trio.ClosedResourceError("this stream was closed")
-        try:
-            if data:
-                self._tls.write(data)
-        except ssl.SSLError as error:
-            self._broken = True
-            raise trio.BrokenResourceError(f"TLS: {error.reason or error}") from error
-        self._collect()
-
-    def _collect(self) -> None:
-        if self._outgoing.pending:
-            self._unsent += self._outgoing.read()
-
-    def _push(self) -> None:
-        """Write what the socket takes now; other transports wait for `_flush`."""
-        if self._socket is None or not self._unsent:
-            return
-        try:
-            while self._unsent:
-                taken = write_nowait(self._socket, self._unsent)
-                if not taken:
-                    break
-                del self._unsent[:taken]
-        except trio.BrokenResourceError:
-            # What was written stays unwritten; the next read or write of a task says so.
-            self._unsent.clear()
-
     async def _flush(self) -> None:
-        async with self._flushing:
-            while True:
-                self._collect()
-                if not self._unsent:
-                    return
-                if self._socket is not None:
-                    taken = write_nowait(self._socket, self._unsent)
-                    del self._unsent[:taken]
-                    if not taken:
-                        await self._socket.wait_send_all_might_not_block()
-                    continue
-                chunk, self._unsent = self._unsent, bytearray()
+        """Send what there is to be sent, in order."""
+        async with self._sending:
+            while data := self.state.take():
                 whole = False
                 try:
-                    await self.transport.send_all(chunk)
+                    await self.transport.send_all(data)
                     whole = True
                 finally:
                     self._broken = self._broken or not whole  # a torn record cannot be mended
 
-    def abort(self) -> None:
-        """Close a socket transport now, without a word; other kinds are closed by `aclose`."""
-        self._broken = True
-        if self._socket is not None:
-            self._socket.socket.close()
+    def release(self) -> bytes:
+        """Give the conversation and its transport up to somebody else; -> what was received and not yet given out."""
+        early, self._early = self._early, b""
+        return early
 
     async def aclose(self) -> None:
-        """Say close_notify if that needs no waiting, then close the transport."""
-        if not self._broken:
-            self._broken = True
-            try:
-                self._tls.unwrap()
-            except (ssl.SSLError, ValueError):
-                pass  # it wants the other side's close_notify, for which nobody waits
-            if not self._flushing.locked():
-                self._collect()
-                try:
-                    self._push()
-                except trio.ClosedResourceError:
-                    pass
-        await self.transport.aclose()
+        """Say close_notify if that takes no time, then close the transport; the other side's is not waited for.
+
+        Cancellation: closes at once.
+        """
+        try:
+            if not self._broken:
+                self._broken = True
+                self.state.say_end()
+                with trio.move_on_after(0.1):
+                    await self._flush()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            await self.transport.aclose()

@@ -1,13 +1,8 @@
-"""One WebSocket to an upstream: upgraded by trio-websocket, read and written by us. The only `import trio_websocket`.
+"""From a byte stream to an open WebSocket. The only `import trio_websocket`: it writes and checks the handshake.
 
-    run_websocket (one task)        dials, upgrades, then WebSocket.read: up to 64 KiB, split, the sink once a read
-        |  control frames
-    Handover -> trio-websocket      checks the handshake, answers pings and Close
-        |  its writes
-    Outbox                          one order for all bytes going out: at once if the kernel takes them,
-                                    else by one writer task outside every call's scope
-
-Nothing here runs per token: no task, scope, timer, lock or checkpoint.
+- `open_websocket` dials, upgrades and lets the library go: one short task per connect, the caller's.
+- `WebSocket` (`conversation`) is what stands afterwards: no task at all.
+- `Pump` and `Wire` move its bytes: one task for all connections.
 """
 
 from __future__ import annotations
@@ -23,12 +18,14 @@ import trio
 import trio_websocket
 import wsproto.utilities
 
-from sidecar.errors import ConnectFailed, MalformedFrame, UpstreamFault
-from sidecar.transport.conversation import CLOSE_GRACE, Fault, Lost, Sink, WebSocket
+from sidecar.errors import ConnectFailed, UpstreamFault
+from sidecar.transport.conversation import BROKEN_GRACE, CLOSE_GRACE, Ended, Fault, Sink, WebSocket
 from sidecar.transport.frames import FrameSplitter
+from sidecar.transport.handover import Handover
 from sidecar.transport.http1 import fold, read_head, refusal
+from sidecar.transport.pump import Pump
 
-__all__ = ["CLOSE_GRACE", "Fault", "Lost", "Sink", "WebSocket", "run_websocket"]
+__all__ = ["CLOSE_GRACE", "Ended", "Fault", "Sink", "WebSocket", "open_websocket"]
 
 _READ: Final = 65_536
 _NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -52,63 +49,91 @@ _LIBRARY_ERRORS: Final = (
 class _Upgrade:
     """The handshake of one connection: trio-websocket writes and checks it, we read it."""
 
-    def __init__(self, websocket: WebSocket, stream: trio.abc.Stream, nursery: trio.Nursery) -> None:
-        self._websocket, self._stream, self._nursery = websocket, stream, nursery
-        self._handover = websocket.handover
-        self._library: trio_websocket.WebSocketConnection | None = None
-        self._scope = trio.CancelScope()
+    def __init__(self, stream: trio.abc.Stream, timeout: float) -> None:
+        self._stream, self._timeout = stream, timeout
+        self._handover = Handover(self._write, self._give_up)
+        self._scope = trio.CancelScope(deadline=trio.current_time() + timeout)
+        self._done = trio.Event()
+        self._broken = False  # the request could not be written
         self._complaint: str | None = None  # why the library gave up
 
-    async def run(self, host: str, resource: str, headers: list[tuple[bytes, bytes]], timeout: float) -> bytes:
-        """Ask for the WebSocket. Returns the bytes that came behind the 101 response."""
-        opened = trio.Event()
-        with trio.move_on_after(timeout) as self._scope:
-            self._nursery.start_soon(self._run_library, host, resource, headers, opened)
-            try:
-                receive = self._stream.receive_some
-                status, head, rest = await read_head(lambda: receive(_READ), "upgrade")
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                if isinstance(error.__cause__, ssl.SSLError):
-                    # TLS 1.3 tells a client that its certificate is not wanted only now.
-                    raise ConnectFailed("tls", str(error)) from error
-                raise ConnectFailed("upgrade", "connection reset before the answer") from error
-            if status != 101:
-                raise await refusal(lambda: receive(_READ), head, rest)
-            self._handover.feed(0, head)
-            await opened.wait()
-            assert self._library is not None
-            self._websocket.opened(fold(self._library.handshake_headers), self._library.aclose)
-            return rest
-        if self._complaint is not None:
-            raise ConnectFailed("upgrade", f"this is no WebSocket handshake: {self._complaint}")
-        raise ConnectFailed("upgrade", f"no complete answer in {timeout:g} s", timed_out=True)
-
-    def _give_up(self, complaint: str = "not understood") -> None:
-        self._complaint = complaint
-        self._scope.cancel()
+    async def run(
+        self, host: str, resource: str, headers: list[tuple[bytes, bytes]]
+    ) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
+        """Ask for the WebSocket. -> the bytes that came behind the 101 response, and its headers."""
+        opened: list[trio_websocket.WebSocketConnection] = []
+        rest: bytes | None = None
+        failure: UpstreamFault | None = None
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._run_library, nursery, host, resource, headers, opened)
+                    try:
+                        rest = await self._answer()
+                        await self._done.wait()
+                    except UpstreamFault as fault:
+                        failure = fault
+                    nursery.cancel_scope.cancel()
+        except* _LIBRARY_ERRORS as group:
+            self._complaint = _complaint(group)
+        if opened and rest is not None and failure is None:
+            return rest, opened[0].handshake_headers
+        if failure is None and self._complaint is not None:
+            failure = ConnectFailed("upgrade", f"this is no WebSocket handshake: {self._complaint}")
+        if failure is None and self._broken:
+            failure = ConnectFailed("upgrade", "connection reset before the answer")
+        if failure is None:
+            failure = ConnectFailed("upgrade", f"no complete answer in {self._timeout:g} s", timed_out=True)
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback holds this frame
 
     async def _run_library(
-        self, host: str, resource: str, headers: list[tuple[bytes, bytes]], opened: trio.Event
+        self,
+        nursery: trio.Nursery,
+        host: str,
+        resource: str,
+        headers: list[tuple[bytes, bytes]],
+        opened: list[trio_websocket.WebSocketConnection],
     ) -> None:
-        """trio-websocket and its reader task, in a nursery of their own: only its errors are taken for its errors."""
+        library = await trio_websocket.wrap_client_stream(
+            nursery,
+            self._handover,  # type: ignore[arg-type]  # its documentation says "arbitrary stream"
+            host,
+            resource,
+            extra_headers=headers,
+            receive_buffer_size=None,
+        )
+        opened.append(library)
+        self._done.set()
+
+    async def _answer(self) -> bytes:
+        receive = self._stream.receive_some
         try:
-            async with trio.open_nursery() as nursery:
-                self._handover.on_close = self._give_up
-                self._library = await trio_websocket.wrap_client_stream(
-                    nursery,
-                    self._handover,  # type: ignore[arg-type]  # its documentation says "arbitrary stream"
-                    host,
-                    resource,
-                    extra_headers=headers,
-                    receive_buffer_size=None,
-                )
-                self._handover.on_close = None
-                opened.set()
-        except* _LIBRARY_ERRORS as group:
-            if self._websocket.is_open:
-                self._websocket.retire(MalformedFrame("a control frame that cannot be answered"), 1002)
-            else:
-                self._give_up(_complaint(group))
+            status, head, rest = await read_head(lambda: receive(_READ), "upgrade")
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            if isinstance(error.__cause__, ssl.SSLError):
+                # TLS 1.3 tells a client that its certificate is not wanted only now.
+                raise ConnectFailed("tls", str(error)) from error
+            raise ConnectFailed("upgrade", "connection reset before the answer") from error
+        if status != 101:
+            raise await refusal(lambda: receive(_READ), head, rest)
+        self._handover.feed(head)
+        return rest
+
+    async def _write(self, data: bytes) -> None:
+        try:
+            await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            # Who closes at once may have said why before: that is still to be read.
+            self._broken = True
+            self._scope.deadline = min(self._scope.deadline, trio.current_time() + BROKEN_GRACE)
+
+    def _give_up(self) -> None:
+        if not self._scope.cancel_called:
+            self._complaint = "not understood"
+            self._scope.cancel()
 
 
 def _complaint(group: BaseExceptionGroup[Exception]) -> str:
@@ -130,75 +155,49 @@ def _check_headers(headers: list[tuple[bytes, bytes]]) -> None:
             raise ConnectFailed("upgrade", f"header {name[:64]!r} has characters that HTTP does not allow")
 
 
-async def run_websocket(
+async def open_websocket(
     dialer: Callable[[], Awaitable[trio.abc.Stream]],
     host: str,
     resource: str,
     sink: Sink,
     *,
+    pump: Pump,
     headers: list[tuple[bytes, bytes]],
+    ended: Ended | None = None,
     upgrade_timeout: float = 5.0,
     max_message_bytes: int = 1 << 20,
     make_mask: Callable[[], bytes] = _random_mask,
-    lost: Lost | None = None,
-    task_status: trio.TaskStatus[WebSocket] = trio.TASK_STATUS_IGNORED,
-) -> Fault:
-    """Dial, upgrade, then read until the end. Start it with `nursery.start`, which gives the `WebSocket`.
+) -> tuple[WebSocket, dict[str, str]]:
+    """Dial and upgrade. What is returned is open, and reads nothing before its `start`.
 
     Args:
         dialer: gives the connected stream, owned from there on; what it raises passes through.
         host: the Host header, `Address.host_header`.
         resource: path and query.
-        sink: called once for each read that completed data messages, with those, in order: (TEXT or BINARY, payload).
-            It must not block, and raise nothing but `MalformedFrame`, which retires the connection. What came in one
-            segment with the 101 response reaches it right after `started`, perhaps before `nursery.start` has returned.
-            Whether a text is UTF-8 is for the sink to find.
+        sink, ended, make_mask: see `WebSocket`.
+        pump: running; moves the bytes from here on.
         headers: extra ones of the upgrade request, credential included.
         upgrade_timeout: seconds from the request to the whole answer.
         max_message_bytes: a longer message retires the connection (1009).
-        make_mask: four unpredictable bytes; tests give their own.
-        lost: called once, synchronously, as soon as the end is known, unless the owner asked for it: a peer's Close is
-            told here up to `CLOSE_GRACE` seconds before this function returns.
-        task_status: nursery.start's.
 
     Returns:
-        how it ended: `ConnectionLost` (close, eof, reset, silence, local) or `MalformedFrame`.
+        the connection, and the headers of the 101 response; lower-case names, repeated ones joined.
 
     Raises:
-        ConnectFailed: no connection, no WebSocket; before `started` only.
-        UpgradeRefused: another status than 101; before `started` only. Redirects are not followed.
+        ConnectFailed: no connection, no WebSocket.
+        UpgradeRefused: another status than 101. Redirects are not followed.
 
-    Error handling: no exception of a library comes out. One of the sink's, other than `MalformedFrame`, is a bug and
-        does, in an exception group.
+    Error handling: no exception of a library comes out.
 
-    Resource handling: the stream is closed when this returns, raises or is cancelled.
-
-    Cancellation: says Close if that needs no waiting, and closes.
+    Resource handling: the stream is closed when this raises or is cancelled; else whoever holds the WebSocket ends it.
     """
     _check_headers(headers)
     stream = await dialer()
-    websocket: WebSocket | None = None
-    failure: UpstreamFault | None = None
     try:
-        async with trio.open_nursery() as nursery:
-            websocket = WebSocket(stream, nursery, make_mask, lost)
-            try:
-                rest = await _Upgrade(websocket, stream, nursery).run(host, resource, headers, upgrade_timeout)
-            except UpstreamFault as fault:
-                failure = fault
-            else:
-                task_status.started(websocket)
-                await websocket.read(rest, sink, FrameSplitter(max_message_bytes=max_message_bytes))
-            nursery.cancel_scope.cancel()
-    finally:
-        if websocket is not None:
-            websocket.over()
+        rest, answered = await _Upgrade(stream, upgrade_timeout).run(host, resource, headers)
+    except BaseException:
         await trio.aclose_forcefully(stream)
-    if failure is None and not websocket.is_open:
-        failure = ConnectFailed("upgrade", "connection reset before the answer")
-    if failure is not None:
-        try:
-            raise failure
-        finally:
-            del failure  # its traceback holds this frame
-    return websocket.how_it_ended()
+        raise
+    wire = pump.wire(stream, rest)
+    splitter = FrameSplitter(max_message_bytes=max_message_bytes)
+    return WebSocket(wire, splitter, sink, ended, make_mask), fold(answered)

@@ -12,7 +12,10 @@ from typing import Any
 import trio
 import trio.testing
 
-from sidecar.transport.websocket import Fault, WebSocket, run_websocket
+from sidecar.errors import UpstreamFault
+from sidecar.transport.frames import BINARY, TEXT
+from sidecar.transport.pump import Pump
+from sidecar.transport.websocket import Fault, WebSocket, open_websocket
 
 Handler = Callable[[trio.abc.Stream], Awaitable[None]]
 Messages = list[tuple[int, bytes]]
@@ -29,6 +32,7 @@ class Owner:
         self.arrived = trio.Event()
         self.told_event = trio.Event()
         self.websocket: WebSocket
+        self.upgrade_headers: dict[str, str] = {}
         self.sink_now: Callable[[Messages], None] | None = None  # a test's own
 
     @property
@@ -36,18 +40,21 @@ class Owner:
         """All messages, in order."""
         return [message for read in self.reads for message in read]
 
-    def sink(self, messages: Messages) -> None:
+    def sink(self, payloads: list[bytes], binary: list[int], now: float) -> None:
         """One read's messages."""
+        messages = [(BINARY if index in binary else TEXT, payload) for index, payload in enumerate(payloads)]
         if self.sink_now is not None:
             self.sink_now(messages)
             return
         self.reads.append(messages)
         self.arrived.set()
 
-    def lost(self, fault: Fault) -> None:
+    def lost(self, fault: Fault, ours: bool) -> None:
         """The end, as it was told."""
-        self.told.append(fault)
-        self.told_event.set()
+        self.result = fault
+        if not ours:
+            self.told.append(fault)
+            self.told_event.set()
 
     async def until(self, count: int) -> Messages:
         """Wait for `count` messages."""
@@ -68,19 +75,42 @@ class Owner:
         self, dialer: Callable[[], Awaitable[trio.abc.Stream]], options: dict[str, Any],
         task_status: trio.TaskStatus[WebSocket] = trio.TASK_STATUS_IGNORED,
     ) -> None:  # fmt: skip
-        """The connection's task."""
-        settings = {
-            "headers": [(b"Authorization", b"Bearer k")],
-            "lost": self.lost,
-            "host": "localhost",
-            "resource": "/r?q=1",
-        }
+        """A pump of its own, the connection on it, and its whole life."""
+        settings = {"headers": [(b"Authorization", b"Bearer k")], "host": "localhost", "resource": "/r?q=1"}
+        refused: UpstreamFault | None = None
         try:
-            self.result = await run_websocket(
-                dialer, sink=self.sink, task_status=task_status, **{**settings, **options}
-            )
+            async with running_pump() as pump:
+                try:
+                    self.websocket, self.upgrade_headers = await open_websocket(
+                        dialer, sink=self.sink, pump=pump, ended=self.lost, **{**settings, **options}
+                    )
+                except UpstreamFault as fault:
+                    refused = fault
+                else:
+                    task_status.started(self.websocket)
+                    try:
+                        self.websocket.start()
+                        await self.websocket.wait_closed()
+                    finally:
+                        self.websocket.abort(1001)
+            if refused is not None:
+                raise refused
         finally:
             self.ended.set()
+
+
+#: For connects that never come to a connection.
+IDLE = Pump(flush=lambda: None, clock=trio.current_time)
+
+
+@asynccontextmanager
+async def running_pump() -> AsyncIterator[Pump]:
+    """A pump that nobody flushes for."""
+    pump = Pump(flush=lambda: None, clock=trio.current_time)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pump.run)
+        yield pump
+        nursery.cancel_scope.cancel()
 
 
 async def listen(nursery: trio.Nursery, handler: Handler) -> int:

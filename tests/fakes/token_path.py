@@ -37,7 +37,7 @@ from sidecar.daemon import Daemon
 from sidecar.logs import capture
 from sidecar.transport.bot_port import Envelope, Sent
 from sidecar.transport.dial import make_tls_context
-from sidecar.transport.frames import TEXT, FrameSplitter, encode_server_frame
+from sidecar.transport.frames import TEXT, encode_server_frame
 from sidecar.transport.tls import TlsStream
 from tests.fakes.bot_port import FakeBotPort
 from tests.fakes.clockwork import MONO_US, WALL_US, configure, simulate
@@ -93,32 +93,23 @@ class Door:
     """
 
     def __init__(self, daemon: Any, connections: Sequence[Any], tls: Sequence[TlsStream] | None) -> None:
-        self._connections = connections
         self._tls = tls
-        # Trees whose `WebSocket` is fed synchronously end the pass by themselves; before, the sink did at each read.
-        self._feeds: list[Callable[[bytes], Any]] | None = None
-        if hasattr(connections[0].websocket, "feed"):
-            self._feeds = [connection.websocket.feed for connection in connections]
-        self._splitters = [FrameSplitter() for _ in connections]
-        self._end_of_pass: Callable[[], None] = connections[0]._outbound.flush
+        self._feeds = [connection.websocket.feed for connection in connections]
+        self._end_of_pass: Callable[[], None] = daemon.pump.flush
 
     def one_pass(self, reads: Sequence[bytes]) -> None:
         """One pass: a read for each connection, in order."""
-        if self._feeds is None:
-            for index, data in enumerate(reads):
-                messages = self._splitters[index].feed(self._plain(index, data))
-                self._connections[index].receive(messages)
-            return
+        now = _now()
         for index, data in enumerate(reads):
-            self._feeds[index](self._plain(index, data))
+            self._feeds[index](self._plain(index, data), now)
         self._end_of_pass()
 
     def _plain(self, index: int, data: bytes) -> bytes:
         if self._tls is None:
             return data
-        stream = self._tls[index]
-        stream._incoming.write(data)
-        return bytes(stream._decrypt())
+        state = self._tls[index].state
+        state.give(data)
+        return state.read()
 
 
 # ------------------------------------------------------------------------------------------------ around it
@@ -185,8 +176,8 @@ async def _secured(count: int) -> tuple[list[TlsStream], list[_Server]]:
                 nursery.start_soon(server.handshake, far)
                 nursery.start_soon(client.handshake)
             # The server's session tickets, which come behind its handshake, are not the first read's.
-            client._incoming.write(bytes(await near.receive_some(65_536)))
-            client._decrypt()
+            client.state.give(bytes(await near.receive_some(65_536)))
+            client.state.read()
             clients.append(client)
             servers.append(server)
     return clients, servers

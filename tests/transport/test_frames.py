@@ -63,32 +63,41 @@ def cut(data: bytes, places: list[int]) -> Iterator[bytes]:
         yield data[start:stop]
 
 
-def outcome(pieces: list[bytes], **options: int) -> tuple[Messages, str | None]:
-    """All messages, salvaged ones included, and the fault if there was one."""
+def take(splitter: FrameSplitter, payloads: list[bytes]) -> Messages:
+    """What a feed gave: data messages, then control frames; the order between the two is not told."""
+    kinds = [BINARY if index in splitter.binary else TEXT for index in range(len(payloads))]
+    return [*zip(kinds, payloads, strict=True), *splitter.controls]
+
+
+def apart(messages: Messages) -> tuple[Messages, Messages]:
+    """Data messages and control frames, each in order."""
+    return [m for m in messages if m[0] < CLOSE], [m for m in messages if m[0] >= CLOSE]
+
+
+def outcome(pieces: list[bytes], **options: int) -> tuple[tuple[Messages, Messages], str | None]:
+    """All data messages, salvaged ones included, all control frames, and the fault if there was one."""
     splitter = FrameSplitter(**options)
     messages: Messages = []
     for piece in pieces:
         try:
-            got = splitter.feed(piece)
+            messages += take(splitter, splitter.feed(piece))
         except MalformedFrame as fault:
-            return messages + splitter.salvaged, str(fault)
-        assert splitter.control_seen == any(opcode >= CLOSE for opcode, _ in got)
-        messages += got
-    return messages, None
+            return apart(messages + take(splitter, splitter.salvaged)), str(fault)
+    return apart(messages), None
 
 
 @given(conversations(), st.lists(st.integers(0, 1 << 20), max_size=12))
 def test_any_cut_gives_the_same_messages(conversation: tuple[bytes, Messages], places: list[int]) -> None:
     """However the network cuts the bytes, the messages are those that were sent, in order."""
     data, messages = conversation
-    assert outcome(list(cut(data, places))) == (messages, None)
+    assert outcome(list(cut(data, places))) == (apart(messages), None)
 
 
 @given(st.lists(PAYLOADS.filter(lambda payload: len(payload) < 500), max_size=5))
 def test_byte_by_byte(payloads: list[bytes]) -> None:
     """The worst cut of all, one byte at a time, changes nothing."""
     data = b"".join(encode_server_frame(TEXT, payload) for payload in payloads)
-    messages, fault = outcome([data[at : at + 1] for at in range(len(data))])
+    (messages, _), fault = outcome([data[at : at + 1] for at in range(len(data))])
     assert ([payload for _, payload in messages], fault) == (payloads, None)
 
 
@@ -125,9 +134,10 @@ def wsproto_outcome(data: bytes) -> tuple[Messages, bool]:
 def test_agrees_with_wsproto_on_right_and_wrong_frames(frames: list[bytes], places: list[int]) -> None:
     """Whole frames with any first byte, masked or not: the same messages, and the same verdict, as wsproto's."""
     data = b"".join(frames)
-    messages, fault = outcome(list(cut(data, places)))
-    plain = [(opcode, payload[2:] if opcode >= CLOSE else payload) for opcode, payload in messages]
-    assert (plain, fault is not None) == wsproto_outcome(data)
+    (messages, controls), fault = outcome(list(cut(data, places)))
+    theirs, malformed = wsproto_outcome(data)
+    plain = [(opcode, frame[2:]) for opcode, frame in controls]
+    assert ((messages, plain), fault is not None) == (apart(theirs), malformed)
 
 
 @given(st.binary(max_size=400), st.lists(st.integers(0, 400), max_size=4))
@@ -208,9 +218,9 @@ def test_header_faults_are_seen_before_the_payload_comes() -> None:
 
 def test_limit_is_inclusive_whole_and_in_fragments() -> None:
     """max_message_bytes exactly is taken; one more is not, however it is divided."""
-    assert FrameSplitter(max_message_bytes=1000).feed(encode_server_frame(TEXT, b"a" * 1000))[0][0] == TEXT
+    assert FrameSplitter(max_message_bytes=1000).feed(encode_server_frame(TEXT, b"a" * 1000)) == [b"a" * 1000]
     two = encode_server_frame(TEXT, b"a" * 500, False) + encode_server_frame(CONTINUATION, b"b" * 500)
-    assert FrameSplitter(max_message_bytes=1000).feed(two) == [(TEXT, b"a" * 500 + b"b" * 500)]
+    assert FrameSplitter(max_message_bytes=1000).feed(two) == [b"a" * 500 + b"b" * 500]
     with pytest.raises(MalformedFrame):
         FrameSplitter(max_message_bytes=999).feed(two)
     with pytest.raises(ValueError, match="at least 125"):
@@ -232,7 +242,7 @@ def test_what_was_whole_before_a_fault_is_salvaged() -> None:
     splitter = FrameSplitter()
     with pytest.raises(MalformedFrame):
         splitter.feed(encode_server_frame(TEXT, b"done") + b"\xff\xff\xff")
-    assert splitter.salvaged == [(TEXT, b"done")]
+    assert splitter.salvaged == [b"done"]
     with pytest.raises(MalformedFrame):
         splitter.feed(b"")
     assert splitter.salvaged == []
@@ -242,7 +252,7 @@ def test_nothing_counts_after_close() -> None:
     """Bytes behind a Close frame are dropped, in the same read and later."""
     close = encode_server_frame(CLOSE, b"\x03\xe9bye")
     splitter = FrameSplitter()
-    assert splitter.feed(close + b"\xff\xff garbage") == [(CLOSE, close)]
+    assert (splitter.feed(close + b"\xff\xff garbage"), splitter.controls) == ([], [(CLOSE, close)])
     assert splitter.feed(encode_server_frame(TEXT, b"late")) == []
 
 
@@ -256,7 +266,7 @@ def test_a_long_message_in_small_reads_keeps_memory_bounded() -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert [len(payload) for _, payload in messages] == [1 << 20]
+    assert [len(payload) for payload in messages] == [1 << 20]
     assert peak < 5 << 20
 
 

@@ -146,42 +146,6 @@ async def test_a_cancelled_send_breaks_the_stream(authority: Authority) -> None:
         await client.send_all(b"next")
 
 
-async def test_writing_without_waiting(authority: Authority) -> None:
-    """Over a socket, data is written at once; what the kernel does not take is counted, kept, and goes out in order."""
-    context = authority.server_context()
-    data = b"0123456789abcdef" * 65_536
-    received = bytearray()
-
-    async def read(stream: trio.SocketStream) -> None:
-        server = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
-        await server.do_handshake()
-        started.set()
-        await go.wait()
-        while chunk := await server.receive_some():
-            received.extend(chunk)
-        done.set()
-
-    started, go, done = trio.Event(), trio.Event(), trio.Event()
-    async with trio.open_nursery() as nursery:
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, read, listeners)
-        address = parse_url(f"wss://localhost:{listeners[0].socket.getsockname()[1]}/")
-        async with await dial(address, tls=make_tls_context(Tls(ca_file=authority.ca_file))) as client:
-            assert isinstance(client, TlsStream)
-            await started.wait()
-            client.write_nowait(b"first ")
-            assert client.unsent_bytes == 0
-            for _ in range(8):
-                client.write_nowait(data)
-            assert client.unsent_bytes > 0
-            go.set()
-            await client.send_all(b" last")
-            assert client.unsent_bytes == 0
-        await done.wait()
-        nursery.cancel_scope.cancel()
-    assert received == b"first " + data * 8 + b" last"
-
-
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command")
 async def test_key_update_is_answered(authority: Authority, tmp_path: Path) -> None:
     """A TLS 1.3 key update that asks for ours is answered, and both directions go on under the new keys."""

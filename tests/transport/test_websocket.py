@@ -16,7 +16,6 @@ from sidecar.errors import ConnectionLost, MalformedFrame
 from sidecar.transport.dial import dial, make_tls_context, parse_url
 from sidecar.transport.frames import BINARY, CLOSE, PING, PONG, TEXT, encode_server_frame
 from tests.fakes.raw_upstream import (
-    Messages,
     Owner,
     connected,
     drain,
@@ -47,7 +46,7 @@ async def test_conversation(authority: Authority, secure: bool) -> None:
         options = {"host": address.host_header, "resource": address.resource, "max_message_bytes": 4 << 20}
         async with trio.open_nursery() as nursery:
             websocket = await nursery.start(owner.run, lambda: dial(address, tls=tls), options)
-            assert "websockets" in websocket.upgrade_headers["server"]
+            assert "websockets" in owner.upgrade_headers["server"]
             sent = [b"short", b"", b"x" * 200, b"y" * 70_000, b"z" * (3 << 20)]
             for payload in sent:
                 websocket.send_text(payload)
@@ -236,7 +235,7 @@ async def test_malformed_retires(name: str) -> None:
 async def test_sink_may_refuse() -> None:
     """A sink that raises MalformedFrame (bad JSON, a zstd bomb) retires the connection with its code."""
 
-    def sink(messages: Messages) -> None:
+    def sink(payloads: list[bytes], binary: list[int], now: float) -> None:
         raise MalformedFrame("not JSON", close_code=1007)
 
     async def handler(stream: trio.abc.Stream) -> None:
@@ -340,7 +339,7 @@ async def test_peer_closes_and_lingers(autojump_clock: trio.testing.MockClock) -
 
 
 async def test_abort_is_immediate() -> None:
-    """abort() closes TCP before it returns; the peer sees Close and EOF, run_websocket ends within milliseconds."""
+    """abort() closes TCP before it returns; the peer sees Close and EOF, the connection ends within milliseconds."""
     seen: list[bytes] = []
     gone = trio.Event()
 

@@ -8,8 +8,8 @@ import trio.testing
 
 from sidecar.errors import ConnectFailed, ConnectionLost, MalformedFrame
 from sidecar.transport.frames import CLOSE, CONTINUATION, PING, PONG, TEXT, encode_server_frame
-from sidecar.transport.websocket import run_websocket
-from tests.fakes.raw_upstream import drain, over_memory, request, switching, unmask
+from sidecar.transport.websocket import open_websocket
+from tests.fakes.raw_upstream import IDLE, Owner, drain, over_memory, request, switching, unmask
 
 
 async def test_the_byte_stream_seam(autojump_clock: trio.testing.MockClock) -> None:
@@ -160,7 +160,7 @@ async def test_write_fails_during_the_upgrade(autojump_clock: trio.testing.MockC
         return ours
 
     with pytest.raises(ConnectFailed) as caught, trio.fail_after(1):
-        await run_websocket(dialer, "h", "/", print, headers=[])
+        await open_websocket(dialer, "h", "/", print, pump=IDLE, headers=[])
     assert caught.value.stage == "upgrade"
 
 
@@ -177,14 +177,15 @@ async def test_a_request_that_cannot_be_written(
 
     started = trio.current_time()
     with pytest.raises(ConnectFailed) as caught:
-        await run_websocket(dialer, host, resource, print, headers=[])
+        await open_websocket(dialer, host, resource, print, pump=IDLE, headers=[])
     assert (caught.value.stage, caught.value.timed_out) == ("upgrade", False)
     assert trio.current_time() == started
 
 
 async def test_a_bug_in_the_sink_is_not_hidden(autojump_clock: trio.testing.MockClock) -> None:
-    """An exception of the sink other than MalformedFrame comes out, and the stream is closed."""
+    """An exception of the sink other than MalformedFrame comes out of the pump, and the stream is closed."""
     ours, theirs = trio.testing.memory_stream_pair()
+    owner = Owner()
 
     async def dialer() -> trio.abc.Stream:
         await trio.lowlevel.checkpoint()
@@ -193,6 +194,7 @@ async def test_a_bug_in_the_sink_is_not_hidden(autojump_clock: trio.testing.Mock
     def sink(_: object) -> None:
         raise ValueError("a bug")
 
+    owner.sink_now = sink
     async with trio.open_nursery() as nursery:
 
         async def peer() -> None:
@@ -200,8 +202,8 @@ async def test_a_bug_in_the_sink_is_not_hidden(autojump_clock: trio.testing.Mock
             await drain(theirs)
 
         nursery.start_soon(peer)
-        with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="a bug")):
-            await run_websocket(dialer, "h", "/", sink, headers=[])
+        with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="a bug"), flatten_subgroups=True):
+            await owner.run(dialer, {})
 
 
 @pytest.mark.parametrize("how", ["abort", "refuse"])

@@ -16,8 +16,9 @@ from sidecar.config import Tls
 from sidecar.errors import ConnectFailed, UpgradeRefused
 from sidecar.transport.dial import dial, make_tls_context, parse_url
 from sidecar.transport.frames import TEXT
-from sidecar.transport.websocket import run_websocket
+from sidecar.transport.websocket import open_websocket
 from tests.fakes.raw_upstream import (
+    IDLE,
     Handler,
     Owner,
     drain,
@@ -59,7 +60,7 @@ REFUSALS: dict[str, tuple[bytes, int, bytes]] = {
 
 
 async def attempt(handler: Handler, **options: Any) -> Exception:
-    """What `run_websocket` raises against `handler`, which gets the connection before the request is read."""
+    """What `open_websocket` raises against `handler`, which gets the connection before the request is read."""
     owner = Owner()
     async with trio.open_nursery() as nursery:
         dialer = await serve(nursery, handler)
@@ -104,7 +105,7 @@ async def test_refusal_with_a_dripping_body(autojump_clock: trio.testing.MockClo
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server)
         with pytest.raises(UpgradeRefused) as caught:
-            await run_websocket(dialer, "h", "/", print, headers=[])
+            await open_websocket(dialer, "h", "/", print, pump=IDLE, headers=[])
         nursery.cancel_scope.cancel()
     assert (caught.value.status, caught.value.body) == (401, b"....")
 
@@ -212,7 +213,7 @@ async def test_upgrade_cap(autojump_clock: trio.testing.MockClock, drip: bool) -
         nursery.start_soon(server)
         started = trio.current_time()
         with pytest.raises(ConnectFailed) as caught:
-            await run_websocket(dialer, "h", "/", print, headers=[], upgrade_timeout=5)
+            await open_websocket(dialer, "h", "/", print, pump=IDLE, headers=[], upgrade_timeout=5)
         assert trio.current_time() - started == pytest.approx(5)
     assert (caught.value.stage, caught.value.timed_out) == ("upgrade", True)
 
@@ -241,7 +242,7 @@ async def test_tls_client_certificate(authority: Authority, tmp_path: Path) -> N
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.to_thread.run_sync, refuse, listener)
             with trio.fail_after(3), pytest.raises(ConnectFailed) as caught:
-                await run_websocket(lambda: dial(address, tls=tls), "localhost", "/", print, headers=[])
+                await open_websocket(lambda: dial(address, tls=tls), "localhost", "/", print, pump=IDLE, headers=[])
     assert caught.value.stage == "tls"
     assert "certificate" in caught.value.reason.lower()
 
@@ -268,7 +269,7 @@ async def test_impossible_headers(header: tuple[bytes, bytes]) -> None:
         raise AssertionError("dialled")
 
     with pytest.raises(ConnectFailed) as caught:
-        await run_websocket(dialer, "h", "/", print, headers=[header])
+        await open_websocket(dialer, "h", "/", print, pump=IDLE, headers=[header])
     assert "hunter2" not in str(caught.value)
 
 
@@ -279,4 +280,4 @@ async def test_dial_failure_passes_through() -> None:
         raise ConnectFailed("tcp", "no way", timed_out=True)
 
     with pytest.raises(ConnectFailed, match="no way"):
-        await run_websocket(dialer, "h", "/", print, headers=[])
+        await open_websocket(dialer, "h", "/", print, pump=IDLE, headers=[])
