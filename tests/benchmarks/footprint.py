@@ -178,7 +178,7 @@ def main() -> int:
             runs[name]["streams"].append(running(tree, streams, options.upstream, 1.0 if options.quick else 10.0))
     explanations: dict[str, Any] = {}
     if options.explain:
-        low, high = (4, 12) if options.quick else (50, 250)
+        low, high = (4, 12) if options.quick else (50, 150)
         for name, tree in trees(options).items():
             for scheme in options.schemes:
                 progress(f"{name}: explaining {scheme}")

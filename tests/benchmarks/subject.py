@@ -17,6 +17,8 @@ from common import ROOT, Bench, Bot, Relay, route
 
 #: What makes a kernel's clock of the CPU time of another process (clock_getcpuclockid(3)).
 _CPU_CLOCK: Final = 2
+#: Seconds that a traced daemon may take to look through its memory.
+_EXPLAIN_S: Final = 180.0
 #: For answers that never begin.
 SILENT_MS: Final = 10_000_000
 
@@ -105,7 +107,11 @@ class Subject(Bench):
         file = self.folder / "explain"
         before = len(file.read_text().splitlines()) if file.exists() else 0
         process.send_signal(signal.SIGUSR2)
-        self.until(lambda: file.exists() and file.read_text().count("\n") > before, process)
+        deadline = time.monotonic() + _EXPLAIN_S
+        while not file.exists() or file.read_text().count("\n") <= before:
+            if time.monotonic() > deadline or process.poll() is not None:
+                raise SystemExit(f"no explanation in {_EXPLAIN_S:g} s, or ended: {process.poll()}")
+            time.sleep(0.2)
         found: dict[str, Any] = json.loads(file.read_text().splitlines()[-1])
         return found
 

@@ -67,11 +67,12 @@ async def explain(file: Path) -> None:
 def snapshot() -> dict[str, Any]:
     """Bytes and counts by type, of what the collector knows and what hangs on it; bytes by line of code."""
     gc.collect()
-    traced = tracemalloc.take_snapshot()  # before there is anything of ours
+    queue = gc.get_objects()  # before there is anything of ours
+    ours = (tracemalloc.Filter(inclusive=False, filename_pattern=__file__),)
+    traced = tracemalloc.take_snapshot().filter_traces(ours)
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     seen: set[int] = set()
-    queue = list(gc.get_objects())
     here = {id(counts), id(sizes), id(seen), id(queue)}
     for found in queue:
         seen.add(id(found))
