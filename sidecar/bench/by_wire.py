@@ -24,6 +24,8 @@ class _Bot:
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.IMMEDIATE, 1)
+        # A full queue here would be a call that was due and not sent: the daemon, not this bot, must say no.
+        self.socket.setsockopt(zmq.SNDHWM, job.max_open + 1)
         self.socket.connect(job.endpoint)
         self.alarm = Alarm()
         self.poller = zmq.Poller()
@@ -66,7 +68,7 @@ class _Bot:
         )  # fmt: skip
         try:
             self.socket.send(MSGPACK.encode(call), zmq.NOBLOCK)
-        except zmq.Again:  # nobody there, or a full queue: it has no terminal, and the verdict says so
+        except zmq.Again:  # nobody there: it has no terminal, and the verdict says so
             recorder.end(held, None, None, mono_us())
             return
         self.calls[name] = held

@@ -16,7 +16,7 @@ from sidecar.bench.result import PERCENTS, Repetition, Result, by_group, quartil
 
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 #: What is drawn: the first of these that was measured.
-_DRAWN: Final = ("token_us", "first_us", "total_us", "late_us")
+_DRAWN: Final = ("token_us", "first_us", "total_us", "failed_us")
 _NARROWEST: Final = 60
 
 

@@ -19,7 +19,8 @@ MEASURES: Final = {
     "first_us": "first text, from the scheduled instant",
     "token_us": "one token, upstream's send to bot",
     "gap_us": "between two deliveries of a call",
-    "total_us": "terminal, from the scheduled instant",
+    "total_us": "done, from the scheduled instant",
+    "failed_us": "failed, from the scheduled instant",
     "late_us": "deadline_exceeded, past its deadline",
     "start_us": "the generator, behind its schedule",
     "queued_us": "daemon: waiting for a place",
@@ -174,8 +175,13 @@ class Recorder:
         if terminal is None:
             counted.unfinished += 1
             return
-        histograms["total_us"].record(call.ended - call.due)
-        name = f"done {terminal.finish}" if isinstance(terminal, Done) else f"failed {terminal.code}"
+        # Apart: a refusal is quick, and would flatter the answers.
+        if isinstance(terminal, Done):
+            name = f"done {terminal.finish}"
+            histograms["total_us"].record(call.ended - call.due)
+        else:
+            name = f"failed {terminal.code}"
+            histograms["failed_us"].record(call.ended - call.due)
         counted.terminals[name] = counted.terminals.get(name, 0) + 1
         tries = str(terminal.attempts)
         counted.attempts[tries] = counted.attempts.get(tries, 0) + 1
@@ -184,7 +190,7 @@ class Recorder:
             late = call.ended - call.promised.deadline_mono_us
             counted.early += late < 0
             histograms["late_us"].record(late)
-        if terminal.timing is not None:
+        if isinstance(terminal, Done):
             timing = terminal.timing
             histograms["queued_us"].record(timing.queued_us)
             histograms["daemon_total_us"].record(timing.total_us)
