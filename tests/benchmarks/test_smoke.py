@@ -138,7 +138,7 @@ def test_the_guard_counts_the_same_as_the_suite() -> None:
     """Its command agrees with the committed budget."""
     found = run("guard")
     assert found["complaints"] == []
-    assert found["counts"]["responses large"]["python"] > 0
+    assert found["counts"]["responses one"]["python"] > 0
 
 
 def test_direct_clients_and_ours_are_compared_without_any_peer() -> None:

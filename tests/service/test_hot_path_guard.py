@@ -38,8 +38,8 @@ def test_one_python_call_more_per_token_is_seen(monkeypatch: pytest.MonkeyPatch)
         original(self, text, now)
 
     monkeypatch.setattr(Attempt, "on_content", longer)
-    budget = token_budget.load()["responses large"]
-    complaints = token_budget.complaints(count("responses", "large", tls=False), budget)
+    budget = token_budget.load()["responses one"]
+    complaints = token_budget.complaints(count("responses", "one", tls=False), budget)
     assert complaints[0] == f"{budget.python + 1:g} Python calls per token, {budget.python:g} were agreed on"
     assert any("longer: 1, was 0" in complaint for complaint in complaints)
 
