@@ -41,7 +41,11 @@ def plan(scale: Scale, repetitions: int) -> list[tuple[int, Cell]]:
 
 def measure(ledger: Ledger, scale: Scale, repetitions: int, only: list[str], *, install: bool) -> None:
     """What the ledger does not have yet."""
-    left = [(repetition, cell) for repetition, cell in plan(scale, repetitions) if not ledger.has(cell.key, repetition)]
+    missing = ledger.data["missing"].keys()  # of a run that goes on: what was not there is not tried again
+    left = [
+        (repetition, cell) for repetition, cell in plan(scale, repetitions)
+        if not ledger.has(cell.key, repetition) and not cell.needs & missing
+    ]  # fmt: skip
     if not left:
         return
     with Stage(ledger, scale, only, install=install) as stage:

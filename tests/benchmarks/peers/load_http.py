@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -102,20 +103,32 @@ class Line:
         """Go."""
         self._writer.close()
 
-    async def _answered(self, question: bytes) -> bytes:
-        """Ask; what came behind the head of the answer."""
+    def _acknowledge(self) -> None:
+        """Have the kernel acknowledge at once what came, instead of up to 40 ms later."""
+        self._writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    async def _answered(self, question: bytes) -> None:
+        """Ask, and read the head of the answer."""
         self._writer.write(question)
         head = await self._reader.readuntil(b"\r\n\r\n")
         if not head.startswith(b"HTTP/1.1 200"):
             raise Refused(f"{head[:60]!r} {(await self._reader.read(300))!r}")
         if b"chunked" not in head.lower():
             raise Refused(f"no chunked coding: {head[:400]!r}")
-        return b""
 
-    async def stream(self, question: bytes, sample: Sample, *, stamped: bool = True) -> None:
-        """One answer, each chunk of it decoded."""
+    async def stream(self, question: bytes, sample: Sample, *, hasten: bool = False) -> None:
+        """One answer, each chunk of it decoded.
+
+        Args:
+            question: from `request`.
+            sample: takes the times.
+            hasten: acknowledge at once until the first text is here. Some gateways leave Nagle's algorithm on: the
+                second small chunk then waits until the first is acknowledged, 40 ms on a connection that is in use.
+        """
         sent, first = mono_us(), True
         await self._answered(question)
+        if hasten:
+            self._acknowledge()
         body, rest = Unchunked(), b""
         ended = False
         while not body.whole:
@@ -123,6 +136,8 @@ class Line:
             if not data:
                 raise Refused("closed within an answer")
             now = mono_us()
+            if hasten and first:
+                self._acknowledge()
             events = (rest + body.feed(data)).split(b"\n\n")
             rest = events.pop()
             for event in events:
@@ -137,16 +152,14 @@ class Line:
                     if first:
                         sample.first_us.append(now - sent)
                         first = False
-                    if stamped:
-                        sample.arrived(text, now)
-                    else:
-                        sample.tokens += 1
+                    sample.arrived(text, now)
         if not ended:
             raise Refused("an answer without [DONE]")
 
     async def swallow(self, question: bytes) -> None:
         """One answer, read to its end and not looked at."""
-        tail = await self._answered(question)
+        await self._answered(question)
+        tail = b""
         while not tail.endswith(_END):
             data = await self._reader.read(262144)
             if not data:
@@ -191,7 +204,7 @@ async def first(target: Mapping[str, Any], requests: int) -> Sample:
     (line,) = await _lines(target, 1, warm=True)
     question = request(target, "first [[tokens=2 cadence_us=0]]")
     for _ in range(requests):
-        await line.stream(question, sample)
+        await line.stream(question, sample, hasten=True)
     line.close()
     return sample
 

@@ -18,6 +18,7 @@ class Ledger:
 
     def __init__(self, path: Path, options: dict[str, Any]) -> None:
         self.path = path
+        options = json.loads(json.dumps(options))  # as it will be read again: tuples are lists
         self.data: dict[str, Any] = {
             "options": options, "about": {}, "versions": {}, "settings": {}, "missing": {}, "load": [], "cells": {},
         }  # fmt: skip

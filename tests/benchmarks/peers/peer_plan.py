@@ -23,6 +23,16 @@ class Cell:
         """In the ledger."""
         return f"{self.group}/{self.way}"
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """What is not always to be had and has to be there, by the names under which it is missing."""
+        found = {self.way} if self.way in (*GATEWAYS, "c-relay") else set()
+        if self.way.startswith("sdk"):
+            found.add("sdk")
+        if self.way.endswith("-tls") or self.way == "wss":
+            found.add("wss")
+        return frozenset(found)
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -76,8 +86,8 @@ def cells(scale: Scale) -> Iterator[list[Cell]]:
         Cell(f"latency {scale.most}", way, (("streams", scale.most), ("tokens", scale.tokens)))
         for way in (("asyncio", "asyncio-tls", "direct") if scale is FULL else ("asyncio",))
     ] + [
-        # A tenth of the cadence: at the full one it would still be admitting when the first answers are over.
-        Cell(f"latency {scale.most}", "litellm", (("streams", scale.most), ("tokens", 30), ("cadence_us", 100_000)))
+        # Slower than the others: at the full one it would still be admitting when the first answers are over.
+        Cell(f"latency {scale.most}", "litellm", (("streams", scale.most), ("tokens", 15), ("cadence_us", 200_000)))
     ]
     yield [Cell("first", way, (("requests", scale.firsts),)) for way in _FIRST]
     yield [Cell("flood", way, (("at_once", 16 if scale is FULL else 4),)) for way in _MANY]

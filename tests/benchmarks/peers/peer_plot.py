@@ -89,7 +89,7 @@ def _line(row: Row, y: float, across: Callable[[float], float]) -> list[str]:
     if not row.ratios:
         return [*said, f'<text class="s" x="{_LABEL + 20}" y="{y + 4:.1f}">not measured</text>']
     low, middle, high = quartiles(row.ratios)
-    kind = "met" if row.verdict().startswith("met") or row.verdict() == "no goal" else "missed"
+    kind = "met" if row.verdict().startswith("met") or row.goal.goal is None else "missed"
     ends = sorted((across(_against(row, low)), across(_against(row, high))))
     if row.goal.moonshot is not None:
         x = across(_against(row, row.goal.moonshot))

@@ -62,7 +62,7 @@ class Row:
         if self._reaches(middle, self.goal.moonshot):
             return "met, moonshot too"
         if self.goal.goal is None:
-            return "no goal"
+            return "no goal, moonshot missed"
         return "met" if self._reaches(middle, self.goal.goal) else "missed"
 
     def _reaches(self, value: float, bar: float | None) -> bool:

@@ -41,7 +41,7 @@ from tests.benchmarks.yardsticks.upstream import CUpstream
 
 _HERE: Final = Path(__file__).resolve().parent
 #: Seconds for one measurement, beyond which its worker is ended.
-PATIENCE: Final = 90.0
+PATIENCE: Final = 150.0
 SDK: Final = ("openai[realtime,aiohttp]>=3.54", "pydantic>=2")
 SDK_SETTINGS: Final = (
     "AsyncOpenAI as its README makes it, one client for all streams, warm connections, max_retries=0",
@@ -148,9 +148,11 @@ class Stage:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def wanted(self, name: str) -> bool:
-        """Whether a peer takes part."""
-        return not self._only or name in self._only
+    def _ask(self, name: str) -> None:
+        if name in self._ledger.data["missing"]:
+            raise Missing(self._ledger.data["missing"][name])
+        if not self._install or (self._only and name not in self._only):
+            raise Missing("not asked for")
 
     def _lacks(self, name: str, why: object) -> None:
         self._ledger.data["missing"][name] = str(why)
@@ -158,7 +160,6 @@ class Stage:
         print(f"missing: {name}: {why}", file=sys.stderr, flush=True)
 
     def _raise_curtain(self) -> None:
-        self._ledger.data["missing"] = {}
         self._bench = self._stack.enter_context(Bench())
         folder = self._bench.folder
         flags: dict[str, Any] = {
@@ -180,8 +181,7 @@ class Stage:
         environ = {"SSL_CERT_FILE": str(self._authority)} if self._authority else {}
         self._ours = Worker(sys.executable, folder, "ours", **environ)
         self._stack.callback(self._ours.stop)
-        if self.wanted("sdk"):
-            self._set_up_sdk(folder, environ)
+        self._set_up_sdk(folder, environ)
         for gateway, started, port in launched:
             self._await_gateway(gateway, started, port)
 
@@ -219,8 +219,7 @@ class Stage:
 
     def _set_up_sdk(self, folder: Path, environ: dict[str, str]) -> None:
         try:
-            if not self._install:
-                raise Missing("not asked for")
+            self._ask("sdk")
             python = python_environment("openai", SDK)
             self._ledger.data["versions"]["sdk"] = python_version(python, "openai")
             self._ledger.data["settings"]["sdk"] = list(SDK_SETTINGS)
@@ -233,11 +232,8 @@ class Stage:
     def _launch_gateways(self, folder: Path) -> list[tuple[Gateway, Started, int]]:
         launched = []
         for gateway in gateways():
-            if not self.wanted(gateway.name):
-                continue
             try:
-                if not self._install:
-                    raise Missing("not asked for")
+                self._ask(gateway.name)
                 self._ledger.data["versions"][gateway.name] = gateway.setup()
                 self._ledger.data["settings"][gateway.name] = list(gateway.settings)
                 port = free_port()

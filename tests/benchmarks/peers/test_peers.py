@@ -128,6 +128,25 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
         Ledger(path, {"scale": 2})
 
 
+def test_a_finished_run_is_shown_again_without_a_stage(tmp_path: Path) -> None:
+    """Also one in which somebody was missing; nothing is started, so nothing can be added."""
+    path = tmp_path / "raw.json"
+    ledger = filled(path, 2)
+    for key in [key for key in ledger.data["cells"] if key.endswith("/bifrost")]:
+        del ledger.data["cells"][key]
+    ledger.data["missing"] = {"bifrost": "not to be had"}
+    before = dict(ledger.data["cells"])
+    peers.measure(ledger, peer_plan.FULL, 2, [], install=True)
+    assert ledger.data["cells"] == before
+
+
+def test_options_are_compared_as_they_are_written(tmp_path: Path) -> None:
+    """Tuples become lists in the file and are the same options still."""
+    path = tmp_path / "raw.json"
+    Ledger(path, {"levels": (1, 16)}).save()
+    Ledger(path, {"levels": (1, 16)})
+
+
 def test_the_order_turns_within_each_group() -> None:
     """No way is first in every repetition, and every repetition has every measurement once."""
     plan = peers.plan(peer_plan.FULL, 5)
