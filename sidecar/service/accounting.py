@@ -40,17 +40,17 @@ class Accounting:
         metrics, timing = self.metrics, terminal.timing
         if isinstance(terminal, Done):
             self.done += 1
-            usage = terminal.usage
-            for kind, count in (
-                ("input", usage.input_tokens),
-                ("output", usage.output_tokens),
-                ("cached", usage.cached_tokens),
-                ("reasoning", usage.reasoning_tokens),
-            ):
-                if count:
-                    metrics.tokens.add(terminal.upstream, terminal.model, kind, by=count)
+            usage, tokens, upstream, model = terminal.usage, metrics.tokens, terminal.upstream, terminal.model
+            if usage.input_tokens:
+                tokens.add(upstream, model, "input", by=usage.input_tokens)
+            if usage.output_tokens:
+                tokens.add(upstream, model, "output", by=usage.output_tokens)
+            if usage.cached_tokens:
+                tokens.add(upstream, model, "cached", by=usage.cached_tokens)
+            if usage.reasoning_tokens:
+                tokens.add(upstream, model, "reasoning", by=usage.reasoning_tokens)
             if usage.estimated:
-                metrics.tokens_estimated.add(terminal.upstream)
+                metrics.tokens_estimated.add(upstream)
         else:
             self.failed += 1
         metrics.calls.add(call.route.name, call.lane, code)
