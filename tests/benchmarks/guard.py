@@ -23,16 +23,19 @@ import msgspec  # isort: skip
 from tests.fakes import token_budget
 from tests.fakes.token_path import DIALECTS, LARGE, SHAPES, STREAMS, WAYS, Counts, count_way
 
-_PATH: Final = ROOT / "tests/fakes/token_path.py"
+_PATH: Final = Path("tests/fakes/token_path.py")
 #: Passes of the two replays whose difference is taken: bringing the daemon up cancels out.
 _REPLAYS: Final = (100, 400)
 
 
 def of_tree(tree: Path) -> dict[str, Counts]:
     """The same counts of another tree's product."""
-    done = subprocess.run([sys.executable, str(_PATH)], capture_output=True, check=False, env=_environ(tree), cwd="/")
+    done = subprocess.run(
+        [sys.executable, str(_path_of(tree))], capture_output=True, check=False, env=_environ(tree), cwd="/"
+    )
     if done.returncode:
-        raise SystemExit(f"{tree}: {done.stderr.decode(errors='replace')[-2000:]}")
+        said = done.stderr.decode(errors="replace")[-2000:]
+        raise SystemExit(f"{tree}: {said}\nA tree without {_PATH} must take its bytes as this one does.")
     return msgspec.json.decode(done.stdout, type=dict[str, Counts])
 
 
@@ -44,7 +47,7 @@ def instructions(tree: Path, dialect: str, shape: str, *, tls: bool) -> float | 
     counted = []
     for passes in _REPLAYS:
         command = [
-            valgrind, "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, str(_PATH),
+            valgrind, "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, str(_path_of(tree)),
             "--replay", str(passes), "--dialect", dialect, "--shape", shape, *(["--tls"] if tls else []),
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environ(tree), cwd="/")
@@ -54,6 +57,11 @@ def instructions(tree: Path, dialect: str, shape: str, *, tls: bool) -> float | 
         counted.append(int(found[1]))
     per_pass = {"one": 1, "sixteen": STREAMS, "large": LARGE}[shape]
     return (counted[1] - counted[0]) / (_REPLAYS[1] - _REPLAYS[0]) / per_pass
+
+
+def _path_of(tree: Path) -> Path:
+    """The tree's own, which knows its seam; ours where it has none."""
+    return tree / _PATH if (tree / _PATH).exists() else ROOT / _PATH
 
 
 def _environ(tree: Path) -> dict[str, str]:
@@ -74,7 +82,7 @@ def main() -> int:
     if options.write:
         token_budget.save({way: found.get(way) or count_way(way) for way in WAYS})
     budget = token_budget.load()
-    other = of_tree(options.against) if options.against else {}
+    other = of_tree(options.against.resolve()) if options.against else {}
     verdicts = Verdicts()
     said: list[str] = []
     for way in ways:
@@ -86,7 +94,7 @@ def main() -> int:
     against = ["Python, other tree", "C, other tree", "bytes, other tree"] if other else []
     text = "per token\n" + table(rows, head=["way", "Python calls", "C calls", "bytes held", *against])
     if options.instructions:
-        trees = {"here": ROOT, **({"other tree": options.against} if options.against else {})}
+        trees = {"here": ROOT, **({"other tree": options.against.resolve()} if options.against else {})}
         shapes = SHAPES[:1] if options.quick else SHAPES
         chosen = [(dialect, shape, tls) for dialect in DIALECTS for shape in shapes for tls in (False, True)]
         chosen = chosen[: 1 if options.quick else None]
