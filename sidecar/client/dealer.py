@@ -2,7 +2,7 @@
 
 The daemon's ROUTER is libzmq's; this is the other end of it, as RFC 23 has it: greeting, NULL mechanism, READY, then
 messages, of which the daemon's have one frame. libzmq in the bot would read the same bytes in a thread of its own and
-wake the bot's thread afterwards: at the pace of tokens that hop costs more than the reading (docs/decisions/0013).
+wake the bot's thread afterwards: at the pace of tokens that hop costs more than the reading (docs/decisions/0010).
 Models: h11, RFC 23 (ZMTP 3.0), RFC 37 (3.1: PING).
 """
 
@@ -59,6 +59,8 @@ class Dealer:
         Raises:
             NotTheDaemonError: close the connection.
         """
+        if self.ready and not self._rest and not data[0] and 1 < len(data) == 2 + data[1]:
+            return [data[2:]]  # one short message, whole: nearly every token of a lone stream
         if self._rest:
             self._rest += data
             if len(self._rest) < self._need:
