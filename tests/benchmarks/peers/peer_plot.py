@@ -22,10 +22,11 @@ _LINE: Final = 22
 _TOP: Final = 74
 _STYLE: Final = """
 .card{fill:#fff;stroke:#d0d7de}.t{fill:#1f2328}.s{fill:#59636e}.g{stroke:#d0d7de}.goal{stroke:#1f2328}
-.met{fill:#1a7f5a;stroke:#1a7f5a}.missed{fill:#bc4c00;stroke:#bc4c00}.moon{stroke:#8250df}
+.met{fill:#1a7f5a;stroke:#1a7f5a}.missed{fill:#bc4c00;stroke:#bc4c00}.moon{stroke:#8250df}.none{fill:#59636e;stroke:#59636e}
 text{font:12px system-ui,-apple-system,"Segoe UI",sans-serif}.h{font-size:15px;font-weight:600}
 @media(prefers-color-scheme:dark){.card{fill:#0d1117;stroke:#3d444d}.t{fill:#f0f6fc}.s{fill:#9198a1}.g{stroke:#3d444d}
-.goal{stroke:#f0f6fc}.met{fill:#3fb68b;stroke:#3fb68b}.missed{fill:#f0883e;stroke:#f0883e}.moon{stroke:#be8fff}}
+.goal{stroke:#f0f6fc}.met{fill:#3fb68b;stroke:#3fb68b}.missed{fill:#f0883e;stroke:#f0883e}.moon{stroke:#be8fff}
+.none{fill:#9198a1;stroke:#9198a1}}
 """
 
 
@@ -89,7 +90,7 @@ def _line(row: Row, y: float, across: Callable[[float], float]) -> list[str]:
     if not row.ratios:
         return [*said, f'<text class="s" x="{_LABEL + 20}" y="{y + 4:.1f}">not measured</text>']
     low, middle, high = quartiles(row.ratios)
-    kind = "met" if row.verdict().startswith("met") or row.goal.goal is None else "missed"
+    kind = {"met": "met", "no": "none"}.get(row.verdict().split(",")[0].split()[0], "missed")
     ends = sorted((across(_against(row, low)), across(_against(row, high))))
     if row.goal.moonshot is not None:
         x = across(_against(row, row.goal.moonshot))

@@ -111,6 +111,42 @@ def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+#: Reads process groups to end, one per line (negative: ended already), until its input ends: then we are gone,
+#: however that came about.
+_REAPER: Final = """
+import os, signal, sys
+groups = set()
+for line in sys.stdin:
+    group = int(line)
+    groups.add(group) if group > 0 else groups.discard(-group)
+for group in groups:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+"""
+
+
+class Reaper:
+    """Ends process groups after us, also when we are killed: the kernel's signal to children reaches no grandchild."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def promise(self, group: int) -> None:
+        """This group ends with us; a negative one has ended, and its number may be another's soon."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _REAPER], stdin=subprocess.PIPE, start_new_session=True
+            )
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"%d\n" % group)
+        self._process.stdin.flush()
+
+
+_reaper: Final = Reaper()
+
+
 @dataclass
 class Started:
     """A process in a session of its own, its log, and its descendants."""
@@ -123,8 +159,7 @@ class Started:
         return [self.process.pid, *descendants(self.process.pid)]
 
     def stop(self) -> None:
-        """End it, politely for 5 s."""
-        group = self.pids()
+        """End it, politely for 5 s, and then all that is left of its group."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -132,11 +167,11 @@ class Started:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        for pid in group[1:]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        _reaper.promise(-self.process.pid)
 
 
 def start(argv: Sequence[str | Path], *, log: Path, folder: Path, environ: Mapping[str, str]) -> Started:
@@ -145,8 +180,9 @@ def start(argv: Sequence[str | Path], *, log: Path, folder: Path, environ: Mappi
     with log.open("wb") as output:
         process = subprocess.Popen(
             [str(part) for part in argv], stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=folder,
-            env={**kept, "NO_PROXY": "*", **environ}, preexec_fn=_die_with_parent,
+            env={**kept, "NO_PROXY": "*", **environ}, preexec_fn=_die_with_parent, start_new_session=True,
         )  # fmt: skip
+    _reaper.promise(process.pid)
     return Started(process, log)
 
 

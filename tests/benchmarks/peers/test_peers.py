@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -211,6 +213,46 @@ def test_reasons_are_short_and_name_no_server() -> None:
     said = "\x1b[31mLooking\x1b[0m\nERROR: could not fetch https://index.example.org/simple/x/ (404)\nhint: bye\n"
     assert peering.shortened(said) == "ERROR: could not fetch (address)/simple/x/ (404)"
     assert peering.shortened("") == ""
+
+
+_PARENT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from peering import start
+started = start(["sh", "-c", "sleep 60 & echo $! && wait"], log=Path(sys.argv[2]), folder=Path("/"), environ={})
+while not Path(sys.argv[2]).read_text().strip():
+    pass
+print(started.process.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_grandchildren_end_with_a_run_that_is_killed(tmp_path: Path) -> None:
+    """The workers of nginx outlived their master, which had died with us."""
+    log = tmp_path / "log"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _PARENT, str(_HERE), str(log)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    assert parent.stdin is not None
+    child = int(parent.stdout.readline())
+    grandchild = int(log.read_text())
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while (left := [pid for pid in (child, grandchild) if _runs(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    parent.stdout.close()
+    parent.stdin.close()
+    assert left == []
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def test_cpu_and_memory_of_what_is_gone_is_nothing() -> None:
