@@ -86,6 +86,7 @@ async def serve(
         places.open_to_group(control_endpoint, None)
         seams = composition.real_clocks()
         daemon = composition.Daemon(config, port, environ=dict(environ), dial=composition.real_dial, **seams)
+        daemon.pump.heed(port.fileno())
         control = Control(
             control_port, daemon.handlers(), session=daemon.session, mono_us=seams["mono_us"], wall_us=seams["wall_us"]
         )

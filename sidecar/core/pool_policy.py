@@ -256,7 +256,10 @@ class PoolPolicy:
             if standing > 0:
                 start_at = self._backoff.early_attempt_at if waiting > 0 else self._backoff.early_spare_at
             if now >= start_at:
-                opens, start_at = max(0, min(missing, self._at_once - connecting)), math.inf
+                # Half of the spares are there, and nobody waits: the others follow one by one, so that a burst of calls
+                # is not held up by the connects that are to serve the next one.
+                at_once = self._at_once if waiting or 2 * len(fresh) < self._warm else 1
+                opens, start_at = max(0, min(missing, at_once - connecting)), math.inf
             if opens < missing and self._owed and self._backoff.only_lost:
                 opens = max(opens, min(missing, self._owed, self._burst - connecting))
         self._owed = max(0, self._owed - opens) if missing > 0 else 0

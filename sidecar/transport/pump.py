@@ -23,7 +23,7 @@ from sidecar.transport.tls import TlsStream
 from sidecar.transport.wires import SocketWire, StreamWire, Wire
 
 #: Seconds after which other tasks get their turn, however much there is to read.
-SLICE: Final = 0.002
+SLICE: Final = 0.001
 #: Seconds that the pump waits in its own epoll while tokens come at least that often. epoll counts in milliseconds.
 LINGER: Final = 0.001
 #: Sockets, and bytes, read before what they brought is sent on.

@@ -113,6 +113,10 @@ class RouterPort:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def fileno(self) -> int:
+        """Readable when `receive_batch` has something to give, or to look after."""
+        return self._epoll.fileno()
+
     def bind(self, address: str) -> None:
         """Bind to an ``ipc://`` address. Raises EndpointError with the system's reason."""
         try:
