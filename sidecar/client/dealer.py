@@ -67,6 +67,10 @@ class Dealer:
                 return []
             data = bytes(self._rest)
             self._rest.clear()
+        return self._split(data)
+
+    def _split(self, data: bytes) -> list[bytes]:
+        """Cut what begins with a frame, or with the greeting; keep what is not whole."""
         position, end = 0, len(data)
         if not self._greeted:
             if not self._greet(data):

@@ -26,6 +26,8 @@ from sidecar.client.session import Session
 _READ_BYTES: Final = 1 << 16
 _FIRST_RETRY: Final = 0.010
 _LAST_RETRY: Final = 0.100
+#: After a loss the first try is made at once if the connection stood so long; else one that takes and drops us spins.
+_STOOD: Final = 1.0
 #: Seconds that a daemon which took the connection gets to shake hands; a stopped one takes it and says nothing.
 _HANDSHAKE_TIMEOUT: Final = 5.0
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
@@ -50,6 +52,7 @@ class Link:
         self.wants_write = self.stale = False
         self.due_at = now
         self._retry = _FIRST_RETRY
+        self._stands_since = now
         self._socket: socket.socket | None = None
         self._dead: list[socket.socket] = []
         self._rest = b""
@@ -79,7 +82,7 @@ class Link:
             self._lose(now)
             return
         if not session.connected and dealer.ready:
-            self.due_at, self._retry = math.inf, _FIRST_RETRY
+            self.due_at, self._retry, self._stands_since = math.inf, _FIRST_RETRY, now
             session.connection_made()
         for payload in payloads:
             session.receive(payload, now=now)
@@ -164,8 +167,12 @@ class Link:
         self.due_at = now + _HANDSHAKE_TIMEOUT
 
     def _lose(self, now: float) -> None:
+        stood = self.session.connected and now - self._stands_since >= _STOOD
         self.retire()
-        self._again(now)
+        if stood:  # the loss may be old, and the next daemon there: a bot that was busy has only now looked
+            self.due_at = now
+        else:
+            self._again(now)
         self.session.connection_lost()
 
     def _again(self, now: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.client import zmtp
@@ -33,6 +33,7 @@ def test_the_opening_is_what_the_commands_send() -> None:
     assert zmtp._GREETING + zmtp._frame(4, zmtp._READY) == OPENING
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=600), max_size=8), st.data())
 def test_messages_come_out_whole_however_they_are_cut(payloads: list[bytes], data: st.DataObject) -> None:
     """Greeting, READY and frames in any portions: the same payloads, in order, each once."""
@@ -87,6 +88,7 @@ def test_what_is_no_daemon_is_refused(said: bytes) -> None:
         Dealer().receive(said)
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=200), st.booleans())
 def test_any_bytes_are_payloads_or_a_refusal(said: bytes, after: bool) -> None:
     """Nothing else is raised, and nothing kept grows by more than was said."""

@@ -96,7 +96,8 @@ def test_streams_and_answers_come_from_both(two: list[FakeDaemon]) -> None:
 
     async def main() -> None:
         async with AsyncClient(both(two)) as client, asyncio.timeout(30):
-            await client.ping()
+            while not all(link.session.connected for link in client._pump.fleet.links):
+                await asyncio.sleep(0.01)
             answers = await asyncio.gather(*(client.ask(f"n{number}", timeout_ms=20_000) for number in range(100)))
             assert [answer.text for answer in answers] == [f"n{number}" for number in range(100)]
 
@@ -123,12 +124,14 @@ def test_a_moved_call_of_an_asyncio_client(two: list[FakeDaemon]) -> None:
 
     async def main() -> None:
         async with AsyncClient(both(two)) as client, asyncio.timeout(30):
-            await client.ping()
+            while not all(link.session.connected for link in client._pump.fleet.links):
+                await asyncio.sleep(0.01)
             two[1].refuse("draining")
             for number in range(6):
                 assert (await client.ask(f"n{number}", timeout_ms=20_000)).text == f"n{number}"
 
     asyncio.run(main())
+    assert calls(two) == [6, 1]
 
 
 def test_where_all_are_draining_the_refusal_is_told(two: list[FakeDaemon]) -> None:

@@ -163,6 +163,21 @@ def test_retries_slow_down_to_a_tenth_of_a_second() -> None:
     link.close()
 
 
+@pytest.mark.parametrize(("stood", "at_once"), [(0.5, False), (1.0, True)])
+def test_after_a_loss_the_next_daemon_is_tried_at_once(peer: Peer, stood: float, at_once: bool) -> None:
+    """A bot that was busy while the daemon was restarted waits for nothing; one that is taken and dropped does."""
+    link, other = made(peer)
+    other.close()
+    link.read(stood)
+    assert not link.session.connected
+    assert (link.due_at == stood) == at_once
+    link.bury()
+    peer.listener.close()
+    link.tick(link.due_at)
+    assert stood + 0.005 <= link.due_at <= stood + 0.031
+    link.close()
+
+
 def test_a_folder_of_somebody_else_under_tmp_is_never_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever made it could read the prompts: not even the greeting goes there."""
     with tempfile.TemporaryDirectory(prefix="sidecar-", dir="/tmp") as folder:

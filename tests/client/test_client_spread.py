@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.client.spread import Standing, pause, pick
@@ -56,6 +56,7 @@ def test_pauses_are_moments() -> None:
     assert pause("overloaded", 86_400_000) == 5.0
 
 
+@settings(deadline=None)
 @given(STANDINGS, st.integers(0, 1000), st.booleans())
 def test_whoever_is_picked_is_connected_and_nobody_better_was_there(
     standings: list[Standing], turn: int, strict: bool
