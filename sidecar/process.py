@@ -22,6 +22,7 @@ from sidecar.transport.endless import INTERVAL, EndlessGuard
 from sidecar.transport.sd_notify import Notifier, watchdog_interval
 from sidecar.transport.zmq_ping import Pinger
 from sidecar.transport.zmq_socket import RouterPort
+from sidecar.transport.zmtp_port import ZmtpPort
 
 #: Control messages are short.
 CONTROL_MESSAGE_BYTES: Final = 65_536
@@ -34,6 +35,11 @@ def first_line(config: Config, endpoint: str) -> str:
     """What an operator wants to see first: where, who may connect, how many calls at once."""
     who = f"group {config.frontend.group}" if config.frontend.group else f"uid {os.geteuid()} only"
     return f"sidecar: {endpoint} · {who} · {config.frontend.max_calls_in_flight} calls at once"
+
+
+def make_port(*, max_message_bytes: int, native: bool = False) -> RouterPort | ZmtpPort:
+    """A socket for bots: libzmq's ROUTER, or (`native`) our own ZMTP. Bots cannot tell which."""
+    return (ZmtpPort if native else RouterPort)(max_message_bytes=max_message_bytes)
 
 
 async def serve(
@@ -75,9 +81,9 @@ async def serve(
         stack.callback(notifier.close)
         stack.enter_context(places.held(endpoint, group=frontend.group, advice=advice))
         stack.enter_context(places.held(control_endpoint, advice=advice))
-        port = RouterPort(max_message_bytes=frontend.max_message_bytes)
+        port = make_port(max_message_bytes=frontend.max_message_bytes)
         stack.callback(port.close, linger=LINGER)
-        control_port = RouterPort(max_message_bytes=CONTROL_MESSAGE_BYTES)
+        control_port = make_port(max_message_bytes=CONTROL_MESSAGE_BYTES)
         stack.callback(control_port.close)
         with places.closed_umask():
             port.bind(endpoint)
@@ -95,7 +101,8 @@ async def serve(
                 await nursery.start(_signals, shutdown, notifier, log)
             await nursery.start(control.run)
             await nursery.start(_run, daemon, shutdown, nursery)
-            nursery.start_soon(_watch_memory, EndlessGuard(port), log)
+            if isinstance(port, RouterPort):  # our own bounds a message while it comes in
+                nursery.start_soon(_watch_memory, EndlessGuard(port), log)
             # What exists now stays for good: the collector need not walk it again and stop the loop meanwhile.
             gc.collect()
             gc.freeze()

@@ -1,4 +1,4 @@
-"""What every bot port promises: the ROUTER and the one in memory pass the same tests."""
+"""What every bot port promises: libzmq's ROUTER, our own one, and the one in memory pass the same tests."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import zmq
 
 from sidecar.transport.bot_port import BotPort, Incoming, Sent
 from sidecar.transport.zmq_socket import RouterPort
+from sidecar.transport.zmtp_port import ZmtpPort
 from tests.fakes.bot_port import FakeBotPort
 
 
@@ -64,8 +65,8 @@ class RealBot:
 class RealRig:
     """Real ipc."""
 
-    def __init__(self, folder: str) -> None:
-        self.port = RouterPort(max_message_bytes=1 << 16)
+    def __init__(self, folder: str, kind: type[RouterPort] | type[ZmtpPort]) -> None:
+        self.port = kind(max_message_bytes=1 << 16)
         self.address = f"ipc://{folder}/s"
         self.port.bind(self.address)
         self.context = zmq.Context()
@@ -117,14 +118,14 @@ class MemoryRig:
         return MemoryBot(self.port)
 
 
-@pytest.fixture(params=["router", "memory"])
+@pytest.fixture(params=["router", "zmtp", "memory"])
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
-    """Either port."""
+    """Every port."""
     if request.param == "memory":
         yield MemoryRig()
         return
     with tempfile.TemporaryDirectory(prefix="sc-", dir="/tmp") as folder:
-        real = RealRig(folder)
+        real = RealRig(folder, ZmtpPort if request.param == "zmtp" else RouterPort)
         yield real
         real.close()
 
