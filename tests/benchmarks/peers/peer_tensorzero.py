@@ -43,8 +43,8 @@ class TensorZero(Gateway):
         "observability off and no database, which spares it work (tensorzero.com, Optimize latency and throughput)",
         "its gateway program is published as a container image only; the same HTTP server is inside the Python package",
     )
-    flood_tokens = 200_000
-    short_requests = 2000
+    flood_tokens = 100_000
+    short_requests = 800
 
     def setup(self) -> str:
         """Into an environment of its own."""

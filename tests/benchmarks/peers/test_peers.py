@@ -106,10 +106,11 @@ def test_quartiles_of_few_values() -> None:
 
 
 def test_an_added_time_of_nothing_divides_nothing(tmp_path: Path) -> None:
-    """A peer that seems to add nothing, or less, gives no ratio."""
+    """Who seems to add nothing, or less, gives no ratio: neither a peer, nor the sidecar, which it would flatter."""
     ledger = Ledger(tmp_path / "raw.json", {})
-    for way, value in (("asyncio", 300), ("direct", 100), ("litellm", 90), ("http-direct", 100)):
-        ledger.note(f"first/{way}", 0, {"first_us": {"p50": value}})
+    for repetition, (mine, theirs) in enumerate(((300, 90), (300, 100), (100, 300), (90, 300))):
+        for way, value in (("asyncio", mine), ("direct", 100), ("litellm", theirs), ("http-direct", 100)):
+            ledger.note(f"first/{way}", repetition, {"first_us": {"p50": value}})
     assert all(not row.ratios for row in rows(ledger, LEVELS, MOST) if row.goal.row == 5)
 
 
