@@ -20,16 +20,22 @@ from pathlib import Path
 from typing import Any, Final
 
 from common import ROOT, Bench, Verdicts, finish, median, parser, percentiles, route, table, upstream
+from yardsticks.upstream import CUpstream
 
 BOT: Final = Path(__file__).with_name("client_cost_bot.py")
 TIMEOUT_MS: Final = 60_000
+#: The prompt of a short call, by upstream: two tokens at once.
+SHORT: Final = {
+    "sim": "BUY, SELL or HOLD? [[tokens=2]] [[cadence_ms=0]]",
+    "c": "BUY, SELL or HOLD? [[tokens=2 cadence_us=0]]",
+}
 FIGURES: Final = ("cpu_us", "wakeups", "p50", "p99", "first_p50", "call_cpu_us", "call_wakeups", "call_p50")
 
 
-def bot(tree: Path, way: str, endpoint: str, streams: int, tokens: int, calls: int) -> dict[str, Any]:
+def bot(tree: Path, way: str, endpoint: str, streams: int, tokens: int, calls: int, short: str) -> dict[str, Any]:
     """One run of one way; the clients are those of `tree`."""
     done = subprocess.run(
-        [sys.executable, str(BOT), way, endpoint, str(streams), str(tokens), str(calls)],
+        [sys.executable, str(BOT), way, endpoint, str(streams), str(tokens), str(calls), short],
         env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     if done.returncode:
@@ -44,8 +50,15 @@ def bot(tree: Path, way: str, endpoint: str, streams: int, tokens: int, calls: i
     }  # fmt: skip
 
 
+def answering(bench: Bench, which: str, tokens: int) -> str:
+    """Start the upstream, and its address; each token is the instant of its sending."""
+    if which == "c":
+        return CUpstream(bench, tokens=tokens, cadence_us=16_667, jitter=0.3, ttft_us=0).url(stamp=1)
+    return bench.relay("--jitter", "0.3", "--ttft-ms", "0", "--tokens", str(tokens)).url(stamp=1)
+
+
 def measure(
-    trees: dict[str, Path], levels: list[int], repetitions: int, tokens: int, calls: int, kinds: list[str]
+    trees: dict[str, Path], levels: list[int], repetitions: int, tokens: int, calls: int, kinds: list[str], which: str
 ) -> dict[str, Any]:
     """Way -> streams -> every run."""
     ways = {"wire": ("wire", ROOT)} if "wire" in kinds else {}
@@ -54,10 +67,10 @@ def measure(
             ways |= {f"{kind} {tree}".strip(): (kind, path) for tree, path in trees.items()}
     runs: dict[str, dict[str, list[dict[str, Any]]]] = {way: {str(level): [] for level in levels} for way in ways}
     with Bench() as bench:
-        relay = bench.relay("--jitter", "0.3", "--ttft-ms", "0", "--tokens", str(tokens))
+        url = answering(bench, which, tokens)
         most = max(levels)
         bench.daemon(
-            upstream("sim", relay.url(stamp=1), warm=most, maximum=most + 16)
+            upstream("sim", url, warm=most, maximum=most + 16)
             + route("sim", timeout_ms=TIMEOUT_MS, first_delta_timeout_ms=TIMEOUT_MS, idle_timeout_ms=TIMEOUT_MS)
         )
         bench.until_connected(most, "sim")
@@ -67,7 +80,7 @@ def measure(
                 for place in range(len(names)):
                     way = names[(place + repetition) % len(names)]
                     kind, tree = ways[way]
-                    runs[way][str(level)].append(bot(tree, kind, bench.endpoint, level, tokens, calls))
+                    runs[way][str(level)].append(bot(tree, kind, bench.endpoint, level, tokens, calls, SHORT[which]))
     return runs
 
 
@@ -80,12 +93,13 @@ def main() -> int:
     arguments.add_argument("--tokens", type=int, default=120, help="per stream")
     arguments.add_argument("--calls", type=int, default=300, help="short ones, one after another")
     arguments.add_argument("--kinds", nargs="+", default=["wire", "asyncio", "blocking"])
+    arguments.add_argument("--upstream", choices=["sim", "c"], default="sim", help="c: needs a C compiler")
     options = arguments.parse_args()
     levels, repetitions, tokens, calls = options.streams, options.repetitions, options.tokens, options.calls
     if options.quick:
         levels, repetitions, tokens, calls = [1, 4], 1, 15, 20
     trees = {"": ROOT} | ({"before": options.against.resolve()} if options.against else {})
-    runs = measure(trees, levels, repetitions, tokens, calls, options.kinds)
+    runs = measure(trees, levels, repetitions, tokens, calls, options.kinds, options.upstream)
     verdicts = Verdicts()
     for what, due in (("token", "tokens"), ("call", "calls")):
         wanted = {str(level): level * tokens if what == "token" else calls for level in levels}

@@ -1,6 +1,6 @@
 """The bot that `client_cost` measures, a process of its own: whichever `sidecar` its PYTHONPATH names is used.
 
-    python tests/benchmarks/client_cost_bot.py WAY ENDPOINT STREAMS TOKENS CALLS
+    python tests/benchmarks/client_cost_bot.py WAY ENDPOINT STREAMS TOKENS CALLS PROMPT
 
 WAY is asyncio, blocking or wire. Prints one JSON object: of the streams, then of the calls, the CPU of the process (all
 threads, user and system) and its voluntary context switches, and the times in microseconds. Only the stretch between
@@ -20,7 +20,8 @@ from typing import Any, Final
 
 CADENCE: Final = 1 / 60
 TIMEOUT_MS: Final = 60_000
-SHORT: Final = "BUY, SELL or HOLD? [[tokens=2]] [[cadence_ms=0]]"
+#: The prompt of a short call; how the upstream is told to be quick depends on the upstream.
+SHORT: Final = sys.argv[6]
 
 
 def mono_us() -> int:
