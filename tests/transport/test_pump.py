@@ -168,7 +168,7 @@ async def test_a_flood_leaves_others_their_turn() -> None:
 
 
 async def test_what_others_wait_for_ends_the_pumps_own_waiting() -> None:
-    """While tokens come densely (here time stands still, so they always do) a heeded descriptor gets its task a turn."""
+    """While tokens come densely (here: time stands still) a heeded descriptor gets its task a turn."""
     reader, writer = os.pipe()
     passes = Passes()
     pump = Pump(flush=passes.flush, clock=lambda: 0.0)
