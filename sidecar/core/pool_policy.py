@@ -63,6 +63,8 @@ CONNECTION: Final[Table[ConnectionState]] = Table(
 
 #: Rotation falls into this last share of `max_age`.
 ROTATION_SPREAD: Final = 0.2
+#: Seconds between two connects that nobody is in need of: each takes a millisecond of the loop, TLS two.
+LEISURE: Final = 0.020
 #: Successive connections are spread by the golden ratio: those opened together never fall due together.
 _GOLDEN: Final = 0.6180339887498949
 
@@ -142,6 +144,7 @@ class PoolPolicy:
         self._turn = jitter()
         self._restless = False  # something is due or drains: any event may matter
         self._wake_at = -math.inf  # decide() has something to say at once: it has never been asked
+        self._leisurely_at = -math.inf  # when the next spare may be opened that nobody is in need of
         #: connections we closed ourselves and have not replaced yet
         self._owed = 0
         self._opened = self._retired = self._failed = self._lost = self._stopped = 0
@@ -196,18 +199,21 @@ class PoolPolicy:
         self._turn = (self._turn + _GOLDEN) % 1.0
         return opened_at + self._max_age * (1 - ROTATION_SPREAD * self._turn)
 
-    def needs_decision(self, idle: int, total: int, waiting: int, now: float) -> bool:
+    def needs_decision(self, idle: int, connecting: int, total: int, waiting: int, now: float) -> bool:
         """Whether `decide` might say anything: constant in time, for the path of a short call.
 
         Args:
-            idle: READY connections without a call, plus those CONNECTING.
+            idle: READY connections without a call.
+            connecting: those CONNECTING.
             total: connections that are not CLOSED.
             waiting: calls that wait for a connection.
             now: instant.
         """
         if self._restless or now >= self._wake_at:
             return True
-        if total >= self._maximum or (idle >= self._warm and not waiting):
+        if total >= self._maximum or (idle + connecting >= self._warm and not waiting):
+            return False
+        if not waiting and 2 * idle >= self._warm and now < self._leisurely_at:
             return False
         return now >= (self._backoff.early_attempt_at if waiting else self._backoff.early_spare_at)
 
@@ -256,10 +262,15 @@ class PoolPolicy:
             if standing > 0:
                 start_at = self._backoff.early_attempt_at if waiting > 0 else self._backoff.early_spare_at
             if now >= start_at:
-                # Half of the spares are there, and nobody waits: the others follow one by one, so that a burst of calls
-                # is not held up by the connects that are to serve the next one.
-                at_once = self._at_once if waiting or 2 * len(fresh) < self._warm else 1
-                opens, start_at = max(0, min(missing, at_once - connecting)), math.inf
+                at_once, start_at = self._at_once, math.inf
+                if not waiting and not due and 2 * len(fresh) >= self._warm:
+                    # Half of the spares are there, none is due, and nobody waits: the others follow one by one, so that
+                    # a burst of calls is not held up by the connects that are to serve the next one.
+                    at_once = 1 if now >= self._leisurely_at else 0
+                    start_at = self._leisurely_at if at_once == 0 else math.inf
+                opens = max(0, min(missing, at_once - connecting))
+                if opens:
+                    self._leisurely_at = now + LEISURE
             if opens < missing and self._owed and self._backoff.only_lost:
                 opens = max(opens, min(missing, self._owed, self._burst - connecting))
         self._owed = max(0, self._owed - opens) if missing > 0 else 0

@@ -180,9 +180,9 @@ class Pool:
         """Something changed that the policy may want to act on."""
         # With one slot each, the queue of free ones counts the idle; with more, it holds half-taken ones, too.
         one_each = self.upstream.calls_per_connection == 1
-        idle = self._connecting
-        idle += len(self._free) if one_each else sum(c.state == "READY" for c in self.connections.values())
-        if self._policy.needs_decision(idle, len(self.connections), self.waiting(), self._clock()):
+        idle = len(self._free) if one_each else sum(c.state == "READY" for c in self.connections.values())
+        total = len(self.connections)
+        if self._policy.needs_decision(idle, self._connecting, total, self.waiting(), self._clock()):
             self._wake.set()
 
     # ------------------------------------------------------------------ tasks

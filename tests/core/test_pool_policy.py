@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sidecar.core.outcome import classify
-from sidecar.core.pool_policy import CONNECTION, ConnectionView, Open, PoolPolicy, Retire
+from sidecar.core.pool_policy import CONNECTION, LEISURE, ConnectionView, Open, PoolPolicy, Retire
 from sidecar.core.transitions import IllegalTransition
 from sidecar.errors import ConnectFailed, ConnectionLost, UpgradeRefused
 
@@ -50,7 +50,7 @@ def counts(actions):
 def test_a_cold_start_opens_all_spares_at_once():
     """Nothing there, nothing known to be wrong: warm connects go out together."""
     it = policy()
-    assert it.needs_decision(0, 0, 0, 0)
+    assert it.needs_decision(0, 0, 0, 0, 0)
     assert it.decide(0, [], 0) == [Open(), Open()]
     assert it.decide(0, views("CC"), 0) == []
     assert repr(it).startswith("<PoolPolicy warm=2 maximum=4 at_once=8 <ConnectBackoff steady")
@@ -145,7 +145,7 @@ def test_nothing_that_works_is_given_up_while_nothing_can_be_opened():
     it = policy(warm=1)
     it.connect_failed(10, FAILED)
     assert counts(it.decide(10, views("r"), 0)) == (0, [])
-    assert it.needs_decision(0, 1, 0, 10), "while one is due, every event may matter"
+    assert it.needs_decision(0, 0, 1, 0, 10), "while one is due, every event may matter"
 
 
 def test_one_too_many_is_let_go():
@@ -184,8 +184,23 @@ def test_an_outage_delays_the_connects():
     it.lost(1, GOING)
     assert it.decide(1, [], 3) == []
     assert it.next_wakeup_at() == 3.5
-    assert not it.needs_decision(0, 0, 3, 1.04)
+    assert not it.needs_decision(0, 0, 0, 3, 1.04)
     assert counts(it.decide(3.5, [], 3)) == (1, [])
+
+
+def test_spares_that_nobody_needs_yet_come_at_leisure():
+    """Half of the spares are there and nobody waits: one connect every `LEISURE`; who waits ends it."""
+    it = policy(warm=4, maximum=8)
+    assert counts(it.decide(0, views("RRBB"), 0)) == (1, [])
+    assert counts(it.decide(0.001, views("RRBBC"), 0)) == (0, [])
+    it.connected(0.002)
+    assert counts(it.decide(0.002, views("RRRBB"), 0)) == (0, [])
+    assert it.next_wakeup_at() == LEISURE
+    assert not it.needs_decision(3, 0, 5, 0, 0.003)
+    assert it.needs_decision(0, 0, 5, 1, 0.003), "a call waits"
+    assert it.needs_decision(1, 0, 5, 0, 0.003), "fewer than half are there"
+    assert counts(it.decide(0.004, views("RBBBB"), 0)) == (3, [])
+    assert counts(it.decide(0.004 + LEISURE, views("RRRBB"), 0)) == (1, [])
 
 
 def test_losing_one_of_many_does_not_make_a_call_wait():
@@ -194,7 +209,7 @@ def test_losing_one_of_many_does_not_make_a_call_wait():
     it.lost(1, GOING, lived=3000)
     assert it.decide(1, views("BBB"), 1) == []
     assert it.next_wakeup_at() == pytest.approx(1.05)
-    assert it.needs_decision(0, 3, 1, 1.06)
+    assert it.needs_decision(0, 0, 3, 1, 1.06)
     assert counts(it.decide(1.06, views("BBB"), 1)) == (1, [])
     assert counts(it.decide(1.06, views("BBB"), 0)) == (0, [])
     assert it.next_wakeup_at() == 3.5
@@ -215,7 +230,7 @@ def test_our_own_stop_is_replaced_at_once_even_after_a_loss():
     it.stopped_by_us(1.01)
     it.stopped_by_us(1.01)
     assert it.may_connect_at < 1
-    assert it.needs_decision(0, 1, 0, 1.01)
+    assert it.needs_decision(0, 0, 1, 0, 1.01)
     assert counts(it.decide(1.01, views("B"), 0)) == (2, [])
     assert counts(it.decide(1.01, views("BCC"), 0)) == (0, [])
     assert it.may_connect_at > 1.01
@@ -229,7 +244,7 @@ def test_our_own_stop_costs_no_delay():
     it = policy()
     it.decide(0, views("RR"), 0)
     it.stopped_by_us(1)
-    assert it.needs_decision(1, 1, 0, 1)
+    assert it.needs_decision(1, 0, 1, 0, 1)
     assert counts(it.decide(1, views("R"), 0)) == (1, [])
     assert it.statistics().stopped == 1
 
@@ -250,11 +265,11 @@ def test_the_precheck_is_quiet_when_nothing_is_to_be_done():
     """A lease and a release beside enough spares need no decision."""
     it = policy()
     it.decide(0, views("RRB", retire_at=100.0), 0)
-    assert not it.needs_decision(2, 3, 0, 1)
-    assert it.needs_decision(1, 3, 0, 1), "a spare is missing"
-    assert it.needs_decision(2, 3, 1, 1), "a call waits"
-    assert not it.needs_decision(0, 4, 9, 1), "nothing can be done at the maximum"
-    assert it.needs_decision(2, 3, 0, 100), "one falls due"
+    assert not it.needs_decision(2, 0, 3, 0, 1)
+    assert it.needs_decision(1, 0, 3, 0, 1), "a spare is missing"
+    assert it.needs_decision(2, 0, 3, 1, 1), "a call waits"
+    assert not it.needs_decision(0, 0, 4, 9, 1), "nothing can be done at the maximum"
+    assert it.needs_decision(2, 0, 3, 0, 100), "one falls due"
     assert it.next_wakeup_at() == 100
     it.decide(1, views("RR"), 0)
     assert it.next_wakeup_at() == math.inf
@@ -310,8 +325,9 @@ class PoolMachine(RuleBasedStateMachine):
 
     def settle(self, waiting=0, force=False):
         for _ in range(50):
-            idle = sum(1 for v in self.pool.values() if v[0] == "CONNECTING" or (v[0] == "READY" and not v[2]))
-            if not force and not self.it.needs_decision(idle, len(self.pool), waiting, self.now):
+            connecting = sum(v[0] == "CONNECTING" for v in self.pool.values())
+            idle = sum(v[0] == "READY" and not v[2] for v in self.pool.values())
+            if not force and not self.it.needs_decision(idle, connecting, len(self.pool), waiting, self.now):
                 # The cheap precheck must never miss what a decision would do.
                 assert self.decide(waiting) == []
                 return
