@@ -52,7 +52,8 @@ class Pump:
         self._wires: dict[int, SocketWire] = {}
         self._heeded: list[int] = []
         self._ready: list[tuple[int, int]] = []  # found ready and not read yet
-        self._last_at = 0.0  # when the last pass with anything in it ended
+        self._last_at = 0.0  # when something was read last
+        self._close_by = False  # what was read before that came within `LINGER` of it
         self._dense = False  # the pump waits for itself, and heeds others
 
     def __repr__(self) -> str:
@@ -134,15 +135,12 @@ class Pump:
         poll = self._epoll.poll
         while True:
             if not self._ready:
-                # Only where the last ones came that densely: a lonely token is not worth holding up everybody else.
-                dense = now - self._last_at < LINGER
-                if dense is not self._dense:
-                    self._become(dense)
-                self._ready = poll(LINGER if dense else 0)
+                # Only where the last two came that close: a lonely token is not worth holding up everybody else.
+                if self._close_by is not self._dense:
+                    self._become(self._close_by)
+                self._ready = poll(LINGER if self._dense else 0)
                 if not self._ready:
-                    if dense:
-                        self._become(False)
-                    return False
+                    break
                 self._ready.reverse()
                 now = clock()
             woken = self._pass(now)
@@ -150,6 +148,11 @@ class Pump:
             now = clock()
             if woken or now - began >= SLICE:
                 return True
+            if not self._close_by and not self._ready:
+                break
+        if self._dense:
+            self._become(False)
+        return False
 
     def _become(self, dense: bool) -> None:  # noqa: FBT001
         """While the pump waits for itself it heeds others' descriptors, too; else Trio wakes their tasks."""
@@ -167,6 +170,7 @@ class Pump:
             fd, events = ready.pop()
             wire = wires.get(fd)
             if wire is not None:
+                self._close_by = now - self._last_at < LINGER
                 self._last_at = now
                 room -= wire.ready(events, now)
                 if room <= 0:
