@@ -35,11 +35,12 @@ SOCKET_TYPES: Final = frozenset((b"DEALER", b"REQ", b"ROUTER"))
 _SIGNATURE_AND_MAJOR: Final = 11
 _GREETING_BYTES: Final = 64
 _MORE: Final = 1
-_LONG: Final = 2
 _COMMAND: Final = 4
 _MAX_CONTEXT: Final = 16
-_LONG_HEADER: Final = struct.Struct("!BQ").pack
-_SHORT_HEADERS: Final = tuple(bytes((0, size)) for size in range(256))
+#: What goes before the last, or only, frame of a message: of less than 256 bytes, or `LONG_HEADER(LONG, size)`.
+SHORT_HEADERS: Final = tuple(bytes((0, size)) for size in range(256))
+LONG_HEADER: Final = struct.Struct("!BQ").pack
+LONG: Final = 2
 
 
 class Refused(Exception):
@@ -50,21 +51,12 @@ class Refused(Exception):
         self.farewell = farewell
 
 
-def header(size: int) -> bytes:
-    """What goes before the last, or only, frame of a message.
-
-    >>> header(5).hex()
-    '0005'
-    """
-    return _SHORT_HEADERS[size] if size < 256 else _LONG_HEADER(_LONG, size)
-
-
 def frames_before(envelope: tuple[bytes, ...]) -> bytes:
     """The frames of an envelope as they travel, each followed by another one."""
     parts: list[bytes] = []
     for frame in envelope:
         size = len(frame)
-        parts += (bytes((_MORE, size)) if size < 256 else _LONG_HEADER(_LONG | _MORE, size), frame)
+        parts += (bytes((_MORE, size)) if size < 256 else LONG_HEADER(LONG | _MORE, size), frame)
     return b"".join(parts)
 
 
@@ -130,6 +122,7 @@ class Zmtp:
         """
         data, end = self._data, len(self._data)
         begun = at = self._at
+        self.spent = 0
         if not self._greeted:
             if not self._greet():
                 self._keep(at)
@@ -138,7 +131,7 @@ class Zmtp:
         left = STEP_FRAMES
         while left and at + 2 <= end:
             flags = data[at]
-            if flags & _LONG:
+            if flags & LONG:
                 start = at + 9
                 if start > end:
                     break
@@ -178,7 +171,7 @@ class Zmtp:
         data = self._data
         size = len(data) - at
         if self._greeted:
-            head = 9 if data[at] & _LONG else 2
+            head = 9 if data[at] & LONG else 2
             if size >= head:
                 head += int.from_bytes(data[at + 1 : at + head], "big")
         else:
@@ -205,9 +198,9 @@ class Zmtp:
     def _judge(self, flags: int, size: int) -> None:
         """Of a frame whose header alone is there: is it one, and may it be so long?"""
         if flags & _COMMAND:
-            if flags & ~(_COMMAND | _LONG) or not 2 <= size <= MAX_COMMAND_BYTES:
+            if flags & ~(_COMMAND | LONG) or not 2 <= size <= MAX_COMMAND_BYTES:
                 raise Refused("no command, or one too long")
-        elif flags & ~(_MORE | _LONG):
+        elif flags & ~(_MORE | LONG):
             raise Refused("reserved flags are set")
         elif not self.ready:
             raise Refused("a message before READY")

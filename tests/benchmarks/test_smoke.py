@@ -148,3 +148,10 @@ def test_direct_clients_and_ours_are_compared_without_any_peer() -> None:
     assert all(row["ratios"] or row["verdict"].startswith("not measured: ") for row in rows.values())
     assert rows["token p50, sidecar + AsyncClient / direct `websockets`, 4 streams"]["ratios"]
     assert rows["CPU per short request, sidecar / nginx"]["verdict"] == "not measured: nginx: not asked for"
+
+
+def test_every_token_came_over_both_sockets() -> None:
+    """libzmq's and our own, to pyzmq and to our client."""
+    found = run("ports")["medians"]
+    assert len(found["stages"]) == 6
+    assert all(set(by) == {"libzmq", "native"} for by in found["stages"].values())
