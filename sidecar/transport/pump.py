@@ -146,6 +146,8 @@ class Pump:
             woken = self._pass(now)
             flush()
             now = clock()
+            if woken and now - self._last_at >= LINGER:
+                self._close_by = False  # no tokens: who is slow to take what bots sent must not keep us turning
             if woken or now - began >= SLICE:
                 return True
             if not self._close_by and not self._ready:

@@ -195,6 +195,8 @@ async def open_websocket(
     stream = await dialer()
     try:
         rest, answered = await _Upgrade(stream, upgrade_timeout).run(host, resource, headers)
+        # Cancelled in this very step, the pump may have ended: nobody would close what is handed to it now.
+        await trio.lowlevel.checkpoint_if_cancelled()
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise

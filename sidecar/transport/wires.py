@@ -133,6 +133,8 @@ class SocketWire:
             receiver.feed(early, self._pump.clock())
         if self._fd >= 0:
             self._pump.enlist(self._fd, self)
+            if self._unsent:  # of a call that waited for this connection
+                self._pump.want(self._fd, _IN | _OUT)
 
     def ready(self, events: int, now: float) -> int:
         """The pump found the socket ready: one read, one feed. -> bytes read."""
@@ -167,7 +169,11 @@ class SocketWire:
             plain = tls.read()
             answer = tls.take()
             if answer:  # an alert, or the answer to a key update
-                self._send(answer)
+                try:
+                    self._send(answer)
+                except trio.BrokenResourceError:
+                    if tls.fault is None:  # else the end is told below, with a better reason
+                        receiver.cannot_write()
         if plain:
             receiver.feed(plain, now)
         if tls.fault is not None:
