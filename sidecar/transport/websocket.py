@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 import h11
@@ -32,8 +32,15 @@ _NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE: Final = re.compile(rb"[\x21-\x7e\x80-\xff]([\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?|")
 
 
-def _random_mask() -> bytes:
-    return os.urandom(4)
+def _masks() -> Iterator[bytes]:
+    """Four bytes of the system's randomness each (RFC 6455, 10.3), a thousand of them by one call of the system."""
+    while True:
+        block = os.urandom(4096)
+        for start in range(0, len(block), 4):
+            yield block[start : start + 4]
+
+
+_random_mask: Final[Callable[[], bytes]] = _masks().__next__
 
 
 #: What escapes trio-websocket when a handshake is not one, its dependencies' errors included.
