@@ -198,6 +198,17 @@ class FakeDaemon:
         if self.pid > 0:  # 0 would be our own process group
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
+                if number == signal.SIGSTOP:
+                    self._until_stopped()
+
+    def _until_stopped(self) -> None:
+        """A signal is sent before it is heeded: until then libzmq's thread may still shake hands."""
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            stats = [(task / "stat").read_text() for task in Path(f"/proc/{self.pid}/task").iterdir()]
+            if all(stat.rpartition(")")[2].split()[0] in "TtZX" for stat in stats):
+                return
+            time.sleep(0.001)
 
     def refuse(self, code: str) -> None:
         """From now on refuse every call with this code; with "" answer again."""
