@@ -213,9 +213,14 @@ class PoolPolicy:
             return True
         if total >= self._maximum or (idle + connecting >= self._warm and not waiting):
             return False
-        if not waiting and 2 * idle >= self._warm and now < self._leisurely_at:
-            return False
-        return now >= (self._backoff.early_attempt_at if waiting else self._backoff.early_spare_at)
+        if total == connecting:  # none stands
+            start_at = self._backoff.next_attempt_at
+        else:
+            start_at = self._backoff.early_attempt_at if waiting else self._backoff.early_spare_at
+        if not waiting and 2 * idle >= self._warm and self._leisurely_at > start_at:
+            start_at = self._leisurely_at
+        # Before that there is nothing to open; but the policy must know that it is to look again then.
+        return now >= start_at or self._wake_at > start_at
 
     def next_wakeup_at(self) -> float:
         """When `decide` is to be asked again if nothing happens before; inf when time alone changes nothing."""

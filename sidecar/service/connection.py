@@ -168,6 +168,7 @@ class Connection:
         attempts = self._attempts.copy()
         self._attempts[:] = [None] * len(attempts)  # in place: a pass under way must find nobody here
         self.taken = self.active = 0
+        self._inflate = None  # megabytes, while the keepalive's heap may hold this object for an interval
         fault = self.fault or fault
         for slot, attempt in enumerate(attempts):
             if attempt is None:
@@ -255,8 +256,7 @@ class Connection:
         Raises:
             MalformedFrame: the connection cannot be trusted any more; the transport retires it.
         """
-        for index in binary:
-            payloads[index] = self._inflated(payloads[index])
+        broken = self._inflate_all(payloads, binary) if binary else None
         rest = iter(payloads)
         decode_pass, texts = self._codec.decode_pass, self._texts
         while True:
@@ -275,8 +275,14 @@ class Connection:
                     self._content(event.slot, event.text, now)
                 else:
                     self._handle(event, now)
-        if self._settling:
-            self._settle()
+        if broken is not None:
+            try:
+                raise broken
+            finally:
+                del broken  # its traceback holds this frame
+        websocket = self.websocket
+        if self._settling and (websocket is None or not websocket.parting):
+            self._settle()  # else no call is to be started on what is about to be lost
 
     def _content(self, slot: int, text: str, now: float) -> None:
         attempt = self._attempts[slot]
@@ -325,10 +331,19 @@ class Connection:
         self.taken -= 1
         self._step("idle" if self.taken == 0 and self.state == "BUSY" else "released")
 
-    def _inflated(self, payload: bytes) -> bytes:
-        if self._inflate is None:
-            raise MalformedFrame("a binary frame, and no compression was agreed on", close_code=1003)
-        return self._inflate.feed(payload)
+    def _inflate_all(self, payloads: list[bytes], binary: list[int]) -> MalformedFrame | None:
+        """Put the messages in the place of their slices; from one on that is none nothing counts any more."""
+        inflate = self._inflate
+        for index in binary:
+            if inflate is None:
+                del payloads[index:]
+                return MalformedFrame("a binary frame, and no compression was agreed on", close_code=1003)
+            try:
+                payloads[index] = inflate.feed(payloads[index])
+            except MalformedFrame as fault:
+                del payloads[index:]
+                return fault.with_traceback(None)
+        return None
 
     def _step(self, event: str) -> None:
         self.state = CONNECTION.after(self.state, event)

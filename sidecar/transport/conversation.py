@@ -45,11 +45,12 @@ class WebSocket:
     Attributes:
         opened_at: `trio.current_time()` of the upgrade.
         last_inbound_at: of the last read that brought anything: any byte proves life.
+        parting: what the sink is given is the last: a Close, or what is no WebSocket, came in the same read.
     """
 
     __slots__ = (
         "_gone", "_lost", "_make_mask", "_over", "_ping_number", "_pings", "_pongs", "_refuse", "_sink", "_splitter",
-        "_tell", "_wire", "last_inbound_at", "opened_at",
+        "_tell", "_wire", "last_inbound_at", "opened_at", "parting",
     )  # fmt: skip
 
     def __init__(
@@ -63,6 +64,7 @@ class WebSocket:
         self._refuse: Fault | None = None  # why nothing more can be sent
         self._lost: Fault | None = None  # how it ended; set once
         self._over = False  # TCP is closed, too
+        self.parting = False
         self._gone: trio.Event | None = None  # for who waits for that
 
     def start(self) -> None:
@@ -173,10 +175,13 @@ class WebSocket:
         try:
             payloads = splitter.feed(data)
             # Its data first, so that an answer beats the Close that follows it.
+            controls = splitter.controls
+            if controls and controls[-1][0] == CLOSE:
+                self.parting = True
             if payloads:
                 self._sink(payloads, splitter.binary, now)
-            if splitter.controls:
-                self._control(splitter.controls)
+            if controls:
+                self._control(controls)
         except MalformedFrame as fault:
             if splitter.salvaged:
                 self._salvage(splitter, now)
@@ -258,6 +263,7 @@ class WebSocket:
 
     def _salvage(self, splitter: FrameSplitter, now: float) -> None:
         """Deliver what was whole before the fault."""
+        self.parting = True
         try:
             self._sink(splitter.salvaged, splitter.binary, now)
         except MalformedFrame:
