@@ -1,4 +1,4 @@
-"""`AsyncClient`: the asyncio shell. No thread, no hop: ZeroMQ's descriptors are watched by the loop itself.
+"""`AsyncClient`: the asyncio shell. No thread, no hop: the loop itself watches the sockets.
 
 Example::
 
@@ -271,8 +271,8 @@ class LoopPump:
         waiter: asyncio.Future[None] = self._future()
         if call.wake is None:
             call.wake = [waiter]
-        else:
-            call.wake.append(waiter)
+        else:  # without those that were cancelled: a reader with a timeout of its own would pile them up
+            call.wake = [other for other in call.wake if not other.done()] + [waiter]
         return waiter
 
     def ended(self, call: OpenCall) -> asyncio.Future[None]:
@@ -283,7 +283,7 @@ class LoopPump:
         if call.wake_at_end is None:
             call.wake_at_end = [waiter]
         else:
-            call.wake_at_end.append(waiter)
+            call.wake_at_end = [other for other in call.wake_at_end if not other.done()] + [waiter]
         return waiter
 
     def close(self) -> None:
@@ -359,13 +359,18 @@ class LoopPump:
         for item in changed:
             item.changed = False
             if item.wake is not None:
-                for waiter in item.wake:
-                    if not waiter.done():
-                        waiter.set_result(None)
+                _wake(item.wake)
                 item.wake = None
             if item.wake_at_end is not None and is_over(item):
-                for waiter in item.wake_at_end:
-                    if not waiter.done():
-                        waiter.set_result(None)
+                _wake(item.wake_at_end)
                 item.wake_at_end = None
         changed.clear()
+
+
+def _wake(waiters: list[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            try:
+                waiter.set_result(None)
+            except RuntimeError:  # its loop was closed under it: nobody waits there any more, others do elsewhere
+                continue

@@ -30,6 +30,7 @@ from sidecar.errors import SidecarError
 from sidecar.wire import Pong, Report, Welcome
 
 _FAR: Final = 3600.0
+_FD_SETSIZE: Final = 1024  # `select` knows no higher descriptors
 ItemT = TypeVar("ItemT", OpenCall, Question)
 
 
@@ -290,7 +291,7 @@ class Pump:
                 longest = 0.0
             if fleet.stale:
                 self._watch()
-            for descriptor, event in self._poll.poll(max(0.0, min(longest, due_at - now)) * 1000):
+            for descriptor, event in self._wait(min(longest, due_at - now)):
                 link = self._watched[descriptor]
                 if event & select.POLLOUT:
                     link.write()
@@ -312,6 +313,19 @@ class Pump:
         for item in changed:
             item.changed = False
         changed.clear()
+
+    def _wait(self, longest: float) -> list[tuple[int, int]]:
+        """What is ready, after at most `longest` seconds: perhaps a little early, when nothing is; then ask again.
+
+        `poll` counts milliseconds and rounds up; the last one before an instant is left to `select`.
+        """
+        if longest >= 0.001:
+            return self._poll.poll(int(longest * 1000))
+        if longest > 0:
+            if max(self._watched, default=0) >= _FD_SETSIZE:
+                return self._poll.poll(1)
+            select.select(self._watched, (), (), longest)
+        return self._poll.poll(0)
 
     def _watch(self) -> None:
         """Bring what is polled up to date with the links."""

@@ -1,7 +1,7 @@
 """Where the daemon's socket is, and, when nobody can be reached there, why.
 
-libzmq's `connect` says nothing when the socket is missing or forbidden, so clients look first. No zmq and no msgspec
-here: `sidecar probe` uses it too.
+A refused `connect` does not tell what to mend, and a folder of somebody else must not be connected to: clients look
+first. No zmq and no msgspec here: `sidecar probe` uses it too.
 """
 
 from __future__ import annotations
@@ -153,7 +153,10 @@ def look(endpoint: str) -> Obstacle | None:
     if not stat.S_ISSOCK(found.st_mode):
         return Obstacle(errno.ENOTSOCK, f"{path} is not a socket (ENOTSOCK); mend the endpoint", may_pass=False)
     if folder.startswith("/tmp/sidecar-"):  # noqa: S108 - the rule is about /tmp
-        obstacle = _foreign(folder)
+        try:
+            obstacle = _foreign(folder)
+        except OSError as problem:  # it went since we looked
+            return Obstacle(problem.errno or errno.EIO, f"cannot look at {folder}: {problem.strerror}", may_pass=True)
         if obstacle is not None:
             return obstacle
     if not os.access(path, os.W_OK, effective_ids=True):
@@ -218,7 +221,10 @@ def _forbidden(path: str, what: str) -> str:
     import grp  # noqa: PLC0415 - only for a message that is hardly ever written
     import pwd  # noqa: PLC0415
 
-    found = os.stat(path)  # noqa: PTH116
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except OSError:  # it lies in a folder that may not be entered either, or went since we looked
+        return f"{what} (EACCES), or one above it; you are uid {os.geteuid()}"
     owner: str = str(found.st_uid)
     group: str = str(found.st_gid)
     try:

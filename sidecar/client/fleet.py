@@ -135,13 +135,13 @@ class Fleet:
             link = self.links[0]
             return min(link.due_at, link.session.due_at)
         due = math.inf
+        waiting = self._lobby.waiting
         for link in self.links:
-            due = min(due, link.due_at, link.session.due_at)
-        if self.several:
-            due = min(due, self._lobby.due_at)
-            if self._lobby.waiting:
-                due = min(due, self._look_at)
-        return due
+            session = link.session
+            due = min(due, link.due_at, session.due_at)
+            waiting = waiting or (not session.connected and session.waiting)
+        due = min(due, self._lobby.due_at)
+        return min(due, self._look_at) if waiting else due
 
     def tick(self, now: float) -> None:
         """Do what is due."""
@@ -203,8 +203,9 @@ class Fleet:
             for session in (self._lobby, *(link.session for link in self.links)):
                 session.close()
         self.closed = True
-        for link in self.links:
+        for link in (*self.links, *self.retired):
             link.close()
+        self.retired.clear()
 
     # ------------------------------------------------------------------ inside
 
@@ -239,7 +240,7 @@ class Fleet:
                 self._add(endpoint, now)
         for link in tuple(self.links):
             session = link.session
-            if link.endpoint not in found and not session.connected and not session.open_calls:
+            if link.endpoint not in found and not session.connected and session.idle:
                 self._lobby.ever_connected = self._lobby.ever_connected or session.ever_connected
                 self.links.remove(link)
                 self._aside.pop(link, None)

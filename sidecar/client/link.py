@@ -13,6 +13,7 @@ Facts it rests on (Linux):
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import socket
@@ -56,6 +57,7 @@ class Link:
         self._socket: socket.socket | None = None
         self._dead: list[socket.socket] = []
         self._rest = b""
+        self._unsure = False  # whether the socket has the first payload of the session
         self._dealer = Dealer()
         self._connect(now)
 
@@ -64,64 +66,34 @@ class Link:
 
     def read(self, now: float) -> None:
         """Take what came, up to 64 KiB: the descriptor is readable, or somebody just looks."""
-        if self._socket is None:
-            return
         try:
-            data = self._socket.recv(_READ_BYTES, _FLAGS)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._lose(now)
-            return
-        dealer, session = self._dealer, self.session
-        try:
-            payloads = dealer.receive(data)
-        except NotTheDaemonError:
-            self._lose(now)
-            return
-        if not session.connected and dealer.ready:
-            self.due_at, self._retry, self._stands_since = math.inf, _FIRST_RETRY, now
-            session.connection_made()
-        for payload in payloads:
-            session.receive(payload, now=now)
-        if session.waiting or dealer.reply:
-            self.write()
+            self._read(now)
+        except BaseException:
+            self._tear()
+            raise
 
     def write(self) -> None:
         """Hand over what there is, as far as the socket takes it."""
-        if self._socket is None:
-            return
-        send, session = self._socket.send, self.session
-        blocked = False
         try:
-            if self._dealer.reply:
-                self._rest, self._dealer.reply = self._rest + self._dealer.reply, b""
-            if self._rest:
-                self._rest = self._rest[send(self._rest, _FLAGS) :]
-                blocked = bool(self._rest)
-            while not blocked and (payload := session.next_payload()) is not None:
-                whole = frame(payload)
-                sent = send(whole, _FLAGS)
-                session.handed_over()
-                if sent < len(whole):
-                    self._rest, blocked = whole[sent:], True
-        except (BlockingIOError, InterruptedError):
-            blocked = True
-        except OSError:
-            pass  # broken: what the daemon sent before is read first, and the end of it tells
-        if blocked != self.wants_write:
-            self.wants_write, self.stale = blocked, True
+            self._write()
+        except BaseException:
+            self._tear()
+            raise
 
     def tick(self, now: float) -> None:
-        """Do what is due: connect again, give a handshake up, end what is late."""
+        """Do what is due: connect again, give a handshake up, end what is late.
+
+        What lies in the socket is taken first: an answer or a handshake that came in time counts, however late the bot
+        looks.
+        """
+        session = self.session
+        if self.due_at <= now or session.due_at <= now:
+            self.read(now)
         if self.due_at <= now:
             if self._socket is not None:
                 self._lose(now)
             else:
                 self._connect(now)
-        session = self.session
         if session.due_at <= now:
             session.expire(now=now)
             if session.waiting:
@@ -149,11 +121,81 @@ class Link:
         self.retire()
         self.bury()
 
+    def _read(self, now: float) -> None:
+        if self._socket is None:
+            return
+        try:
+            data = self._socket.recv(_READ_BYTES, _FLAGS)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._lose(now)
+            return
+        dealer, session = self._dealer, self.session
+        try:
+            payloads = dealer.receive(data)
+        except NotTheDaemonError:
+            self._lose(now)
+            return
+        if not session.connected and dealer.ready:
+            self.due_at, self._retry, self._stands_since = math.inf, _FIRST_RETRY, now
+            session.connection_made()
+        for payload in payloads:
+            session.receive(payload, now=now)
+        if session.waiting or dealer.reply:
+            self.write()
+
+    def _write(self) -> None:
+        if self._socket is None:
+            return
+        send, session = self._socket.send, self.session
+        blocked = False
+        try:
+            if self._dealer.reply:
+                self._rest, self._dealer.reply = self._rest + self._dealer.reply, b""
+            if self._rest:
+                self._rest = self._rest[send(self._rest, _FLAGS) :]
+                blocked = bool(self._rest)
+            while not blocked and (payload := session.next_payload()) is not None:
+                whole = frame(payload)
+                self._unsure = True
+                sent = send(whole, _FLAGS)
+                session.handed_over()
+                self._unsure = False
+                if sent < len(whole):
+                    self._rest, blocked = whole[sent:], True
+        except (BlockingIOError, InterruptedError):
+            blocked, self._unsure = True, False
+        except OSError:
+            self._unsure = False  # broken: what the daemon sent before is read first, and the end of it tells
+        if blocked != self.wants_write:
+            self.wants_write, self.stale = blocked, True
+
+    def _tear(self) -> None:
+        """A signal handler raised in the middle of a pass: bytes may be lost, or sent without our knowing. No byte
+        after them could be trusted, so the connection goes, and what may have been sent is never sent again.
+        """
+        if self._unsure and self.session.waiting:
+            self.session.handed_over()
+        self._unsure = False
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)  # now: `bury()` may be long in coming
+            self.retire()
+            self.due_at = -math.inf
+        self.session.connection_lost()
+
     def _connect(self, now: float) -> None:
         if look(self.endpoint) is not None:  # also a folder under /tmp that somebody else made: never connected to
             self._again(now)
             return
-        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError:  # no descriptor is left: perhaps later
+            self._again(now)
+            return
         try:
             made.connect(socket_path(self.endpoint))
             made.send(OPENING, _FLAGS)

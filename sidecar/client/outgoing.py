@@ -28,6 +28,11 @@ class Outgoing:
         """There is more than the greeting, which waits for its connection as long as there is none."""
         return bool(self._queue)
 
+    @property
+    def unfinished(self) -> bool:
+        """A call or a question that is not over waits."""
+        return any(item is not None and not is_over(item) for _, item in self._queue)
+
     def greet(self) -> None:
         """The next connection begins with a `hello` that asks for arrays."""
         self._greeting = MSGPACK.encode({"type": "hello", "name": self._name, "batch": True})

@@ -194,6 +194,11 @@ class Session:
         return len(self._calls)
 
     @property
+    def idle(self) -> bool:
+        """No call and no question waits for anything here."""
+        return not self._calls and not self._questions.all() and not self._outgoing.unfinished
+
+    @property
     def waiting(self) -> bool:
         """Something may wait to be handed over."""
         return bool(self._outgoing) if self.connected else self._outgoing.queued

@@ -196,7 +196,7 @@ class FakeDaemon:
     def signal(self, number: signal.Signals) -> None:
         """SIGKILL, SIGSTOP or SIGCONT to the daemon."""
         if self.pid > 0:  # 0 would be our own process group
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it was killed, and is gone by now
                 os.kill(self.pid, number)
                 if number == signal.SIGSTOP:
                     self._until_stopped()
