@@ -85,12 +85,11 @@ class Pump:
     def enlist(self, fd: int, wire: SocketWire) -> None:
         """See `wires.Poller`."""
         if self._epoll is None:
-            self._epoll = select.epoll()
-            for heeded in self._heeded:
-                self._epoll.register(heeded, 0)
-            self._needed.set()
+            wire.abandon()  # the pump has ended
+            return
         self._wires[fd] = wire
         self._epoll.register(fd, select.EPOLLIN)
+        self._needed.set()
 
     def want(self, fd: int, events: int) -> None:
         """See `wires.Poller`."""
@@ -108,6 +107,10 @@ class Pump:
         """Pump until cancelled; connections that stand then are closed (1001)."""
         async with trio.open_nursery() as nursery:
             self.nursery = nursery
+            # Now: when the first connection stands, descriptors may have run out.
+            self._epoll = select.epoll()
+            for heeded in self._heeded:
+                self._epoll.register(heeded, 0)
             task_status.started()
             try:
                 await self._needed.wait()

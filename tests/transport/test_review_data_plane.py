@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -95,3 +96,26 @@ async def test_cancelled_as_the_upgrade_ends_leaves_nothing_open(monkeypatch: py
         )
     assert not opened
     assert await theirs.receive_some() == b""
+
+
+async def test_what_comes_after_the_pumps_end_is_closed() -> None:
+    """A connection handed to a pump that has ended is told so and closed: nobody would ever read it."""
+    with pair() as (near, far):
+        async with pumping() as (pump, _):
+            pass
+        sink = started(pump, near)
+        assert sink.aborted == [1001]
+        assert await trio.to_thread.run_sync(far.recv, 1) == b""
+
+
+async def test_a_connection_needs_no_descriptor_beside_its_own() -> None:
+    """The dial may have taken the last one: the first connection stands all the same."""
+    with pair() as (near, far):
+        async with pumping() as (pump, passes):
+            before = len(os.listdir("/proc/self/fd"))
+            sink = started(pump, near)
+            far.sendall(b"here")
+            await passes.until(lambda: sink.data == b"here")
+            assert len(os.listdir("/proc/self/fd")) <= before
+            assert sink.wire is not None
+            sink.wire.close()
