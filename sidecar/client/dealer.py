@@ -19,6 +19,8 @@ OPENING: Final = (
 )
 #: No frame of the daemon is larger; a larger one ends the connection.
 MAX_FRAME_BYTES: Final = 16 << 20
+#: Answers to PING that wait to be sent; who asks on without reading gets no more of them.
+_MAX_REPLY_BYTES: Final = 1024
 _GREETING_BYTES: Final = 64
 _MORE: Final = 1
 _LONG: Final = 2
@@ -128,7 +130,7 @@ class Dealer:
         """READY ends the handshake, PING wants a PONG with its context, ERROR ends all."""
         if command.startswith(b"\x05READY"):
             self.ready = True
-        elif command.startswith(b"\x04PING"):
+        elif command.startswith(b"\x04PING") and len(self.reply) < _MAX_REPLY_BYTES:
             answer = b"\x04PONG" + command[7:23]
             self.reply += bytes((_COMMAND, len(answer))) + answer
         elif command.startswith(b"\x05ERROR"):

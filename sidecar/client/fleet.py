@@ -202,6 +202,8 @@ class Fleet:
         if self.usable() is None:
             for session in (self._lobby, *(link.session for link in self.links)):
                 session.close()
+            for link in self.links:
+                link.hang_up()  # a forked child may hold a copy, and another thread may be waiting
         self.closed = True
         for link in (*self.links, *self.retired):
             link.close()

@@ -116,6 +116,12 @@ class Link:
             self._socket = None
         self.descriptor, self.wants_write, self.stale, self.due_at = -1, False, True, math.inf
 
+    def hang_up(self) -> None:
+        """End the connection for both sides, whoever else holds a copy of it; a thread that waits for it wakes."""
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Close the connection. A fork's copy of it may be closed too: the parent's stays."""
         self.retire()
@@ -140,7 +146,7 @@ class Link:
             self._lose(now)
             return
         if not session.connected and dealer.ready:
-            self.due_at, self._retry, self._stands_since = math.inf, _FIRST_RETRY, now
+            self.due_at, self._stands_since = math.inf, now
             session.connection_made()
         for payload in payloads:
             session.receive(payload, now=now)
@@ -153,9 +159,9 @@ class Link:
         send, session = self._socket.send, self.session
         blocked = False
         try:
-            if self._dealer.reply:
-                self._rest, self._dealer.reply = self._rest + self._dealer.reply, b""
-            if self._rest:
+            while not blocked and (self._rest or self._dealer.reply):
+                if not self._rest:
+                    self._rest, self._dealer.reply = self._dealer.reply, b""
                 self._rest = self._rest[send(self._rest, _FLAGS) :]
                 blocked = bool(self._rest)
             while not blocked and (payload := session.next_payload()) is not None:
@@ -181,8 +187,7 @@ class Link:
             self.session.handed_over()
         self._unsure = False
         if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)  # now: `bury()` may be long in coming
+            self.hang_up()  # now: `bury()` may be long in coming
             self.retire()
             self.due_at = -math.inf
         self.session.connection_lost()
@@ -212,7 +217,7 @@ class Link:
         stood = self.session.connected and now - self._stands_since >= _STOOD
         self.retire()
         if stood:  # the loss may be old, and the next daemon there: a bot that was busy has only now looked
-            self.due_at = now
+            self.due_at, self._retry = now, _FIRST_RETRY
         else:
             self._again(now)
         self.session.connection_lost()

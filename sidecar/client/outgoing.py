@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, Final
 
 from sidecar.client.calls import OpenCall, Question, is_over
 from sidecar.wire import MSGPACK
+
+#: Payloads that may wait before the ended ones are looked for.
+_ROOM: Final = 64
 
 
 class Outgoing:
     """In order of their coming; what ended meanwhile is left out. `name` is a label for people, in `hello`."""
 
-    __slots__ = ("_greeting", "_name", "_queue")
+    __slots__ = ("_greeting", "_name", "_queue", "_room")
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._queue: deque[tuple[bytes, OpenCall | Question | None]] = deque()
         self._greeting = b""
+        self._room = _ROOM
         self.greet()
 
     def __len__(self) -> int:
@@ -40,10 +44,14 @@ class Outgoing:
     def add(self, payload: bytes, item: OpenCall | Question | None) -> None:
         """Queue a payload; `item` is the call or question that it begins, None for a cancel."""
         self._queue.append((payload, item))
+        if len(self._queue) > self._room:
+            # While nothing can be handed over nobody takes the ended ones out, and a bot may go on asking for hours.
+            self._queue = deque(entry for entry in self._queue if entry[1] is None or not is_over(entry[1]))
+            self._room = _ROOM + 2 * len(self._queue)
 
     def say(self, message: dict[str, Any], item: Question | None = None) -> None:
         """Queue a message."""
-        self._queue.append((MSGPACK.encode(message), item))
+        self.add(MSGPACK.encode(message), item)
 
     def first(self) -> bytes | None:
         """What goes next, None for nothing. It stays first until `taken()`."""

@@ -24,27 +24,9 @@ from sidecar.client.session import Session
 from sidecar.errors import CallFailed
 from sidecar.wire import MSGPACK, Failed
 from tests.fakes.fake_daemon import FakeDaemon
+from tests.fakes.listening_peer import Peer, connected
 
 SILENT = '["accept", "silence"]'
-
-
-class Peer:
-    """A listening socket of the test's own. Nothing here waits longer than a Unix socket needs."""
-
-    def __init__(self, path: Path, *, backlog: int = 8) -> None:
-        self.endpoint = f"ipc://{path}"
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(str(path))
-        self.listener.listen(backlog)
-        self.listener.settimeout(5)
-        self.open: list[socket.socket] = [self.listener]
-
-    def accept(self) -> socket.socket:
-        """The next connection."""
-        made, _ = self.listener.accept()
-        made.settimeout(5)
-        self.open.append(made)
-        return made
 
 
 @pytest.fixture
@@ -61,17 +43,6 @@ def peer(base: Path) -> Iterator[Peer]:
     yield made
     for one in made.open:
         one.close()
-
-
-def connected(peer: Peer, now: float = 0.0) -> tuple[Link, socket.socket]:
-    """A link that shook hands and said hello, and the other end of it."""
-    link = Link(peer.endpoint, Session(), now=now)
-    other = peer.accept()
-    other.sendall(OPENING)
-    link.read(now)
-    assert link.session.connected
-    other.recv(1000)
-    return link, other
 
 
 def refusal(name: str) -> bytes:

@@ -1,0 +1,132 @@
+"""What must not grow, spin or hang in the clients, however long a daemon is down, deaf or dropping them."""
+
+from __future__ import annotations
+
+import os
+import select
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sidecar.client import Client
+from sidecar.client.dealer import OPENING
+from sidecar.client.endpoint import Places
+from sidecar.client.fleet import Fleet
+from sidecar.client.link import Link
+from sidecar.client.session import Session
+from sidecar.errors import CallFailed
+from tests.fakes.fake_daemon import FakeDaemon
+from tests.fakes.listening_peer import Peer, connected
+
+SILENT = '["accept", "silence"]'
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """A short folder: socket paths are."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def peer(base: Path) -> Iterator[Peer]:
+    """In a folder of its own."""
+    made = Peer(base / "s")
+    yield made
+    for one in made.open:
+        one.close()
+
+
+def test_calls_that_ended_unsent_are_not_kept() -> None:
+    """A bot that goes on asking while its daemon is down for hours keeps none of the prompts; the last one is sent."""
+    session = Session()
+    for second in range(1000):
+        session.open("x", {"timeout_ms": 10}, now=float(second), mono_us=0)
+        session.expire(now=second + 0.5)
+    assert len(session._outgoing) < 100
+    waiting = [session.open("x", {"timeout_ms": 10}, now=1000.0, mono_us=0) for _ in range(500)]
+    session.connection_made()
+    sent = 0
+    while session.next_payload() is not None:
+        session.handed_over()
+        sent += 1
+    assert sent == 1 + len(waiting)
+    assert all(call.handed_over for call in waiting)
+
+
+def test_who_pings_without_reading_fills_no_memory(peer: Peer) -> None:
+    """The answers that the socket does not take are bounded; what was cut goes on where it was cut."""
+    link, other = connected(peer)
+    calls = []
+    while not link.wants_write:
+        calls.append(link.session.open("x" * 50_000, {"timeout_ms": 60_000}, now=0.0, mono_us=0))
+        link.write()
+    for _ in range(50):
+        other.sendall(b"\x04\x0a\x04PING\x00\x10abc" * 100)
+        link.read(0.1)
+    assert len(link._dealer.reply) < 2000
+    assert len(link._rest) < 60_000
+    received = b""
+    while link.wants_write or select.select([other], [], [], 0)[0]:
+        received += other.recv(1 << 20)
+        link.write()
+    assert all(call.handed_over for call in calls)
+    assert received.count(b"x" * 50_000) == len(calls)
+    assert received.count(b"\x04\x08\x04PONGabc") > 10
+    link.close()
+
+
+def test_a_daemon_that_shakes_hands_and_hangs_up_is_asked_less_and_less(peer: Peer) -> None:
+    """A handshake alone earns no quick retry: else a full daemon would be asked 130 times a second by every bot."""
+    link, now, waited = Link(peer.endpoint, Session(), now=0.0), 0.0, 0.0
+    for _ in range(10):
+        other = peer.accept()
+        other.sendall(OPENING)
+        link.read(now)
+        assert link.session.ever_connected
+        other.close()
+        link.read(now)
+        link.read(now)
+        assert link.descriptor == -1
+        link.bury()
+        waited, now = link.due_at - now, link.due_at
+        link.tick(now)
+    assert 0.05 <= waited <= 0.1
+    link.close()
+
+
+def test_closing_wakes_a_thread_that_waits(daemon: FakeDaemon) -> None:
+    """It is told so, long before its deadline."""
+    client = Client(daemon.endpoint)
+    client.ask("x", timeout_ms=5000)
+    codes = []
+
+    def wait() -> None:
+        with pytest.raises(CallFailed) as caught:
+            client.ask(SILENT, timeout_ms=60_000)
+        codes.append(caught.value.code)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not any(call["input"] == SILENT for call in daemon.received()):
+        time.sleep(0.001)
+    time.sleep(0.05)  # it is in `poll` by now, most likely; the verdict hangs on the next line only
+    client.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert codes == ["cancelled"]
+
+
+def test_closing_ends_the_connection_though_a_child_holds_a_copy(peer: Peer) -> None:
+    """The daemon need not wait for a forked child to end to know that the bot has gone."""
+    fleet = Fleet(Places((peer.endpoint,)), name="", now=0.0)
+    other = peer.accept()
+    copy = os.dup(fleet.links[0].descriptor)
+    fleet.close()
+    assert other.recv(1000) == OPENING
+    assert other.recv(1000) == b""
+    os.close(copy)
