@@ -127,6 +127,8 @@ class SocketWire:
 
     def start(self, receiver: Receiver) -> None:
         """See `Wire`."""
+        if self._fd < 0:
+            return  # closed before it began: no circle of references
         self._receiver = receiver
         if self._early:
             early, self._early = self._early, b""
@@ -278,6 +280,8 @@ class StreamWire:
 
     def start(self, receiver: Receiver) -> None:
         """See `Wire`."""
+        if self._closed:
+            return
         self._receiver = receiver
         if self._early:
             early, self._early = self._early, b""

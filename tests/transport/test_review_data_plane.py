@@ -119,3 +119,32 @@ async def test_a_connection_needs_no_descriptor_beside_its_own() -> None:
             assert len(os.listdir("/proc/self/fd")) <= before
             assert sink.wire is not None
             sink.wire.close()
+
+
+@pytest.mark.parametrize("kind", ["socket", "stream"])
+async def test_one_closed_before_or_in_its_start_is_closed_once_and_says_nothing(kind: str) -> None:
+    """Given up before its first byte, or by it: no reader begins, and nothing is fed afterwards."""
+
+    class Closing(Sink):
+        def feed(self, data: bytes, now: float) -> None:
+            super().feed(data, now)
+            assert self.wire is not None
+            self.wire.close()
+
+    for early in (True, False):
+        ours, theirs = trio.testing.memory_stream_pair()
+        with pair() as (near, far):
+            async with pumping() as (pump, passes):
+                sink = Closing()
+                wire = sink.wire = pump.wire(near if kind == "socket" else ours, b"early")
+                if early:
+                    wire.close()
+                wire.start(sink)
+                if kind == "stream":
+                    assert await theirs.receive_some() == b""
+                else:
+                    assert await trio.to_thread.run_sync(far.recv, 1) == b""
+                assert sink.reads == ([] if early else [b"early"])
+                assert sink.ended == []
+                assert passes.count == 0
+                near.socket.close()
