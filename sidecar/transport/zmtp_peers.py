@@ -18,7 +18,7 @@ from sidecar.transport.ticker import Ticker
 from sidecar.transport.zmtp import GREETING, Zmtp
 
 #: SO_SNDBUF: the kernel doubles it and counts 768 bytes for the smallest message, so a bot that does not read is
-#: noticed after some 170 of them. libzmq leaves the default, half as much again, and queues 64 messages before it.
+#: noticed after some 170 of them (libzmq, with the default and its own queues on either side: 480).
 SEND_BUFFER: Final = 65_536
 #: Connections accepted in one pass, and those that may wait in the kernel (somaxconn permitting).
 ACCEPTS: Final = 64
