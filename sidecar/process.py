@@ -37,8 +37,8 @@ def first_line(config: Config, endpoint: str) -> str:
     return f"sidecar: {endpoint} · {who} · {config.frontend.max_calls_in_flight} calls at once"
 
 
-def make_port(*, max_message_bytes: int, native: bool = False) -> RouterPort | ZmtpPort:
-    """A socket for bots: libzmq's ROUTER, or (`native`) our own ZMTP. Bots cannot tell which."""
+def make_port(*, max_message_bytes: int, native: bool) -> RouterPort | ZmtpPort:
+    """A socket for bots: our own ZMTP (`native`), or libzmq's ROUTER. Bots cannot tell which."""
     return (ZmtpPort if native else RouterPort)(max_message_bytes=max_message_bytes)
 
 
@@ -81,9 +81,9 @@ async def serve(
         stack.callback(notifier.close)
         stack.enter_context(places.held(endpoint, group=frontend.group, advice=advice))
         stack.enter_context(places.held(control_endpoint, advice=advice))
-        port = make_port(max_message_bytes=frontend.max_message_bytes)
+        port = make_port(max_message_bytes=frontend.max_message_bytes, native=frontend.zmtp == "native")
         stack.callback(port.close, linger=LINGER)
-        control_port = make_port(max_message_bytes=CONTROL_MESSAGE_BYTES)
+        control_port = RouterPort(max_message_bytes=CONTROL_MESSAGE_BYTES)
         stack.callback(control_port.close)
         with places.closed_umask():
             port.bind(endpoint)

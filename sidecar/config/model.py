@@ -20,6 +20,7 @@ class Frontend(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_message_bytes: Annotated[int, Meta(ge=1024, le=256 << 20)] = 1_048_576
     max_calls_in_flight: Annotated[int, Meta(ge=1, le=100_000)] = 256
     queue_max: Annotated[int, Meta(ge=0, le=1_000_000)] = 512
+    zmtp: Literal["native", "libzmq"] = "native"
     stall_timeout_s: PositiveSeconds = 5
     drain_timeout_s: Annotated[float, Meta(ge=0, le=86_400)] = 30
 
