@@ -185,7 +185,8 @@ class WebSocket:
         except MalformedFrame as fault:
             if splitter.salvaged:
                 self._salvage(splitter, now)
-            self.retire(fault, fault.close_code)
+            # Without its traceback, which holds this frame: who is told keeps the fault.
+            self.retire(fault.with_traceback(None), fault.close_code)
 
     def end_of_input(self, how: Literal["eof", "reset"], reason: str) -> None:
         """TCP is over."""

@@ -83,6 +83,8 @@ class _Upgrade:
                     nursery.cancel_scope.cancel()
         except* _LIBRARY_ERRORS as group:
             self._complaint = _complaint(group)
+        finally:
+            del self._handover  # parts a circle of references that holds the TLS conversation, too
         if opened and rest is not None and failure is None:
             return rest, opened[0].handshake_headers
         if failure is None and self._complaint is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from pathlib import Path
@@ -12,7 +13,10 @@ import trio
 import trio.testing
 
 import sidecar.transport.websocket as upgrading
+from sidecar.transport.handover import Handover
 from sidecar.transport.pump import Pump
+from sidecar.transport.wires import SocketWire
+from tests.fakes.raw_upstream import drain, request, running_pump, serve, switching
 from tests.transport.test_pump import Sink, pair, pumping, secured, started
 
 
@@ -148,3 +152,40 @@ async def test_one_closed_before_or_in_its_start_is_closed_once_and_says_nothing
                 assert sink.ended == []
                 assert passes.count == 0
                 near.socket.close()
+
+
+@pytest.mark.parametrize("last", [b"", b"\xff\xff"])
+async def test_a_connection_that_is_over_is_freed_at_once(last: bytes) -> None:
+    """Cut or retired for garbage: nothing of it or of its upgrade waits for the collector, TLS least of all."""
+    told = []
+
+    async def handler(stream: trio.abc.Stream) -> None:
+        await stream.send_all(switching(await request(stream)) + last)
+        if last:
+            await drain(stream)
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with trio.open_nursery() as nursery:
+            dial = await serve(nursery, handler)
+            async with running_pump() as pump:
+                websocket, _ = await upgrading.open_websocket(
+                    dial,
+                    "h",
+                    "/",
+                    lambda _payloads, _binary, _now: None,
+                    pump=pump,
+                    headers=[],
+                    ended=lambda fault, _ours: told.append(fault),
+                )
+                websocket.start()
+                await websocket.wait_closed()
+                assert len(told) == 1
+                del websocket
+                await trio.testing.wait_all_tasks_blocked()
+                kept = [one for one in gc.get_objects() if isinstance(one, (Handover, upgrading.WebSocket, SocketWire))]
+                assert kept == []
+            nursery.cancel_scope.cancel()
+    finally:
+        gc.enable()
