@@ -233,7 +233,8 @@ class Pump:
 
     def __init__(self, places: Places, *, name: str) -> None:
         self.fleet = Fleet(places, name=name, now=time.monotonic())
-        # Nobody waits for this lock: two threads in one client are a mistake, and a deadline must not wait for it.
+        # Nobody waits for this lock, `_enter` sees to that: two threads in one client are a mistake, and a deadline
+        # must not wait for it. Taken by `with` only: whenever a signal handler raises, it is let go again.
         self._lock = threading.Lock()
         self._poll = select.poll()
         self._watched: dict[int, Link] = {}
@@ -250,22 +251,18 @@ class Pump:
             SidecarError: the client is closed, forked, or in use by another thread.
         """
         self._enter()
-        try:
+        with self._lock:
             what()
             self.fleet.flush()
-        finally:
-            self._lock.release()
 
     def start(self, ask: Callable[[Session], ItemT]) -> ItemT:
         """Begin a call or a question, and fail it at once where nobody can be there."""
         self._enter()
-        try:
+        with self._lock:
             item = ask(self.fleet.home(time.monotonic()))
             self.fleet.flush()
             if not item.handed_over:
                 self.fleet.explain_absence()
-        finally:
-            self._lock.release()
         return item
 
     def run(self, over: Callable[[], bool], *, until: float | None = None) -> None:
@@ -279,7 +276,7 @@ class Pump:
     def turn(self, longest: float) -> None:
         """One pass: do what is due; if nothing was, wait at most `longest` seconds for bytes, and take them."""
         self._enter()
-        try:
+        with self._lock:
             fleet = self.fleet
             now = time.monotonic()
             due_at = fleet.due_at
@@ -300,8 +297,6 @@ class Pump:
             fleet.settle(now)
             if fleet.changed:
                 self._forget_changes()
-        finally:
-            self._lock.release()
 
     def close(self) -> None:
         """End everything; in a forked child, nothing of the parent's."""
@@ -329,16 +324,16 @@ class Pump:
 
     def _watch(self) -> None:
         """Bring what is polled up to date with the links."""
-        for descriptor in self._watched:
-            self._poll.unregister(descriptor)
-        self._watched = {link.descriptor: link for link in self.fleet.links if link.descriptor >= 0}
-        for descriptor, link in self._watched.items():
-            self._poll.register(descriptor, select.POLLIN | (select.POLLOUT if link.wants_write else 0))
+        poll = select.poll()
+        watched = {link.descriptor: link for link in self.fleet.links if link.descriptor >= 0}
+        for descriptor, link in watched.items():
+            poll.register(descriptor, select.POLLIN | (select.POLLOUT if link.wants_write else 0))
+        self._poll, self._watched = poll, watched  # both or none, whenever a signal handler raises
         self.fleet.bury()
 
     def _enter(self) -> None:
         reason = self.fleet.usable()
         if reason is not None:
             raise SidecarError(reason)
-        if not self._lock.acquire(blocking=False):
+        if self._lock.locked():
             raise SidecarError("this client is in use by another thread, or below a signal handler: make another")

@@ -93,7 +93,7 @@ class Link:
             if self._socket is not None:
                 self._lose(now)
             else:
-                self._connect(now)
+                self._reconnect(now)
         if session.due_at <= now:
             session.expire(now=now)
             if session.waiting:
@@ -189,8 +189,15 @@ class Link:
         if self._socket is not None:
             self.hang_up()  # now: `bury()` may be long in coming
             self.retire()
-            self.due_at = -math.inf
+        self.due_at = -math.inf
         self.session.connection_lost()
+
+    def _reconnect(self, now: float) -> None:
+        try:
+            self._connect(now)
+        except BaseException:
+            self._tear()
+            raise
 
     def _connect(self, now: float) -> None:
         if look(self.endpoint) is not None:  # also a folder under /tmp that somebody else made: never connected to
@@ -208,6 +215,9 @@ class Link:
             made.close()
             self._again(now)
             return
+        except BaseException:
+            made.close()
+            raise
         self._socket, self._dealer = made, Dealer()
         self._rest = b""
         self.descriptor, self.wants_write, self.stale = made.fileno(), False, True

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import select
+import signal
 import tempfile
 import threading
 import time
@@ -61,17 +63,16 @@ def test_calls_that_ended_unsent_are_not_kept() -> None:
 def test_who_pings_without_reading_fills_no_memory(peer: Peer) -> None:
     """The answers that the socket does not take are bounded; what was cut goes on where it was cut."""
     link, other = connected(peer)
-    calls = []
-    while not link.wants_write:
-        calls.append(link.session.open("x" * 50_000, {"timeout_ms": 60_000}, now=0.0, mono_us=0))
-        link.write()
+    calls = [link.session.open("x" * 50_000, {"timeout_ms": 60_000}, now=0.0, mono_us=0) for _ in range(20)]
+    link.write()
+    assert link.wants_write
     for _ in range(50):
         other.sendall(b"\x04\x0a\x04PING\x00\x10abc" * 100)
         link.read(0.1)
     assert len(link._dealer.reply) < 2000
     assert len(link._rest) < 60_000
     received = b""
-    while link.wants_write or select.select([other], [], [], 0)[0]:
+    while select.select([other], [], [], 0)[0]:
         received += other.recv(1 << 20)
         link.write()
     assert all(call.handed_over for call in calls)
@@ -130,3 +131,32 @@ def test_closing_ends_the_connection_though_a_child_holds_a_copy(peer: Peer) -> 
     assert other.recv(1000) == OPENING
     assert other.recv(1000) == b""
     os.close(copy)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a socket just made, in nobody's hand
+def test_a_signal_handler_that_raises_anywhere_leaves_the_client_of_use(daemon: FakeDaemon) -> None:
+    """Also between taking the lock and minding it: the next call is answered, and none reached the daemon twice."""
+
+    class RangError(Exception):
+        pass
+
+    def ring(*_: object) -> None:
+        raise RangError
+
+    dice = random.Random(5)
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        with Client(daemon.endpoint) as client:
+            for _ in range(300):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.00002 + dice.random() * 0.0012)
+                    client.choose("B", ["B"], default="D", timeout_ms=1000)
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                except RangError:
+                    pass
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            assert client.choose("B", ["B"], default="D", timeout_ms=5000).reason == "answered"
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    keys = [(call["id"], call["sent_mono_us"]) for call in daemon.received()]
+    assert len(keys) == len(set(keys))
