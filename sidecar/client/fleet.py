@@ -91,14 +91,14 @@ class Fleet:
         if not self.several:
             link = self.links[0]
             if not link.session.connected:
-                link.tick(now)
+                link.hurry(now)
                 link.read(now)  # the handshake may have come since anybody looked
             return link.session
         if self._look_at <= now:
             self._look(now)
         if not any(link.session.connected for link in self.links):
             for link in self.links:
-                link.tick(now)
+                link.hurry(now)
                 link.read(now)
         best = self._best(now)
         if best is not None:

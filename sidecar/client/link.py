@@ -27,6 +27,8 @@ from sidecar.client.session import Session
 _READ_BYTES: Final = 1 << 16
 _FIRST_RETRY: Final = 0.010
 _LAST_RETRY: Final = 0.100
+#: The same while nothing waits to be sent: a thousand bots beside a daemon that is down must not fill a core.
+_IDLE_RETRY: Final = 1.000
 #: After a loss the first try is made at once if the connection stood so long; else one that takes and drops us spins.
 _STOOD: Final = 1.0
 #: Seconds that a daemon which took the connection gets to shake hands; a stopped one takes it and says nothing.
@@ -79,6 +81,12 @@ class Link:
         except BaseException:
             self._tear()
             raise
+
+    def hurry(self, now: float) -> None:
+        """Something is about to be sent: look for the daemon now, however long nobody has asked for it."""
+        if self._socket is None and self._retry > _LAST_RETRY:
+            self._retry, self.due_at = _FIRST_RETRY, now
+        self.tick(now)
 
     def tick(self, now: float) -> None:
         """Do what is due: connect again, give a handshake up, end what is late.
@@ -235,4 +243,4 @@ class Link:
     def _again(self, now: float) -> None:
         """Later, and not all bots at once."""
         self.due_at = now + self._retry * random.uniform(0.5, 1.0)  # noqa: S311 - spreads, hides nothing
-        self._retry = min(2 * self._retry, _LAST_RETRY)
+        self._retry = min(2 * self._retry, _LAST_RETRY if self.session.waiting else _IDLE_RETRY)

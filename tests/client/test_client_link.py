@@ -150,8 +150,9 @@ def test_a_handshake_that_does_not_come_is_given_up(peer: Peer) -> None:
 
 
 def test_retries_slow_down_to_a_tenth_of_a_second() -> None:
-    """Nobody listens: ten tries take between a quarter and a whole second, not a storm."""
+    """Nobody listens, a call waits: ten tries take between a quarter and a whole second, not a storm."""
     link, now = Link("ipc:///nowhere/at/all.sock", Session(), now=0.0), 0.0
+    link.session.open("p", {"timeout_ms": 60_000}, now=0.0, mono_us=0)
     for _ in range(10):
         assert 0.005 <= link.due_at - now <= 0.1
         now = link.due_at
@@ -273,3 +274,43 @@ def test_closing_twice_is_nothing(peer: Peer) -> None:
     link.write()
     link.tick(99.0)
     assert other.recv(100) == b""
+
+
+def _tries(link: Link, seconds: float) -> int:
+    """How often it tries within so many seconds."""
+    now, tries = 0.0, 0
+    while (now := max(now, link.due_at)) < seconds:
+        link.tick(now)
+        tries += 1
+    return tries
+
+
+def test_a_bot_with_nothing_to_say_asks_once_a_second(tmp_path: Path) -> None:
+    """While the daemon is down and nothing waits, tries become seldom; a call that waits has them often again."""
+    link = Link(f"ipc://{tmp_path}/none", Session(), now=0.0)
+    assert _tries(link, 60.0) < 60 / 0.5 + 10
+    link.hurry(61.0)
+    assert link.due_at < 61.1
+    link.session.open("p", {"timeout_ms": 60_000}, now=61.0, mono_us=0)
+    before, now = link.due_at, 61.0
+    tries = 0
+    while (now := max(now, link.due_at)) < 71.0:
+        link.tick(now)
+        tries += 1
+    assert before < 61.1
+    assert tries > 90
+    link.close()
+
+
+def test_a_daemon_that_came_meanwhile_is_found_by_the_first_call(peer: Peer) -> None:
+    """However long the next try is put off: who begins a call tries at once."""
+    missing = peer.endpoint + ".later"
+    link = Link(missing, Session(), now=0.0)
+    _tries(link, 30.0)
+    assert link.due_at > 30.1
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(missing.removeprefix("ipc://"))
+        listener.listen()
+        link.hurry(30.1)
+        assert link.descriptor >= 0
+    link.close()
