@@ -63,8 +63,10 @@ CONNECTION: Final[Table[ConnectionState]] = Table(
 
 #: Rotation falls into this last share of `max_age`.
 ROTATION_SPREAD: Final = 0.2
-#: Seconds between two connects that nobody is in need of: each takes a millisecond of the loop, TLS two.
+#: Seconds between two connects that nobody is in need of: each takes a millisecond of the loop, TLS two. Where many
+#: spares are wanted it is less, so that the other half of them is there in `LEISURE_IN_ALL`.
 LEISURE: Final = 0.020
+LEISURE_IN_ALL: Final = 1.0
 #: Successive connections are spread by the golden ratio: those opened together never fall due together.
 _GOLDEN: Final = 0.6180339887498949
 
@@ -144,6 +146,7 @@ class PoolPolicy:
         self._turn = jitter()
         self._restless = False  # something is due or drains: any event may matter
         self._wake_at = -math.inf  # decide() has something to say at once: it has never been asked
+        self._leisure = min(LEISURE, 2 * LEISURE_IN_ALL / max(1, self._warm))
         self._leisurely_at = -math.inf  # when the next spare may be opened that nobody is in need of
         #: connections we closed ourselves and have not replaced yet
         self._owed = 0
@@ -275,7 +278,7 @@ class PoolPolicy:
                     start_at = self._leisurely_at if at_once == 0 else math.inf
                 opens = max(0, min(missing, at_once - connecting))
                 if opens:
-                    self._leisurely_at = now + LEISURE
+                    self._leisurely_at = now + self._leisure
             if opens < missing and self._owed and self._backoff.only_lost:
                 opens = max(opens, min(missing, self._owed, self._burst - connecting))
         self._owed = max(0, self._owed - opens) if missing > 0 else 0

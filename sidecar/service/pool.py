@@ -255,6 +255,8 @@ class Pool:
         self.refusal = None
         now = self._clock()
         connection.retire_at = self._policy.retire_at_for(now)
+        if connection.credential != self._credential.secret:
+            connection.retire_at = now  # it was rotated while this one was being made
         self._policy.connected(now)
         self._on_connect(self, None)
         connection.opened(websocket, now)

@@ -96,7 +96,7 @@ def test_a_daemon_that_shakes_hands_and_hangs_up_is_asked_less_and_less(peer: Pe
         link.bury()
         waited, now = link.due_at - now, link.due_at
         link.tick(now)
-    assert 0.05 <= waited <= 0.1
+    assert 0.5 <= waited <= 1.0
     link.close()
 
 

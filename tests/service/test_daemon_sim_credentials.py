@@ -7,7 +7,7 @@ from pathlib import Path
 import trio
 
 from tests.fakes.clockwork import House, clockwork, counted, virtual
-from tests.fakes.upstream import Asked, answers, erring
+from tests.fakes.upstream import Asked, Delay, answers, erring
 
 
 def key_file(folder: Path, key: str, *, name: str = "key") -> Path:
@@ -113,3 +113,17 @@ async def test_a_key_refused_in_an_answer_sends_calls_to_the_next_target(tmp_pat
             assert (await bot.ask())["upstream"] == "b"
         assert len(house["a"].asked) == asked
         assert counted(house, "a") == 0
+
+
+@virtual
+async def test_a_key_rotated_while_a_connection_is_made_replaces_it(tmp_path: Path) -> None:
+    """A connection that was begun with the old key and stands after the rotation does not live on with it for an hour."""
+    secret = key_file(tmp_path, "old-key")
+    upstream = {"credential": {"file": str(secret)}, "warm_connections": 1}
+    async with clockwork({"a": upstream}) as house:
+        house["a"].connects.append(Delay(30.0))
+        await house["a"].cut_all()
+        await trio.sleep(1)
+        key_file(tmp_path, "new-key", name="new").replace(secret)
+        await trio.sleep(60)
+        assert [served.authorization for served in house["a"].standing] == ["Bearer new-key"]
