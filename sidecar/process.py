@@ -38,7 +38,7 @@ def first_line(config: Config, endpoint: str) -> str:
 
 
 def make_port(*, max_message_bytes: int, native: bool) -> RouterPort | ZmtpPort:
-    """A socket for bots: our own ZMTP (`native`), or libzmq's ROUTER. Bots cannot tell which."""
+    """A socket for bots: our own ZMTP (`native`), or libzmq's ROUTER. proto/wire.md tells where bots could notice."""
     return (ZmtpPort if native else RouterPort)(max_message_bytes=max_message_bytes)
 
 

@@ -1,8 +1,9 @@
 """ZMTP 3.0 as a DEALER, without sockets: bytes of the connection go in, payloads come out. Standard library only.
 
-The daemon's ROUTER is libzmq's; this is the other end of it, as RFC 23 has it: greeting, NULL mechanism, READY, then
-messages, of which the daemon's have one frame. libzmq in the bot would read the same bytes in a thread of its own and
-wake the bot's thread afterwards: at the pace of tokens that hop costs more than the reading (docs/decisions/0010).
+The daemon is a ROUTER (by code of its own, or libzmq's); this is the other end of it, as RFC 23 has it: greeting, NULL
+mechanism, READY, then messages, of which the daemon's have one frame. libzmq in the bot would read the same bytes in a
+thread of its own and wake the bot's thread afterwards: at the pace of tokens that hop costs more than the reading
+(docs/decisions/0010).
 Models: h11, RFC 23 (ZMTP 3.0), RFC 37 (3.1: PING).
 """
 

@@ -323,7 +323,7 @@ class Frontend:
 
 
 def is_automatic(routing_id: bytes) -> bool:
-    """Whether libzmq gave the id: 5 bytes, the first of them 0."""
+    """Whether the port chose the id for a bot that named none: 5 bytes, the first of them 0, as with libzmq."""
     return len(routing_id) == 5 and routing_id[0] == 0
 
 

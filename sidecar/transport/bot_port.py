@@ -1,7 +1,8 @@
 """The bot port: what the frontend asks of the local socket. One of the three seams that let it run in simulation.
 
-The real one is `transport.zmq_socket.RouterPort`; tests and simulations have one in memory. Both pass the same
-contract tests. A peer is named by its routing id, which the port gives out and which is never shown to anybody.
+The real ones are `transport.zmtp_port.ZmtpPort` and libzmq's ROUTER, `transport.zmq_socket.RouterPort`; tests and
+simulations have one in memory. All pass the same contract tests. A peer is named by its routing id, which the port
+gives out and which is never shown to anybody.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ MAX_ENVELOPE_BYTES = 512
 class Sent(enum.Enum):
     """What became of a message."""
 
-    SENT = "sent"  # queued for the peer; not a promise that it was read
+    SENT = "sent"  # given to the kernel or queued for the peer; not a promise that it was read
     FULL = "full"  # the peer takes nothing now: keep it and try again when the port wakes
     GONE = "gone"  # the peer is not there any more
 
@@ -60,7 +61,7 @@ class BotPort(Protocol):
         ...
 
     def settle(self) -> None:
-        """To be called once after a run of sends, before the next await: a send may have eaten the owner's wake."""
+        """To be called once after a run of sends, before the next await: libzmq's send may eat the owner's wake."""
         ...
 
     def unread_bytes(self, routing_id: bytes) -> int:

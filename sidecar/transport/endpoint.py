@@ -1,6 +1,7 @@
 """Where the daemon's socket lies, who may open it, and that there is one daemon behind it.
 
-libzmq binds over an existing socket without a word, so a file lock beside the socket is taken first. The socket is
+A socket's file may be left of a daemon that was killed, or belong to one that lives, and libzmq binds over either
+without a word. So a file lock beside the socket is taken first, and only its holder removes the file. The socket is
 made under a closed umask and opened to the group only afterwards: at no moment is it wider than it will be.
 """
 
