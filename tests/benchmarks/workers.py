@@ -202,20 +202,18 @@ def _medians(found: list[dict[str, Any]], tokens: int) -> dict[str, float]:
 
 
 def ways_of_pinning(cores: list[int], *, priorities: bool) -> dict[str, dict[str, Any]]:
-    """Name -> cores of the daemon, of the bot, of the daemon's libzmq threads (None: as the rest); their rank."""
+    """Name -> cores of the daemon and of the bot; their rank."""
     one, other = cores[:1], cores[-1:]
     if priorities:
-        free = {"daemon": cores, "bot": cores, "io": None}
+        free = {"daemon": cores, "bot": cores}
         ranks = {"unpinned": "normal", "unpinned, nice -10": "nice", "unpinned, SCHED_FIFO": "fifo"}
         if Path("/proc/self/autogroup").exists():
             ranks["unpinned, group of all three x9"] = "group"
         return {name: {**free, "rank": rank} for name, rank in ranks.items()}
     return {
-        "unpinned": {"daemon": cores, "bot": cores, "io": None},
-        "both on one core": {"daemon": one, "bot": one, "io": None},
-        "both on one core, libzmq's threads free": {"daemon": one, "bot": one, "io": cores},
-        "both on one core, libzmq's on the other": {"daemon": one, "bot": one, "io": other},
-        "a core each": {"daemon": one, "bot": other, "io": None},
+        "unpinned": {"daemon": cores, "bot": cores},
+        "both on one core": {"daemon": one, "bot": one},
+        "a core each": {"daemon": one, "bot": other},
     }
 
 
@@ -243,13 +241,13 @@ def pinning(options: Any) -> dict[str, Any]:
             for level in levels:
                 for name in names[turn % len(names) :] + names[: turn % len(names)]:
                     way = ways[name]
-                    pin(daemon, way["daemon"], way["io"])
+                    pin(daemon, way["daemon"])
                     rank = way.get("rank", "")
                     if rank:
                         prefer(daemon, rank)
                         weigh_group(-10 if rank == "group" else 0)
                     bot.order("paced", endpoint=host.endpoints[0], streams=level, daemon=daemon, cores=way["bot"],
-                              io_cores=way["io"], rank=rank)  # fmt: skip
+                              rank=rank)  # fmt: skip
                     found[str(level)].setdefault(name, []).append(bot.result())
     keys = ("p50", "p99", "ttft_p50", "daemon_us_per_token", "bot_us_per_token")
     medians: dict[str, dict[str, dict[str, float]]] = {}

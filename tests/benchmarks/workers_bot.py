@@ -14,7 +14,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from common import Bot, mono_us, percentiles
@@ -25,12 +24,11 @@ TIMEOUT_MS: Final = 60_000
 CADENCE: Final = 1 / 60
 
 
-def pin(pid: int, cores: Sequence[int], io_cores: Sequence[int] | None = None) -> None:
-    """Let every thread of a process run on `cores` only; libzmq's own threads on `io_cores`, when given."""
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
-            libzmqs = io_cores is not None and (task / "comm").read_text().startswith("ZMQbg")
-            os.sched_setaffinity(int(task.name), io_cores if libzmqs and io_cores else cores)
+def pin(pid: int, cores: Sequence[int]) -> None:
+    """Let every thread of a process run on `cores` only."""
+    for task in map(int, os.listdir(f"/proc/{pid}/task")):
+        with contextlib.suppress(ProcessLookupError):  # a thread that has just ended
+            os.sched_setaffinity(task, cores)
 
 
 def prefer(pid: int, how: str) -> None:
@@ -72,9 +70,7 @@ def load(
     return {"done": done, "failed": failed, "lost": sent - ended, "codes": codes}
 
 
-def paced(
-    endpoint: str, *, streams: int, daemon: int, cores: list[int], io_cores: list[int] | None, rank: str, **_: object
-) -> dict[str, Any]:
+def paced(endpoint: str, *, streams: int, daemon: int, cores: list[int], rank: str, **_: object) -> dict[str, Any]:
     """So many streams at once by `AsyncClient`, one bot and one daemon: one-way times, and the CPU time of both."""
     token_us: list[int] = []
     first_us: list[int] = []
@@ -94,7 +90,7 @@ def paced(
     async def main() -> None:
         async with AsyncClient(endpoint) as client:
             await client.ping(timeout_ms=10_000)
-            pin(os.getpid(), cores, io_cores)  # only now are libzmq's threads there
+            pin(os.getpid(), cores)
             if rank:
                 prefer(os.getpid(), rank)
             gc.collect()
