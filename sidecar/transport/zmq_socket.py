@@ -1,6 +1,6 @@
 """libzmq's ROUTER on Trio: the operators' socket, and the bots' one where `[frontend] zmtp = "libzmq"` asks for it.
 
-The daemon's one door to libzmq beside `zmq_ping`, its own bot for the watchdog. Bots are served by `zmtp_port` otherwise.
+The daemon's door to libzmq, with `zmq_ping`, its own bot for the watchdog. Else bots are served by `zmtp_port`.
 
 ZeroMQ's file descriptor is edge-triggered and every call on the socket can eat the edge. So one task owns the wait:
 it drains until EAGAIN before it sleeps, and whoever sent something calls `settle`, which looks once and wakes the

@@ -12,8 +12,8 @@ import pytest
 
 HERE = Path(__file__).parent
 COMMANDS = (
-    "choose_chaos", "control_lag", "deadlines", "footprint", "growth", "guard", "hostile", "hot_path",
-    "hundred_million", "million_tokens", "peers", "probe_under_load", "short_call", "warmth", "workers",
+    "choose_chaos", "client_cost", "control_lag", "deadlines", "footprint", "growth", "guard", "hostile", "hot_path",
+    "hundred_million", "million_tokens", "peers", "ports", "probe_under_load", "short_call", "warmth", "workers",
 )  # fmt: skip
 
 
@@ -150,7 +150,14 @@ def test_direct_clients_and_ours_are_compared_without_any_peer() -> None:
 
 
 def test_every_token_came_over_both_sockets() -> None:
-    """libzmq's and our own, to pyzmq and to our client."""
+    """Those of libzmq and of our own, to pyzmq and to our client."""
     found = run("ports")["medians"]
     assert len(found["stages"]) == 6
     assert all(set(by) == {"libzmq", "native"} for by in found["stages"].values())
+
+
+def test_every_file_here_is_told_of() -> None:
+    """In docs/benchmarks.md, as a command or as a part of one."""
+    told = (HERE.parents[1] / "docs" / "benchmarks.md").read_text()
+    files = {path.name for path in HERE.glob("*.py")} - {path.name for path in HERE.glob("test_*.py")}
+    assert not {name for name in files if f"`{name}`" not in told}
