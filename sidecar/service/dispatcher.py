@@ -170,9 +170,12 @@ class Dispatcher:
 
     # ------------------------------------------------------------------ waiting
 
-    def park(self, call: RunningCall, targets: list[TargetRuntime], until: float) -> None:
-        """Wait for a connection of one of `targets`, at most `until` before looking again anyway."""
-        call.policy.park(until, self.clock())
+    def park(self, call: RunningCall, targets: list[TargetRuntime], until: float, now: float) -> None:
+        """Wait for a connection of one of `targets`, at most `until` before looking again anyway.
+
+        `now` is the instant for which the call looked: what has fallen due since then must wake it, not be passed over.
+        """
+        call.policy.park(until, now)
         self.parking.park(call, [target.pool for target in targets])
         self.clocks.arm(call)
 

@@ -34,8 +34,8 @@ class Desk(Protocol):
     clocks: Clocks
     parking: Parking[RunningCall]
 
-    def park(self, call: RunningCall, targets: list[TargetRuntime], until: float) -> None:
-        """Wait for a connection of one of `targets`, at most `until` before looking again anyway."""
+    def park(self, call: RunningCall, targets: list[TargetRuntime], until: float, now: float) -> None:
+        """Wait for a connection of one of `targets`, until `until` at most before looking again; it looked at `now`."""
         ...
 
     def record(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
@@ -214,7 +214,7 @@ class RunningCall:
         """See `seeking.Seeker`."""
         if self.waiting_since is None and not self.policy.attempts:
             self.waiting_since = now
-        self.desk.park(self, targets, until)
+        self.desk.park(self, targets, until, now)
 
     def fail(self, code: str, message: str, *, retry_after: float) -> None:
         """See `seeking.Seeker`."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.fakes.clockwork import brief, clockwork, counted, virtual
+from tests.fakes.clockwork import brief, clockwork, counted, simulate, virtual
 from tests.fakes.upstream import (
     Asked,
     Refuse,
@@ -132,6 +132,21 @@ async def test_a_retry_waits_for_a_connection_without_spinning() -> None:
         done = await house.bot().ask(timeout_ms=8000)
         assert (done["type"], done["attempts"]) == ("done", 2)
         assert house.daemon.dispatcher.clocks._sequence < 30
+
+
+def test_a_retry_that_falls_due_while_the_call_looks_is_not_slept_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its backoff is shorter than the step takes: it is tried at once, and does not wait for the deadline."""
+    monkeypatch.setattr("sidecar.core.call.full_jitter", lambda *_, **__: 0.0001)
+
+    async def main() -> None:
+        async with clockwork({"a": {"warm_connections": 1, "max_connections": 1}}) as house:
+            # Time goes on within a step, which it does not in virtual time.
+            house.daemon.dispatcher.clock = lambda: trio.current_time() + 0.0005
+            house["a"].scripts.append(erring(500))
+            done = await house.bot().ask(timeout_ms=1500)
+            assert (done["type"], done["attempts"]) == ("done", 2)
+
+    simulate(main)
 
 
 @virtual
