@@ -98,6 +98,8 @@ class _Port:
 class _Socket:
     """A WebSocket that is always ready."""
 
+    parting = False
+
     def __init__(self) -> None:
         self.frame = b""
 
