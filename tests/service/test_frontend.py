@@ -641,7 +641,7 @@ async def test_a_flood_leaves_other_tasks_their_turn() -> None:
 
 
 async def test_a_chosen_routing_id_is_refused() -> None:
-    """Only libzmq's automatic ids are taken: a chosen one could be another bot's tomorrow."""
+    """Only ids that the port gave unasked are taken: a chosen one could be another bot's tomorrow."""
     async with house() as h:
         bot = h.port.connect(routing_id=b"bot-7")
         send(bot, call())
