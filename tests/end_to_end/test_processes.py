@@ -47,7 +47,7 @@ def test_the_demo_keeps_every_promise_it_shows(processes: Processes) -> None:
 
 @pytest.mark.parametrize("zmtp", ["native", "libzmq"])
 def test_three_bots_get_the_same_answer(processes: Processes, zmtp: str) -> None:
-    """`sidecar ask`, a bot of 30 lines without an import of ours, and a REQ bot of six: one text, whoever speaks ZMTP."""
+    """`sidecar ask`, a bot of 30 lines without our library, and a REQ bot of six: one text, whoever serves ZMTP."""
     running = processes
     port = running.relay("--text", TEXT, "--ttft-ms", "5", "--cadence-ms", "2")
     running.daemon(f'zmtp = "{zmtp}"\n' + upstream("sim", f"ws://127.0.0.1:{port}/v1/responses") + route("sim"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import trio
 
-from sidecar.transport.frames import TEXT
 from tests.fakes.clockwork import clockwork, virtual
 from tests.fakes.upstream import Asked, answers, silent, slowly
 

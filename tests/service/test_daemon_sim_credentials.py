@@ -117,7 +117,7 @@ async def test_a_key_refused_in_an_answer_sends_calls_to_the_next_target(tmp_pat
 
 @virtual
 async def test_a_key_rotated_while_a_connection_is_made_replaces_it(tmp_path: Path) -> None:
-    """A connection that was begun with the old key and stands after the rotation does not live on with it for an hour."""
+    """A connection begun with the old key that stands after the rotation does not live on with it for an hour."""
     secret = key_file(tmp_path, "old-key")
     upstream = {"credential": {"file": str(secret)}, "warm_connections": 1}
     async with clockwork({"a": upstream}) as house:
