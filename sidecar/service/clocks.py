@@ -14,8 +14,8 @@ from typing import Final, NoReturn, Protocol
 
 import trio
 
-#: Entries of calls that ended long before their deadline are thrown out when the heap is longer than this.
-_COMPACT_ABOVE: Final = 4096
+#: Entries of calls that ended before their deadline are thrown out when the heap is longer than this, and has doubled.
+_COMPACT_ABOVE: Final = 512
 
 
 class Clocked(Protocol):
@@ -125,7 +125,15 @@ class Clocks:
                 self.arm(item)
         if worked:
             self._after()
+        self.tidy()
+
+    def tidy(self) -> None:
+        """A call has ended: throw out what such calls left here, once that may be the greater part.
+
+        Else an entry, and the call with it, would stay until a deadline that nobody waits for any more.
+        """
+        heap = self._heap
         if len(heap) > self._compact_above:
-            self._heap = [entry for entry in heap if not entry[2].ended]
-            heapq.heapify(self._heap)
-            self._compact_above = max(_COMPACT_ABOVE, 2 * len(self._heap))
+            heap[:] = [entry for entry in heap if not entry[2].ended]  # in place: a sweep may be under way
+            heapq.heapify(heap)
+            self._compact_above = max(_COMPACT_ABOVE, 2 * len(heap))

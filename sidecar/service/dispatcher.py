@@ -241,6 +241,7 @@ class Dispatcher:
         if call.pieces:
             call.reply.text("".join(call.pieces))
         call.forget()
+        self.clocks.tidy()
         if call.on_receipt:
             assert isinstance(terminal, Failed)
             call.refusal = terminals.as_refusal(terminal)

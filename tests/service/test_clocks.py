@@ -8,7 +8,7 @@ from collections.abc import Callable
 import trio
 
 from sidecar.service.clocks import _COMPACT_ABOVE, Clocked, Clocks
-from tests.fakes.clockwork import virtual
+from tests.fakes.clockwork import clockwork, virtual
 
 
 class Thing:
@@ -133,3 +133,13 @@ async def test_one_that_breaks_harms_no_other() -> None:
     bench.clocks.sweep(1.0)
     assert broken.ended
     assert whole.ticks == [1.0]
+
+
+@virtual
+async def test_calls_that_ended_are_not_kept_until_their_deadline() -> None:
+    """Thousands of answered calls with a day's deadline, and no clock ever due: what they were is let go of."""
+    async with clockwork({"a": {"warm_connections": 2}}, route={"timeout_ms": 86_400_000}) as house:
+        bot = house.bot()
+        for _ in range(3 * _COMPACT_ABOVE // 2):
+            assert (await bot.ask())["type"] == "done"
+        assert len(house.daemon.dispatcher.clocks) <= _COMPACT_ABOVE + 2
