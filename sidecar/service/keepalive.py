@@ -13,6 +13,9 @@ from sidecar.service.connection import Connection
 
 #: Pings are spread by so much of their interval, either way.
 SPREAD: Final = 0.1
+#: Those due within so much of the interval are pinged together: at a thousand connections waking for each, and for each
+#: pong, costs more than the pings.
+TOGETHER: Final = 0.01
 
 
 class Keepalive:
@@ -55,7 +58,7 @@ class Keepalive:
             while True:
                 self._earlier = trio.Event()
                 now = self._clock()
-                while self._due and self._due[0][0] <= now:
+                while self._due and self._due[0][0] <= now + TOGETHER * self._interval:
                     connection = heapq.heappop(self._due)[2]
                     if connection.websocket is not None:
                         nursery.start_soon(self._ping, connection)
