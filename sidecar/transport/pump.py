@@ -22,8 +22,8 @@ import trio
 from sidecar.transport.tls import TlsStream
 from sidecar.transport.wires import SocketWire, StreamWire, Wire
 
-#: Seconds after which other tasks get their turn, however much there is to read (twice as long: timers late by p99 5 ms in
-#: place of 3.5 under 64 floods, and 5 % more tokens).
+#: Seconds after which other tasks get their turn, however much there is to read. Twice as long: 5 % more tokens of 64
+#: floods, and timers late by p99 5 ms in place of 3.5.
 SLICE: Final = 0.0005
 #: Seconds that the pump waits in its own epoll while tokens come at least that often. epoll counts in milliseconds.
 LINGER: Final = 0.001
