@@ -38,11 +38,12 @@ from sidecar.dialects.chat_frames import (
     read_head,
     says_error,
 )
+from sidecar.dialects.chat_slot import Slot
 from sidecar.dialects.dialect import Dialect
 from sidecar.dialects.facts import Owners, filtered
 from sidecar.dialects.text import REPLACEMENT, UNREADABLE, join, reread, typed
 from sidecar.errors import MalformedFrame, UpstreamError
-from sidecar.wire import ChatMessage, Finish, Options, Usage
+from sidecar.wire import ChatMessage, Options
 
 _encode = msgspec.json.Encoder().encode
 
@@ -62,32 +63,6 @@ def _rest(options: Options, store: bool) -> bytes:  # noqa: FBT001
 # ---------------------------------------------------------------------------------------------- one connection
 
 
-class _Slot:
-    """The place of one call.
-
-    `name` is the id we gave it, `completion` the one its frames go by, `request_id` the upstream's own.
-    """
-
-    __slots__ = (
-        "completion", "discarded", "finish", "half", "index", "model", "name", "refusal", "request_id", "seen",
-        "serial", "started", "taken", "usage",
-    )  # fmt: skip
-
-    def __init__(self, index: int) -> None:
-        self.index, self.name, self.serial = index, "", 0
-        self.reset(taken=False)
-
-    def reset(self, *, taken: bool) -> None:
-        self.taken, self.discarded, self.started, self.seen = taken, False, False, False
-        self.completion: str | None = None
-        self.request_id: str | None = None
-        self.model: str | None = None
-        self.usage: Usage | None = None
-        #: Set by finish_reason: from there the slot is ending.
-        self.finish: Finish | None = None
-        self.half = self.refusal = ""
-
-
 class ChatCodec:
     """One connection's conversation. See `base.Codec`."""
 
@@ -97,12 +72,12 @@ class ChatCodec:
         if slots < 1:
             raise ValueError("a connection carries at least one call")
         self.slots = slots
-        self._slots = [_Slot(index) for index in range(slots)]
+        self._slots = [Slot(index) for index in range(slots)]
         #: The fast path: id of a frame -> the slot whose content needs no second look.
-        self._live: dict[str | None, _Slot] = {}
-        self._named: dict[str, _Slot] = {}
+        self._live: dict[str | None, Slot] = {}
+        self._named: dict[str, Slot] = {}
         #: Discarded after their end: nobody asks for their `conclude`, so any next frame brings it.
-        self._orphans: list[_Slot] = []
+        self._orphans: list[Slot] = []
         self._owners = Owners()
         self._serial = 0
 
@@ -261,7 +236,7 @@ class ChatCodec:
             return self._usage_alone(slot, chunk)
         return self._choice(slot, frame, chunk, choice, payload, content)
 
-    def _slot(self, frame: Frame) -> tuple[_Slot | None, bool]:
+    def _slot(self, frame: Frame) -> tuple[Slot | None, bool]:
         """The taken slot a frame belongs to (None: no call holds it), and whether it is late, of an ended call."""
         name = frame.id
         if self.slots > 1:
@@ -282,7 +257,7 @@ class ChatCodec:
 
     def _choice(
         self,
-        slot: _Slot,
+        slot: Slot,
         frame: Frame,
         chunk: Chunk,
         choice: Choice,
@@ -318,14 +293,14 @@ class ChatCodec:
             self._quiet(slot)
         return tuple(events)
 
-    def _start(self, slot: _Slot, payload: bytes | memoryview, events: list[Event]) -> None:
+    def _start(self, slot: Slot, payload: bytes | memoryview, events: list[Event]) -> None:
         head = typed(read_head, payload, "a chunk")
         inner = head.data if isinstance(head.data, Head) else head
         slot.started, slot.model = True, inner.model
         if not slot.discarded:
             events.append(Started(slot.index, slot.request_id, slot.model))
 
-    def _end(self, slot: _Slot, reason: str, events: list[Event]) -> None:
+    def _end(self, slot: Slot, reason: str, events: list[Event]) -> None:
         """`finish_reason` came."""
         if slot.half:
             events.append(Content(slot.index, REPLACEMENT))
@@ -345,7 +320,7 @@ class ChatCodec:
         # Nobody waits for the usage of a discarded answer: its slot is worth more.
         events.append(self._finished(slot) if slot.usage is not None or slot.discarded else Ending(slot.index))
 
-    def _usage_alone(self, slot: _Slot | None, chunk: Chunk) -> tuple[Event, ...]:
+    def _usage_alone(self, slot: Slot | None, chunk: Chunk) -> tuple[Event, ...]:
         """A chunk with usage, maybe, and nothing else of interest."""
         if slot is None or chunk.usage is None:
             return NOTHING
@@ -354,7 +329,7 @@ class ChatCodec:
         slot.usage = chunk.usage.facts()
         return NOTHING if slot.finish is None else (self._finished(slot),)
 
-    def _done(self, slot: _Slot | None) -> tuple[Event, ...]:
+    def _done(self, slot: Slot | None) -> tuple[Event, ...]:
         if slot is None or not slot.taken:
             return NOTHING
         if slot.finish is not None:
@@ -364,7 +339,7 @@ class ChatCodec:
         return NOTHING  # the last answer's, too late
 
     def _error(
-        self, frame: Frame, chunk: Chunk, payload: bytes | memoryview, slot: _Slot | None, *, late: bool
+        self, frame: Frame, chunk: Chunk, payload: bytes | memoryview, slot: Slot | None, *, late: bool
     ) -> tuple[Event, ...]:
         error = error_of(frame, chunk, payload)
         taken = [each for each in self._slots if each.taken]
@@ -384,7 +359,7 @@ class ChatCodec:
 
     # ------------------------------------------------------------------ the end of a call
 
-    def _finished(self, slot: _Slot) -> Finished:
+    def _finished(self, slot: Slot) -> Finished:
         assert slot.finish is not None
         finished = Finished(
             slot=slot.index,
@@ -396,12 +371,12 @@ class ChatCodec:
         self._release(slot)
         return finished
 
-    def _release(self, slot: _Slot) -> None:
+    def _release(self, slot: Slot) -> None:
         self._quiet(slot)
         self._named.pop(slot.name, None)
         slot.reset(taken=False)
 
-    def _quiet(self, slot: _Slot) -> None:
+    def _quiet(self, slot: Slot) -> None:
         """Take the slot off the fast path."""
         for name in [name for name, live in self._live.items() if live is slot]:
             del self._live[name]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from sidecar.core.attempt_state import AttemptState
 from sidecar.core.breaker import Permit
-from sidecar.core.call import AttemptState
 from sidecar.dialects.base import Faulted, Finished, Started
 from sidecar.errors import MalformedFrame, UpstreamFault
 from sidecar.service.connection import Connection

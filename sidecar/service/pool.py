@@ -7,7 +7,7 @@ retire, whenever something changed or the policy's clock falls due; `keepalive` 
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, NoReturn
@@ -24,20 +24,20 @@ from sidecar.dialects.dialect import Dialect
 from sidecar.errors import (
     ConnectFailed,
     ConnectionLost,
-    CredentialError,
     MalformedFrame,
     UpgradeRefused,
     UpstreamError,
     UpstreamFault,
 )
 from sidecar.service.connection import Connection
+from sidecar.service.connector import Connector
 from sidecar.service.current_credential import CurrentCredential
 from sidecar.service.free_slots import FreeSlots
 from sidecar.service.keepalive import Keepalive
 from sidecar.service.pool_statistics import PoolStatistics
 from sidecar.service.ports import Outbound
 from sidecar.transport.pump import Pump
-from sidecar.transport.websocket import WebSocket, open_websocket
+from sidecar.transport.websocket import WebSocket
 
 #: Seconds a graceful close may take before the socket is dropped.
 CLOSE_TIMEOUT = 2.0
@@ -90,14 +90,13 @@ class Pool:
         self.last_error: str | None = None
         self.waiting = waiting
         self._policy = policy
-        self._dial = dial
-        self._host = host
-        self._resource = resource
         self._credential = CurrentCredential(credential, self._move_to_new_credential)
+        self._connector = Connector(
+            upstream, self._credential, dial=dial, host=host, resource=resource, pump=pump, outbound=outbound
+        )
         self._clock = clock
         self._jitter = jitter
         self._outbound = outbound
-        self._pump = pump
         self._on_capacity = on_capacity
         self._on_connect = on_connect
         self._log = log
@@ -225,23 +224,9 @@ class Pool:
         fault: UpstreamFault
         self._connecting += 1
         try:
-            headers = [(name.encode(), value.encode()) for name, value in self.upstream.headers.items()]
-            headers += await self._credential.headers()
-            connection.credential = self._credential.secret
-            websocket, _ = await open_websocket(
-                self._dialled,
-                self._host,
-                self._resource,
-                connection.receive,
-                pump=self._pump,
-                headers=headers,
-                ended=partial(self._parts, connection),
-                upgrade_timeout=self.upstream.upgrade_timeout_s,
-            )
+            websocket = await self._connector.open(connection, partial(self._parts, connection))
         except (ConnectFailed, UpgradeRefused) as error:
             fault = error.with_traceback(None)  # which would hold this frame
-        except CredentialError as error:
-            fault = ConnectFailed("credential", str(error).removeprefix("credential: "))
         else:
             self._connecting -= 1
             self._stands(connection, websocket)
@@ -263,11 +248,6 @@ class Pool:
         self._keepalive.add(connection)
         websocket.start()
         self._outbound.flush()
-
-    async def _dialled(self) -> trio.abc.Stream:
-        stream = await self._dial()
-        self._outbound.flush()  # many connects make a long round: those whose deadline is due do not wait for its end
-        return stream
 
     def _parts(self, connection: Connection, fault: UpstreamFault, ours: bool) -> None:  # noqa: FBT001
         """The transport says that a connection is of no use any more."""
@@ -388,10 +368,7 @@ class Pool:
 
     def counts(self) -> dict[str, int]:
         """Connections by state."""
-        counts: dict[str, int] = {}
-        for connection in self.connections.values():
-            counts[connection.state] = counts.get(connection.state, 0) + 1
-        return counts
+        return dict(Counter(connection.state for connection in self.connections.values()))
 
     def statistics(self) -> PoolStatistics:
         """A snapshot for health, metrics and `show upstreams`."""

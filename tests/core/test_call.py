@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec import structs
 
-from sidecar.core.call import FIRST_DELTA_SHARE, MAX_ATTEMPTS, AttemptState, Call, Due, End, Seek, State, Wait
+from sidecar.core.attempt_state import AttemptState
+from sidecar.core.call import FIRST_DELTA_SHARE, MAX_ATTEMPTS, Call, Due, End, Seek, State, Wait
 from sidecar.core.outcome import (
     CANCELLED,
     DEADLINE,
