@@ -91,7 +91,7 @@ class Dealer:
                 start = position + 2
                 stop = start + data[position + 1]
             if stop - start > MAX_FRAME_BYTES or flags > _LONG | _COMMAND:
-                raise NotTheDaemonError("a frame too large, or none at all")
+                raise NotTheDaemonError(f"a frame of {stop - start} bytes, flags {flags:#x}")
             if stop > end:
                 break
             if flags & _COMMAND:

@@ -144,3 +144,11 @@ class Codec(Protocol):
 
 #: A JSON object as a Python value; used where a frame is built.
 JsonObject: TypeAlias = dict[str, Any]
+
+
+def decode_one(codec: Codec, payload: bytes | memoryview) -> tuple[Event, ...]:
+    """`Codec.decode` by `Codec.decode_pass`: a read of one frame, its plain content as events."""
+    texts: list[list[str]] = [[] for _ in range(codec.slots)]
+    events = codec.decode_pass(iter((payload,)), texts)
+    plain = (Content(slot, text) for slot, pieces in enumerate(texts) for text in pieces)
+    return (*plain, *events)

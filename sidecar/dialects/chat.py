@@ -20,7 +20,18 @@ from typing import Final
 import msgspec
 
 from sidecar.dialects import options as portable
-from sidecar.dialects.base import NOTHING, Content, Ending, Event, Faulted, Finished, JsonObject, Prompt, Started
+from sidecar.dialects.base import (
+    NOTHING,
+    Content,
+    Ending,
+    Event,
+    Faulted,
+    Finished,
+    JsonObject,
+    Prompt,
+    Started,
+    decode_one,
+)
 from sidecar.dialects.chat_frames import (
     DONE,
     FINISHES,
@@ -109,15 +120,7 @@ class ChatCodec:
 
     def decode(self, payload: bytes | memoryview) -> tuple[Event, ...]:
         """See `base.Codec.decode`."""
-        try:
-            frame = read_frame(payload)
-        except UNREADABLE:
-            pass  # answered below: raised from in here, a fault would drag the frame along as its context
-        else:
-            slot = self._live.get(frame.id)
-            text = plain_content(frame) if slot is not None else None
-            return self._frame(frame, payload, None) if slot is None or not text else (Content(slot.index, text),)
-        return self._odd(payload)
+        return decode_one(self, payload)
 
     def decode_pass(self, payloads: Iterator[bytes | memoryview], texts: Sequence[list[str]]) -> Sequence[Event]:
         """See `base.Codec.decode_pass`."""

@@ -27,6 +27,7 @@ from sidecar.dialects.base import (
     JsonObject,
     Prompt,
     Started,
+    decode_one,
 )
 from sidecar.dialects.dialect import Dialect
 from sidecar.dialects.facts import ErrorBody, ErrorFrame, Owners, filtered, upstream_error
@@ -139,18 +140,7 @@ class ResponsesCodec:
 
     def decode(self, payload: bytes | memoryview) -> tuple[Event, ...]:
         """See `base.Codec.decode`."""
-        try:
-            frame = read_frame(payload)
-        except UNREADABLE:
-            pass  # answered below: raised from in here, a fault would drag the frame along as its context
-        else:
-            if frame.type == _TEXT:
-                slot = self._by_stream.get(frame.stream_id)
-                if slot is not None and frame.item_id == slot.item and frame.delta:
-                    return (Content(slot.index, frame.delta),)
-                return self._text(frame, frame.delta)
-            return self._other(frame, payload) if frame.type in _KNOWN else NOTHING
-        return self._odd(payload)
+        return decode_one(self, payload)
 
     def decode_pass(self, payloads: Iterator[bytes | memoryview], texts: Sequence[list[str]]) -> Sequence[Event]:
         """See `base.Codec.decode_pass`."""

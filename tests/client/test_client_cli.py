@@ -18,6 +18,7 @@ import pytest
 
 from sidecar.cli import probe, show
 from sidecar.client import zmtp
+from sidecar.client.dealer import OPENING
 from tests.fakes.fake_daemon import FakeDaemon, report
 
 SHOWN = [
@@ -180,7 +181,7 @@ def test_wrong_usage_of_probe(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_is_not_the_daemon_is_told(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Garbage, silence, an early end, a drip, a giant frame: told, by the timeout."""
     folder = tmp_path_factory.mktemp("z")
-    greeting = zmtp._GREETING
+    greeting = OPENING[:64]
 
     def drip(peer: socket.socket) -> None:
         for byte in greeting:

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.client import zmtp
 from sidecar.client.dealer import MAX_FRAME_BYTES, OPENING, Dealer, NotTheDaemonError, frame
 
 GREETING = OPENING[:64]
@@ -28,9 +27,12 @@ def standing() -> Dealer:
     return dealer
 
 
-def test_the_opening_is_what_the_commands_send() -> None:
-    """The greeting and READY of `zmtp.ask`, in one piece."""
-    assert zmtp._GREETING + zmtp._frame(4, zmtp._READY) == OPENING
+def test_the_opening_is_what_rfc_23_says() -> None:
+    """Signature, version 3.0, NULL, not a server, filler; then READY with the socket's type and no name of its own."""
+    greeting = b"\xff" + bytes(7) + b"\x01\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" + bytes(31)
+    ready = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER\x08Identity\x00\x00\x00\x00"
+    assert len(greeting) == 64
+    assert greeting + command(ready) == OPENING
 
 
 @settings(deadline=None)
