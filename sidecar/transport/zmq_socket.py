@@ -17,16 +17,12 @@ nothing before the last frame) may send one message of endless frames. `endless`
 
 from __future__ import annotations
 
-import array
 import ctypes
-import fcntl
 import os
-import resource
 import secrets
 import select
 import socket
 import struct
-import termios
 from collections import OrderedDict
 from typing import Any, Final
 
@@ -35,13 +31,12 @@ import zmq
 
 from sidecar.errors import EndpointError
 from sidecar.transport.bot_port import Envelope, Incoming, Sent, split_envelope
+from sidecar.transport.bot_processes import BotProcesses, fd_watermark, unread_bytes
 
 #: Bytes after which a batch ends early: 64 prompts of 1 MiB in one batch would hold the loop for long.
 BATCH_BYTES: Final = 256 * 1024
 #: How many departed routing ids are remembered, so that messages still in the pipe do not bring them back.
 REMEMBERED: Final = 4096
-#: Descriptors kept free below RLIMIT_NOFILE: libzmq aborts the process when accept fails for want of them.
-FD_RESERVE: Final = 64
 FRAMES_KEPT: Final = 8
 _MONITORED: Final = zmq.Event.ACCEPTED | zmq.Event.DISCONNECTED
 _NOBLOCK: Final = int(zmq.NOBLOCK)
@@ -102,8 +97,7 @@ class RouterPort:
         self._live_fds: set[int] = set()
         self._spoke: set[int] = set()  # fds of which a message was finished, since somebody asked
         self._received = 0  # since then, too
-        self._pidfds: dict[int, int] = {}  # pid -> pidfd
-        self._by_pidfd: dict[int, tuple[int, set[bytes]]] = {}
+        self._processes: BotProcesses[bytes] = BotProcesses(self._epoll)
         self._departed: list[bytes] = []
         self._gone: OrderedDict[bytes, None] = OrderedDict()
         self._path = ""
@@ -134,8 +128,7 @@ class RouterPort:
         self._closed = True
         self._epoll.close()
         os.close(self._wake_fd)
-        for pidfd in self._by_pidfd:
-            os.close(pidfd)
+        self._processes.close()
         self._router.disable_monitor()
         self._monitor.close(0)
         self._router.close(int(linger * 1000))
@@ -228,12 +221,10 @@ class RouterPort:
         known = self._known.get(routing_id)
         if known is None or known.fd not in self._live_fds:
             return 0
-        count = array.array("i", [0])
         try:
-            fcntl.ioctl(known.fd, termios.TIOCOUTQ, count, True)
+            return unread_bytes(known.fd)
         except OSError:
             return 0  # closed meanwhile: the monitor is about to say so
-        return count[0]
 
     # ------------------------------------------------------------------------------------------- coming and going
 
@@ -245,8 +236,8 @@ class RouterPort:
                 os.eventfd_read(fd)
             elif fd == self._monitor_fd:
                 self._drain_monitor()
-            elif fd in self._by_pidfd:
-                for routing_id in tuple(self._by_pidfd[fd][1]):
+            else:
+                for routing_id in self._processes.ended(fd):
                     self._depart(routing_id)
         return bool(events)
 
@@ -260,7 +251,7 @@ class RouterPort:
             receive()  # the endpoint: ours
             kind, fd = struct.unpack("=hi", event)
             if kind == zmq.Event.ACCEPTED:
-                if fd >= _fd_watermark():
+                if fd >= fd_watermark():
                     self.drop(fd)
                 else:
                     self._live_fds.add(fd)
@@ -285,27 +276,11 @@ class RouterPort:
         if former is not None:
             self._depart(former)
         pid = _pid_of(address)
-        if pid and not self._watch(pid, routing_id):
+        if pid and not self._processes.watch(pid, routing_id):
             return None
         known = self._known[routing_id] = _Known(fd, pid)
         self._by_fd[fd] = routing_id
         return known
-
-    def _watch(self, pid: int, routing_id: bytes) -> bool:
-        """Have the kernel tell when the process ends. False: it has ended."""
-        pidfd = self._pidfds.get(pid)
-        if pidfd is None:
-            try:
-                pidfd = os.pidfd_open(pid)
-            except ProcessLookupError:
-                return False
-            except OSError:
-                return True  # not permitted, or out of descriptors: the monitor is there still
-            self._pidfds[pid] = pidfd
-            self._by_pidfd[pidfd] = (pid, set())
-            self._epoll.register(pidfd, select.EPOLLIN)
-        self._by_pidfd[pidfd][1].add(routing_id)
-        return True
 
     def _depart(self, routing_id: bytes) -> None:
         known = self._known.pop(routing_id, None)
@@ -313,14 +288,7 @@ class RouterPort:
             return
         if self._by_fd.get(known.fd) == routing_id:
             del self._by_fd[known.fd]
-        pidfd = self._pidfds.get(known.pid)
-        if pidfd is not None:
-            routing_ids = self._by_pidfd[pidfd][1]
-            routing_ids.discard(routing_id)
-            if not routing_ids:
-                del self._by_pidfd[pidfd], self._pidfds[known.pid]
-                self._epoll.unregister(pidfd)
-                os.close(pidfd)
+        self._processes.release(known.pid, routing_id)
         self._gone[routing_id] = None
         if len(self._gone) > REMEMBERED:
             self._gone.popitem(last=False)
@@ -369,7 +337,3 @@ def _is_peer(fd: int, address: str) -> bool:
         return False
     pid, uid, gid = struct.unpack("iII", credentials)
     return address.split(":")[1:] == [str(uid), str(gid), str(pid)]
-
-
-def _fd_watermark() -> int:
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FD_RESERVE

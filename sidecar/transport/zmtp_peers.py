@@ -7,13 +7,13 @@ bounded: connections by RLIMIT_NOFILE, handshakes by number and time, what waits
 from __future__ import annotations
 
 import os
-import resource
 import select
 import socket
 import struct
 from typing import Final
 
 from sidecar.errors import EndpointError
+from sidecar.transport.bot_processes import BotProcesses, fd_watermark
 from sidecar.transport.ticker import Ticker
 from sidecar.transport.zmtp import GREETING, Zmtp
 
@@ -23,8 +23,6 @@ SEND_BUFFER: Final = 65_536
 #: Connections accepted in one pass, and those that may wait in the kernel (somaxconn permitting).
 ACCEPTS: Final = 64
 BACKLOG: Final = 4096
-#: Descriptors kept free below RLIMIT_NOFILE, for the upstreams.
-FD_RESERVE: Final = 64
 #: Connections that have not shaken hands; one more, and the oldest of them goes.
 MAX_STRANGERS: Final = 512
 #: Seconds of a tick, the grain of everything timed here.
@@ -88,8 +86,7 @@ class Peers:
         self._path = ""
         self._strangers: dict[Peer, int] = {}  # who has not shaken hands, oldest first -> the tick that ends it
         self._mortal: set[Peer] = set()  # who has a TTL
-        self._processes: dict[int, tuple[int, set[Peer]]] = {}  # pid -> pidfd, its connections
-        self._pids: dict[int, int] = {}  # pidfd -> pid
+        self._processes: BotProcesses[Peer] = BotProcesses(self.epoll)
         self._number = 0
         self._resting = False  # nobody is accepted before the next tick
 
@@ -125,11 +122,11 @@ class Peers:
         """A descriptor that is no connection's is ready."""
         if fd == self._ticker.fd:
             self._tick()
-        elif fd in self._pids:
-            for peer in tuple(self._processes[self._pids[fd]][1]):
-                self.part(peer)
         elif fd == self._listener.fileno():
             self._accept()
+        else:
+            for peer in self._processes.ended(fd):
+                self.part(peer)
 
     # ------------------------------------------------------------------------------------------- writing
 
@@ -220,7 +217,7 @@ class Peers:
                 self.epoll.modify(self._listener.fileno(), 0)
                 self._ticker.start()
                 return
-            if made.fileno() >= _fd_watermark():
+            if made.fileno() >= fd_watermark():
                 made.close()
                 continue
             made.setblocking(False)
@@ -236,7 +233,7 @@ class Peers:
     def admit(self, peer: Peer) -> bool:
         """It has shaken hands: name it. False: its process has ended, and it is gone."""
         del self._strangers[peer]
-        if peer.pid and not self._watch(peer):
+        if peer.pid and not self._processes.watch(peer.pid, peer):
             self.part(peer)
             return False
         # What a peer calls itself is not used: two may choose the same. That it chose one is told by the first byte.
@@ -248,21 +245,6 @@ class Peers:
                 break
         peer.routing_id = routing_id
         self.named[routing_id] = peer
-        return True
-
-    def _watch(self, peer: Peer) -> bool:
-        """Have the kernel tell when the process ends: a child may have inherited the connection. False: it has."""
-        if peer.pid not in self._processes:
-            try:
-                pidfd = os.pidfd_open(peer.pid)
-            except ProcessLookupError:
-                return False
-            except OSError:
-                return True  # not permitted, or out of descriptors: the connection's end is told still
-            self._processes[peer.pid] = pidfd, set()
-            self._pids[pidfd] = peer.pid
-            self.epoll.register(pidfd, select.EPOLLIN)
-        self._processes[peer.pid][1].add(peer)
         return True
 
     def part(self, peer: Peer) -> None:
@@ -280,12 +262,7 @@ class Peers:
             return
         if peer.met:
             self.departed.append(peer.routing_id)
-        pidfd, others = self._processes.get(peer.pid, (-1, set()))
-        others.discard(peer)
-        if pidfd >= 0 and not others:
-            del self._processes[peer.pid], self._pids[pidfd]
-            self.epoll.unregister(pidfd)
-            os.close(pidfd)
+        self._processes.release(peer.pid, peer)
 
     def _tick(self) -> None:
         """Whose time is up? Not of those whose bytes are here and wait for us."""
@@ -305,7 +282,3 @@ class Peers:
             self.epoll.modify(self._listener.fileno(), select.EPOLLIN)
         if not self._strangers and not self._mortal:
             self._ticker.stop()
-
-
-def _fd_watermark() -> int:
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FD_RESERVE

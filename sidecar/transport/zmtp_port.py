@@ -10,17 +10,15 @@ is not read, and its own buffers fill, as they should.
 
 from __future__ import annotations
 
-import array
-import fcntl
 import os
 import select
-import termios
 from collections import deque
 from typing import Final
 
 import trio
 
 from sidecar.transport.bot_port import Envelope, Incoming, Sent, split_envelope
+from sidecar.transport.bot_processes import unread_bytes
 from sidecar.transport.zmtp import LONG, LONG_HEADER, SHORT_HEADERS, Refused, frames_before
 from sidecar.transport.zmtp_peers import SEND_BUFFER, Peer, Peers
 
@@ -218,6 +216,4 @@ class ZmtpPort:
         peer = self._named.get(routing_id)
         if peer is None:
             return 0
-        count = array.array("i", [0])
-        fcntl.ioctl(peer.fd, termios.TIOCOUTQ, count, True)
-        return count[0] + len(peer.rest)
+        return unread_bytes(peer.fd) + len(peer.rest)

@@ -682,7 +682,7 @@ async def test_descriptors_near_the_limit_are_closed(
     port: ZmtpPort, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Accepted and closed again: the upstreams need descriptors, too."""
-    monkeypatch.setattr(zmtp_peers, "_fd_watermark", lambda: 3)
+    monkeypatch.setattr(zmtp_peers, "fd_watermark", lambda: 3)
     with Raw(path) as raw:
         port.receive_now(8)
         assert await until(lambda: (raw.heard(), raw.ended)[1])
