@@ -37,11 +37,6 @@ def first_line(config: Config, endpoint: str) -> str:
     return f"sidecar: {endpoint} · {who} · {config.frontend.max_calls_in_flight} calls at once"
 
 
-def make_port(*, max_message_bytes: int, native: bool) -> RouterPort | ZmtpPort:
-    """A socket for bots: our own ZMTP (`native`), or libzmq's ROUTER. proto/wire.md tells where bots could notice."""
-    return (ZmtpPort if native else RouterPort)(max_message_bytes=max_message_bytes)
-
-
 async def serve(
     config: Config,
     *,
@@ -81,7 +76,8 @@ async def serve(
         stack.callback(notifier.close)
         stack.enter_context(places.held(endpoint, group=frontend.group, advice=advice))
         stack.enter_context(places.held(control_endpoint, advice=advice))
-        port = make_port(max_message_bytes=frontend.max_message_bytes, native=frontend.zmtp == "native")
+        # Bots cannot tell which of the two serves them.
+        port = (ZmtpPort if frontend.zmtp == "native" else RouterPort)(max_message_bytes=frontend.max_message_bytes)
         stack.callback(port.close, linger=LINGER)
         control_port = RouterPort(max_message_bytes=CONTROL_MESSAGE_BYTES)
         stack.callback(control_port.close)

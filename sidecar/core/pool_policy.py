@@ -216,11 +216,8 @@ class PoolPolicy:
             return True
         if total >= self._maximum or (idle + connecting >= self._warm and not waiting):
             return False
-        if total == connecting:  # none stands
-            start_at = self._backoff.next_attempt_at
-        else:
-            start_at = self._backoff.early_attempt_at if waiting else self._backoff.early_spare_at
-        if not waiting and 2 * idle >= self._warm and self._leisurely_at > start_at:
+        start_at = self._start_at(standing=total > connecting, waiting=waiting)
+        if self._at_leisure(idle, waiting) and self._leisurely_at > start_at:
             start_at = self._leisurely_at
         # Before that there is nothing to open; but the policy must know that it is to look again then.
         return now >= start_at or self._wake_at > start_at
@@ -266,14 +263,10 @@ class PoolPolicy:
         missing = min(self._warm - (-waiting // self._slots) - len(fresh) - connecting, room)
         opens, start_at = 0, math.inf
         if missing > 0:
-            start_at = self._backoff.next_attempt_at
-            if standing > 0:
-                start_at = self._backoff.early_attempt_at if waiting > 0 else self._backoff.early_spare_at
+            start_at = self._start_at(standing=standing > 0, waiting=waiting)
             if now >= start_at:
                 at_once, start_at = self._at_once, math.inf
-                if not waiting and not due and 2 * len(fresh) >= self._warm:
-                    # Half of the spares are there, none is due, and nobody waits: the others follow one by one, so that
-                    # a burst of calls is not held up by the connects that are to serve the next one.
+                if not due and self._at_leisure(len(fresh), waiting):
                     at_once = 1 if now >= self._leisurely_at else 0
                     start_at = self._leisurely_at if at_once == 0 else math.inf
                 opens = max(0, min(missing, at_once - connecting))
@@ -287,6 +280,19 @@ class PoolPolicy:
         self._opened += opens
         self._retired += len(retire)
         return [*retire, *([_OPEN] * opens)]
+
+    def _start_at(self, *, standing: bool, waiting: int) -> float:
+        """The earliest instant for a connect that is missing: sooner where others stand, thus the upstream does."""
+        if not standing:
+            return self._backoff.next_attempt_at
+        return self._backoff.early_attempt_at if waiting else self._backoff.early_spare_at
+
+    def _at_leisure(self, idle: int, waiting: int) -> bool:
+        """Half of the spares are there, and nobody waits: the others follow one by one.
+
+        A burst of calls is not to be held up by the connects that are to serve the next one.
+        """
+        return not waiting and 2 * idle >= self._warm
 
     def _to_retire(
         self,

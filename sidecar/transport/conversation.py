@@ -160,10 +160,6 @@ class WebSocket:
         self._finish()
         self._end(fault, ours=ours)
 
-    def how_it_ended(self) -> Fault:
-        """For people and the pool, when all is over."""
-        return self._lost or self._refuse or ConnectionLost(how="local")
-
     # --- what its wire calls
 
     def feed(self, data: bytes, now: float) -> None:
@@ -220,14 +216,14 @@ class WebSocket:
         if self._lost is not None:
             return
         refuse = self._refuse
-        closing = isinstance(refuse, ConnectionLost) and refuse.how == "local"
-        how = refuse if closing and refuse is not None else fault
-        self._lost = self._refuse = how
+        if isinstance(refuse, ConnectionLost) and refuse.how == "local":
+            fault, ours = refuse, True  # we were closing: that is how it ended, whatever came first
+        self._lost = self._refuse = fault
         for event in (self._pings or {}).values():
             event.set()
         tell, self._tell = self._tell, None
         if tell is not None:
-            tell(how, ours or closing)
+            tell(fault, ours)
         if self._over:
             self._sink = _nobody  # parts the circle of references: a dead connection is freed at once
 

@@ -6,7 +6,7 @@ that one. A pass reads what is ready, feeds it on, and flushes once: deltas of a
 
 While tokens flow densely the pump waits for the next pass inside its own epoll, at most `LINGER`, and gives Trio its
 turn every `SLICE`: these two bound what the pump may hold up a timer, a connect or a signal. What comes from bots ends
-the waiting at once (`heed`). Decision record 0010 has the figures.
+the waiting at once (`heed`). Decision record 0011 has the figures.
 
 In a simulation no socket is ever enlisted: `wires.StreamWire` feeds the same `WebSocket` from memory.
 """

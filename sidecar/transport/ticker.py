@@ -1,4 +1,4 @@
-"""A timerfd that counts ticks: time for who waits in an epoll and has no other clock. Python has it from 3.13 on."""
+"""timerfd, which Python has from 3.13 on, and ticks counted by one: time for who waits in an epoll and has no clock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,31 @@ import os
 from typing import Final
 
 _CLOCK_MONOTONIC: Final = 1
+_TFD_TIMER_ABSTIME: Final = 1
 _libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+def timerfd() -> int:
+    """A descriptor that becomes readable as `set_timer` says; on CLOCK_MONOTONIC, non-blocking.
+
+    Raises:
+        OSError: the kernel gives none.
+    """
+    fd: int = _libc.timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), "timerfd_create")
+    return fd
+
+
+def set_timer(fd: int, first_ns: int, *, interval_ns: int = 0, absolute: bool = False) -> None:
+    """Ring in `first_ns`, or at that instant, and then every `interval_ns`, 0 for once. A first of 0 stops it.
+
+    Raises:
+        OSError: it is no timerfd.
+    """
+    setting = (ctypes.c_long * 4)(*divmod(interval_ns, 1_000_000_000), *divmod(first_ns, 1_000_000_000))
+    if _libc.timerfd_settime(fd, _TFD_TIMER_ABSTIME if absolute else 0, setting, None):
+        raise OSError(ctypes.get_errno(), "timerfd_settime")
 
 
 class Ticker:
@@ -27,9 +51,7 @@ class Ticker:
         self._interval = interval
         self._running = False
         self.now = 0
-        self.fd = _libc.timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
-        if self.fd < 0:
-            raise OSError(ctypes.get_errno(), "timerfd_create")
+        self.fd = timerfd()
 
     def __enter__(self) -> Ticker:
         return self
@@ -68,8 +90,6 @@ class Ticker:
         os.close(self.fd)
 
     def _set(self, seconds: float) -> None:
-        whole, part = divmod(int(seconds * 1e9), 1_000_000_000)
-        setting = (ctypes.c_long * 4)(whole, part, whole, part)
-        if _libc.timerfd_settime(self.fd, 0, setting, None):
-            raise OSError(ctypes.get_errno(), "timerfd_settime")
+        interval_ns = int(seconds * 1e9)
+        set_timer(self.fd, interval_ns, interval_ns=interval_ns)
         self._running = seconds > 0

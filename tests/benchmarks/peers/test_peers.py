@@ -211,8 +211,8 @@ def test_percentiles_by_nearest_rank() -> None:
 
 def test_reasons_are_short_and_name_no_server() -> None:
     """Colours and addresses go, the line that tells of the error stays."""
-    said = "\x1b[31mLooking\x1b[0m\nERROR: could not fetch https://index.example.org/simple/x/ (404)\nhint: bye\n"
-    assert peering.shortened(said) == "ERROR: could not fetch (address)/simple/x/ (404)"
+    said = "\x1b[31mLooking\x1b[0m\nERROR: could not fetch https://server.invalid/folder/x/ (404)\nhint: bye\n"
+    assert peering.shortened(said) == "ERROR: could not fetch (address)/folder/x/ (404)"
     assert peering.shortened("") == ""
 
 
