@@ -6,7 +6,6 @@ import os
 import socket
 import struct
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,38 +17,10 @@ from sidecar.client.dealer import OPENING, frame
 from sidecar.client.link import Link
 from sidecar.client.session import Session
 from sidecar.wire import Failed
+from tests.fakes.listening_peer import Peer
 
 #: What a ROUTER says: its handshake differs from a DEALER's only in a name that nobody looks at.
 HANDSHAKE = OPENING
-
-
-class Peer:
-    """The listening end. Nothing here waits: a Unix socket's connects and sends are there at once."""
-
-    def __init__(self, path: Path) -> None:
-        self.endpoint = f"ipc://{path}"
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(str(path))
-        self.listener.listen()
-        self.listener.settimeout(5)
-        self.open: list[socket.socket] = [self.listener]
-
-    def accept(self) -> socket.socket:
-        """The next connection."""
-        made, _ = self.listener.accept()
-        made.settimeout(5)
-        self.open.append(made)
-        return made
-
-
-@pytest.fixture
-def peer() -> Iterator[Peer]:
-    """In a folder of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        made = Peer(Path(folder) / "s")
-        yield made
-        for one in made.open:
-            one.close()
 
 
 def made(peer: Peer, *, now: float = 0.0) -> tuple[Link, socket.socket]:

@@ -9,7 +9,6 @@ import select
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +26,6 @@ from tests.fakes.fake_daemon import FakeDaemon
 from tests.fakes.listening_peer import Peer, connected
 
 SILENT = '["accept", "silence"]'
-
-
-@pytest.fixture
-def base() -> Iterator[Path]:
-    """A short folder: socket paths are."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
-
-
-@pytest.fixture
-def peer(base: Path) -> Iterator[Peer]:
-    """In a folder of its own."""
-    made = Peer(base / "s")
-    yield made
-    for one in made.open:
-        one.close()
 
 
 def refusal(name: str) -> bytes:

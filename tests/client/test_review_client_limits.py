@@ -6,11 +6,8 @@ import os
 import random
 import select
 import signal
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -25,22 +22,6 @@ from tests.fakes.fake_daemon import FakeDaemon
 from tests.fakes.listening_peer import Peer, connected
 
 SILENT = '["accept", "silence"]'
-
-
-@pytest.fixture
-def base() -> Iterator[Path]:
-    """A short folder: socket paths are."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
-
-
-@pytest.fixture
-def peer(base: Path) -> Iterator[Peer]:
-    """In a folder of its own."""
-    made = Peer(base / "s")
-    yield made
-    for one in made.open:
-        one.close()
 
 
 def test_calls_that_ended_unsent_are_not_kept() -> None:

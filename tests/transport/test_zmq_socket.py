@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,8 +17,9 @@ import zmq
 
 from sidecar.errors import EndpointError
 from sidecar.transport import zmq_socket
-from sidecar.transport.bot_port import Incoming, Sent, split_envelope
+from sidecar.transport.bot_port import Sent, split_envelope
 from sidecar.transport.zmq_socket import RouterPort
+from tests.fakes.zmq_bots import Bots, departed, receive, until
 
 LIMIT = 4096
 
@@ -38,61 +39,12 @@ def port(address: str) -> Iterator[RouterPort]:
         yield bound
 
 
-class Bots:
-    """The bots' side: a context and every socket made of it, closed together."""
-
-    def __init__(self) -> None:
-        self.context = zmq.Context()
-        self.sockets: list[zmq.Socket[Any]] = []
-
-    def close(self) -> None:
-        """Sockets before the context."""
-        for made in self.sockets:
-            made.close(0)
-        self.context.term()
-
-
 @pytest.fixture
-def context() -> Iterator[Bots]:
+def context(address: str) -> Iterator[Bots]:
     """The bots' side."""
-    made = Bots()
+    made = Bots(address)
     yield made
     made.close()
-
-
-def dealer(context: Bots, address: str, kind: int = zmq.DEALER, **options: Any) -> zmq.Socket[Any]:
-    """A connected bot."""
-    bot = context.context.socket(kind)
-    context.sockets.append(bot)
-    for name, value in options.items():
-        bot.setsockopt(getattr(zmq, name.upper()), value)
-    bot.connect(address)
-    return bot
-
-
-async def until(check: Callable[[], Any], within: float = 5.0) -> Any:
-    """Poll until `check` gives something true. For what happens outside this process's loop."""
-    with trio.fail_after(within):
-        while not (result := check()):
-            await trio.sleep(0.002)
-        return result
-
-
-async def receive(port: RouterPort, count: int = 1) -> list[Incoming]:
-    """The next `count` messages."""
-    got: list[Incoming] = []
-    with trio.fail_after(5):
-        while len(got) < count:
-            got += await port.receive_batch(64)
-    return got
-
-
-async def departed(port: RouterPort) -> list[bytes]:
-    """The next departures."""
-    with trio.fail_after(5):
-        while not (gone := port.departures()):
-            await port.receive_batch(64)
-    return gone
 
 
 def receive_nowait(bot: zmq.Socket[Any]) -> list[bytes]:
@@ -105,7 +57,7 @@ def receive_nowait(bot: zmq.Socket[Any]) -> list[bytes]:
 
 async def test_a_message_brings_who_sent_it(port: RouterPort, address: str, context: Bots) -> None:
     """The kernel's uid, gid and pid with the first message of a routing id; the id is libzmq's own kind."""
-    bot = dealer(context, address)
+    bot = context.make()
     bot.send(b"one")
     bot.send(b"two")
     first, second = await receive(port, 2)
@@ -120,7 +72,7 @@ async def test_a_message_brings_who_sent_it(port: RouterPort, address: str, cont
 async def test_req_envelopes_are_told_from_payloads(port: RouterPort, address: str, context: Bots) -> None:
     """REQ and REQ_CORRELATE are answered through what they put before the payload."""
     for options in ({}, {"req_correlate": 1}):
-        bot = dealer(context, address, zmq.REQ, **options)
+        bot = context.make(zmq.REQ, **options)
         bot.send(b"question")
         (message,) = await receive(port)
         assert message.payload == b"question"
@@ -132,7 +84,7 @@ async def test_req_envelopes_are_told_from_payloads(port: RouterPort, address: s
 
 async def test_no_wake_is_lost_among_sends(port: RouterPort, address: str, context: Bots) -> None:
     """600 questions, each sent while the loop itself is sending: they eat the edge, it is woken all the same."""
-    asking, listening = dealer(context, address), dealer(context, address)
+    asking, listening = context.make(), context.make()
     asking.send(b"hello")
     listening.send(b"hello")
     met = await receive(port, 2)
@@ -174,7 +126,7 @@ async def test_a_bot_that_does_not_read_is_full_and_gets_everything_in_order_lat
     port: RouterPort, address: str, context: Bots
 ) -> None:
     """FULL, never a silent loss; unread bytes say so long before; when there is room again, it goes on."""
-    bot = dealer(context, address, rcvhwm=4)
+    bot = context.make(rcvhwm=4)
     bot.send(b"hello")
     (message,) = await receive(port)
     assert port.unread_bytes(message.routing_id) == 0
@@ -208,7 +160,7 @@ async def test_a_bot_that_does_not_read_is_full_and_gets_everything_in_order_lat
 
 async def test_a_closed_bot_is_noticed_without_sending(port: RouterPort, address: str, context: Bots) -> None:
     """A socket closed in a process that lives on: told by the monitor; sends to it are GONE soon."""
-    bot = dealer(context, address)
+    bot = context.make()
     bot.send(b"hello")
     (message,) = await receive(port)
     bot.close(0)
@@ -220,7 +172,7 @@ async def test_a_bot_that_comes_again_is_another_one(port: RouterPort, address: 
     """Descriptors are reused; routing ids are not, and each departure is told once and of the right one."""
     seen: set[bytes] = set()
     for _ in range(30):
-        bot = dealer(context, address)
+        bot = context.make()
         bot.send(b"hello")
         (message,) = await receive(port)
         assert message.routing_id not in seen
@@ -234,7 +186,7 @@ async def test_a_bot_that_comes_again_is_another_one(port: RouterPort, address: 
 
 async def test_a_bot_gone_before_it_was_read_is_never_met(port: RouterPort, address: str, context: Bots) -> None:
     """Its message is dropped: nobody is there to answer, and nothing upstream must start for it."""
-    bot = dealer(context, address)
+    bot = context.make()
     bot.send(b"hello")
     await until(lambda: port._router.poll(0))
     bot.close(0)
@@ -309,7 +261,7 @@ async def test_a_bind_that_the_system_refuses_is_told() -> None:
 
 async def test_a_giant_frame_drops_that_bot_alone(port: RouterPort, address: str, context: Bots) -> None:
     """Over twice max_message_bytes libzmq closes the connection; between the limits the daemon can answer."""
-    giant, other = dealer(context, address, reconnect_ivl=-1), dealer(context, address)
+    giant, other = context.make(reconnect_ivl=-1), context.make()
     giant.send(b"hello")
     (message,) = await receive(port)
     giant.send(b"x" * (2 * LIMIT))
@@ -345,13 +297,13 @@ def _read_to_end(raw: socket.socket) -> bool:
 
 async def test_a_chosen_routing_id_is_passed_on_as_it_is(port: RouterPort, address: str, context: Bots) -> None:
     """The frontend refuses it; a second bot announcing the same one does not get the first one's messages."""
-    first = dealer(context, address, routing_id=b"bot-7")
+    first = context.make(routing_id=b"bot-7")
     first.send(b"mine")
     (message,) = await receive(port)
     assert message.routing_id == b"bot-7"
-    impostor = dealer(context, address, routing_id=b"bot-7")
+    impostor = context.make(routing_id=b"bot-7")
     impostor.send(b"mine, too")
-    other = dealer(context, address)
+    other = context.make()
     other.send(b"other")
     assert [m.payload for m in await receive(port)] == [b"other"]
     port.send(b"bot-7", b"secret")
@@ -363,7 +315,7 @@ async def test_many_frames_in_one_message_are_one_malformed_message(
     port: RouterPort, address: str, context: Bots
 ) -> None:
     """10,000 frames are read, not kept, and given as a message without a payload."""
-    bot = dealer(context, address)
+    bot = context.make()
     bot.send_multipart([b"x"] * 10_000)
     (message,) = await receive(port)
     assert (message.payload, message.envelope) == (None, ())
@@ -374,7 +326,7 @@ async def test_a_batch_is_bounded_in_messages_and_bytes(
 ) -> None:
     """A flood is read in small portions, and nothing of it is lost between them."""
     monkeypatch.setattr(zmq_socket, "BATCH_BYTES", 3 * LIMIT)
-    bot = dealer(context, address)
+    bot = context.make()
     for _ in range(12):
         bot.send(b"x" * LIMIT)
     sizes = []
@@ -390,7 +342,7 @@ async def test_a_batch_is_bounded_in_messages_and_bytes(
 
 async def test_cancelling_the_wait_loses_nothing(port: RouterPort, address: str, context: Bots) -> None:
     """A message that comes around a cancelled wait is given by the next one."""
-    bot = dealer(context, address)
+    bot = context.make()
     for number in range(20):
         with trio.move_on_after(0.001):
             await port.receive_batch(64)
@@ -403,7 +355,7 @@ async def test_descriptors_near_the_limit_are_shut(
 ) -> None:
     """Before libzmq runs out of descriptors (and aborts) new connections are shut down again."""
     monkeypatch.setattr(zmq_socket, "fd_watermark", lambda: 3)
-    bot = dealer(context, address, reconnect_ivl=-1)
+    bot = context.make(reconnect_ivl=-1)
     bot.send(b"hello")
     with trio.move_on_after(0.3):
         while True:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,6 +27,7 @@ from sidecar.transport import zmtp_peers, zmtp_port
 from sidecar.transport.bot_port import Incoming, Sent
 from sidecar.transport.zmtp import GREETING, LONG, LONG_HEADER, command, frames_before
 from sidecar.transport.zmtp_port import ZmtpPort
+from tests.fakes.zmq_bots import Bots, departed, receive, until
 
 LIMIT = 4096
 PING = command(b"PING", b"\0\0" + b"c" * 16)
@@ -45,31 +46,6 @@ def port(path: str) -> Iterator[ZmtpPort]:
     with ZmtpPort(max_message_bytes=LIMIT) as bound:
         bound.bind(f"ipc://{path}")
         yield bound
-
-
-class Bots:
-    """pyzmq's side: a context and every socket made of it, closed together."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.context = zmq.Context()
-        self.sockets: list[zmq.Socket[Any]] = []
-
-    def make(self, kind: int = zmq.DEALER, **options: Any) -> zmq.Socket[Any]:
-        """A connected bot."""
-        bot = self.context.socket(kind)
-        self.sockets.append(bot)
-        bot.linger = 0
-        for name, value in options.items():
-            bot.setsockopt(getattr(zmq, name.upper()), value)
-        bot.connect(self.address)
-        return bot
-
-    def close(self) -> None:
-        """Sockets before the context."""
-        for made in self.sockets:
-            made.close(0)
-        self.context.term()
 
 
 @pytest.fixture
@@ -122,31 +98,6 @@ class Raw:
         """The payloads that have come."""
         data = self.heard()
         return self.dealer.receive(data) if data else []
-
-
-async def until(check: Callable[[], Any], within: float = 5.0) -> Any:
-    """Poll until `check` gives something true."""
-    with trio.fail_after(within):
-        while not (result := check()):
-            await trio.sleep(0.001)
-        return result
-
-
-async def receive(port: ZmtpPort, count: int = 1) -> list[Incoming]:
-    """The next `count` messages."""
-    got: list[Incoming] = []
-    with trio.fail_after(5):
-        while len(got) < count:
-            got += await port.receive_batch(64)
-    return got
-
-
-async def departed(port: ZmtpPort) -> list[bytes]:
-    """The next departures."""
-    with trio.fail_after(5):
-        while not (gone := port.departures()):
-            await port.receive_batch(64)
-    return gone
 
 
 def inbox(bot: zmq.Socket[Any]) -> list[list[bytes]]:
