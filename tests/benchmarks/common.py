@@ -85,10 +85,16 @@ class Bench(Running):
 
     def start(self, *argv: str, log: str, stdout: int | None = None) -> subprocess.Popen[bytes]:
         """`python ARGV` in the background with this tree's product, what it says in `log`."""
+        return self.spawn([sys.executable, *argv], log=log, stdout=stdout, PYTHONPATH=str(ROOT))
+
+    def spawn(
+        self, argv: Sequence[str], *, log: str, stdout: int | None = None, **extra: str
+    ) -> subprocess.Popen[bytes]:
+        """Any program in the background, with `extra` in its environment; it dies with this process, and with us."""
         with (self.folder / log).open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, *argv], stdin=subprocess.DEVNULL, stdout=stdout or output, stderr=output,
-                env=self.environ(PYTHONPATH=str(ROOT)), cwd=ROOT, preexec_fn=_die_with_parent,
+                argv, stdin=subprocess.DEVNULL, stdout=stdout or output, stderr=output,
+                env=self.environ(**extra), cwd=ROOT, preexec_fn=_die_with_parent,
             )  # fmt: skip
         self._running.append(process)
         return process

@@ -9,7 +9,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from tests.benchmarks.yardsticks.build import build
-from tests.benchmarks.yardsticks.upstream import Bench, spawn
+from tests.benchmarks.yardsticks.upstream import Bench
 
 
 class CRelay:
@@ -37,5 +37,5 @@ class CRelay:
             str(build("relay")), "--endpoint", endpoint, "--connect", f"{parts.hostname}:{parts.port}{path}",
             "--connections", str(connections), "--for-s", str(int(for_s)), "--ready-file", str(ready),
         ]  # fmt: skip
-        self.process = spawn(bench, argv, "c-relay.log")
+        self.process = bench.spawn(argv, log="c-relay.log")
         bench.until(lambda: ready.exists() and ready.read_text().strip() != "", self.process, "c-relay.log")

@@ -6,30 +6,24 @@ It takes the place of `bench.relay()` where nothing is to go wrong: the same `po
 
 from __future__ import annotations
 
-import ctypes
 import json
-import signal
 import ssl
 import subprocess
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from tests.benchmarks.yardsticks.build import build
-
-_PR_SET_PDEATHSIG: Final = 1
-_libc = ctypes.CDLL(None)
 
 
 class Bench(Protocol):
     """What is needed of a `common.Bench`."""
 
     folder: Path
-    _running: list[subprocess.Popen[bytes]]
 
-    def environ(self, **extra: str) -> dict[str, str]:
-        """Of a child."""
+    def spawn(self, argv: Sequence[str], *, log: str) -> subprocess.Popen[bytes]:
+        """Start a program that ends with the bench and with this process."""
         ...
 
     def until(
@@ -71,7 +65,7 @@ class CUpstream:
             argv += ["--cert", str(cert), "--key", str(key)]
         for flag, value in flags.items():
             argv += ["--" + flag.replace("_", "-"), f"{value:g}" if isinstance(value, float) else str(int(value))]
-        self.process = spawn(bench, argv, f"{name}.log")
+        self.process = bench.spawn(argv, log=f"{name}.log")
         bench.until(lambda: port_file.exists() and port_file.read_text().strip() != "", self.process, f"{name}.log")
         self.port = int(port_file.read_text())
 
@@ -89,21 +83,6 @@ class CUpstream:
         with urllib.request.urlopen(self.http("/_stats"), timeout=10, context=context) as answer:
             found: dict[str, Any] = json.load(answer)
         return found
-
-
-def spawn(bench: Bench, argv: list[str], log: str) -> subprocess.Popen[bytes]:
-    """Start a yardstick; it dies with this process, and `bench` ends it."""
-    with (bench.folder / log).open("wb") as output:
-        process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=bench.environ(),
-            preexec_fn=_die_with_parent,
-        )  # fmt: skip
-    bench._running.append(process)
-    return process
-
-
-def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _asked(query: dict[str, object]) -> str:
