@@ -3,7 +3,8 @@
     | state | event | state after |
     |---|---|---|
     | closed | trip | open |
-    | open | half_open (its time is over, and somebody asks) | half_open |
+    | open | half_open (its time is over, and somebody asks; with `probed`, a probe succeeded) | half_open |
+    | open | probe_failed (with `probed` only) | open |
     | half_open | close (enough trials succeeded) | closed |
     | half_open | trip (a trial failed, or was slow) | open |
 
@@ -13,8 +14,15 @@ half-open permit back. Half-open admits one trial at a time. Each state is a gen
 belongs to a permit of an earlier one is ignored, so that calls begun before a trip cannot close or re-open it. A trial
 that is never recorded expires.
 
+With `probed`, a bot's call is risked only after a fresh connect and a ping have worked since the breaker's time was
+over: most outages are such that this shows them, and it costs no bot its deadline. What the pool finds out is evidence
+of its instant, whoever found it: probes carry no permit, and news of one that nobody waits for is ignored.
+
+Trials are taken from those who have the least to lose: research at once, an entry when no research came for a moment,
+an exit last (`PATIENCE`).
+
 Sources: gobreaker (generations), Polly (lost trials), resilience4j (slow-call rate), Finagle (equal-jittered,
-growing). The numbers: docs/decisions/0006.
+growing). Probes and lanes: docs/decisions/0013. The numbers: docs/decisions/0006.
 """
 
 from __future__ import annotations
@@ -27,6 +35,8 @@ from msgspec import Struct
 
 from sidecar.core.outcome import Kind, Outcome
 from sidecar.core.transitions import Table
+from sidecar.core.window import Window
+from sidecar.wire import Lane
 
 State: TypeAlias = Literal["closed", "open", "half_open"]
 
@@ -35,15 +45,18 @@ TRANSITIONS: Final[Table[State]] = Table(
     {
         ("closed", "trip"): "open",
         ("open", "half_open"): "half_open",
+        ("open", "probe_failed"): "open",
         ("half_open", "close"): "closed",
         ("half_open", "trip"): "open",
     },
 )
 
-#: The window is kept in this many slices, so that it costs the same at any rate.
-SLICES: Final = 10
 #: A run of failures that chance alone would bring more often than this is no outage.
 CHANCE: Final = 1e-6
+#: Seconds for which a free trial is kept from a lane, in the hope of a call that has less to lose.
+PATIENCE: Final[dict[Lane, float]] = {"research": 0.0, "entry": 0.1, "exit": 0.25}
+#: Seconds added to a wait for a free trial, so that whoever waited does not come a rounding too early, and looks twice.
+_LATER: Final = 0.01
 
 
 class Permit(Struct, frozen=True):
@@ -54,9 +67,17 @@ class Permit(Struct, frozen=True):
 
 
 class Refusal(Struct, frozen=True):
-    """No. `retry_after`: seconds, jittered."""
+    """No.
+
+    Attributes:
+        retry_after: seconds, more than 0, jittered.
+        soon: half-open, and a trial is out or kept for a lower lane for a moment: whoever may wait will get in, or know
+            more, soon; `retry_after` is when to look again. Not while a probe is out: that may take all of a connect's
+            caps.
+    """
 
     retry_after: float
+    soon: bool = False
 
 
 class BreakerStatistics(Struct, frozen=True, kw_only=True):
@@ -71,47 +92,9 @@ class BreakerStatistics(Struct, frozen=True, kw_only=True):
     trips: int
     refused: int
     trials: int
+    probes: int
     stale: int
     next_wakeup_at: float
-
-
-class _Window:
-    """Counts of the last `width` seconds, to a slice's precision: a slice is forgotten whole."""
-
-    __slots__ = ("_counts", "_newest", "_slice")
-
-    def __init__(self, width: float) -> None:
-        self._slice = width / SLICES
-        self._newest = 0
-        self._counts: list[list[int]] = []
-        self.clear()
-
-    def clear(self) -> None:
-        self._counts = [[0, 0, 0] for _ in range(SLICES)]
-
-    def add(self, now: float, failed: bool, slow: bool) -> None:  # noqa: FBT001  (private, hot)
-        self._forget(now)
-        counts = self._counts[self._newest % SLICES]
-        counts[0] += 1
-        counts[1] += failed
-        counts[2] += slow
-
-    def sums(self, now: float) -> tuple[int, int, int]:
-        """total, failures, slow."""
-        self._forget(now)
-        total = failures = slow = 0
-        for counts in self._counts:
-            total += counts[0]
-            failures += counts[1]
-            slow += counts[2]
-        return total, failures, slow
-
-    def _forget(self, now: float) -> None:
-        newest = int(now // self._slice)
-        if newest > self._newest:
-            for index in range(max(self._newest + 1, newest - SLICES + 1), newest + 1):
-                self._counts[index % SLICES] = [0, 0, 0]
-            self._newest = newest
 
 
 class Breaker:
@@ -126,16 +109,19 @@ class Breaker:
         open_base, open_cap: seconds; it stays open for an equal-jittered time in between, doubling with each trip
             until it was closed for a whole window.
         trials: successful trials, one after the other, that close it.
-        trial_timeout: seconds after which a trial that was not recorded is given up for lost. More than the longest
-            first-delta time to be expected; a trial still running then does no harm, its outcome is ignored.
+        trial_timeout: seconds after which a trial that was not recorded is given up for lost, and so is a probe. More
+            than the longest first-delta time to be expected; a trial still running then does no harm, its outcome is
+            ignored.
+        probed: once its time is over it waits for a probe (`probe_due_at`) before calls are risked. Whoever says so
+            runs the probes: without them it stays open.
         jitter: U(0, 1).
     """
 
     __slots__ = (
-        "_closed_at", "_consecutive", "_consecutive_limit", "_growth", "_jitter", "_name", "_no_way_in", "_open_base",
-        "_open_cap", "_open_until", "_permit", "_rate", "_rate_minimum", "_refused", "_slow_rate", "_stale", "_state",
-        "_successes", "_trial", "_trial_timeout", "_trial_until", "_trials", "_trials_needed", "_trips", "_window",
-        "_window_width",
+        "_closed_at", "_consecutive", "_consecutive_limit", "_free_at", "_growth", "_jitter", "_name", "_no_way_in",
+        "_open_base", "_open_cap", "_open_until", "_permit", "_probe_until", "_probed", "_probes", "_rate",
+        "_rate_minimum", "_refused", "_slow_rate", "_stale", "_state", "_successes", "_trial", "_trial_timeout",
+        "_trial_until", "_trials", "_trials_needed", "_trips", "_window", "_window_width",
     )  # fmt: skip
 
     def __init__(
@@ -151,6 +137,7 @@ class Breaker:
         open_cap: float = 30.0,
         trials: int = 2,
         trial_timeout: float = 30.0,
+        probed: bool = False,
         jitter: Callable[[], float],
     ) -> None:
         self._name = name
@@ -158,8 +145,9 @@ class Breaker:
         self._rate, self._rate_minimum, self._slow_rate = rate, rate_minimum, slow_rate
         self._open_base, self._open_cap = open_base, open_cap
         self._trials_needed, self._trial_timeout = trials, trial_timeout
+        self._probed = probed
         self._jitter = jitter
-        self._window, self._window_width = _Window(window), window
+        self._window, self._window_width = Window(window), window
         self._state: State = "closed"
         self._permit = Permit(0)
         self._consecutive = 0
@@ -168,29 +156,47 @@ class Breaker:
         self._open_until = -math.inf
         self._trial: Permit | None = None
         self._trial_until = -math.inf
+        self._free_at = -math.inf  # since when the next trial has been free
+        self._probe_until: float | None = None  # a probe is out, and given up for lost then
         self._successes = 0
-        self._no_way_in = False  # the last trip was a failed connect's
-        self._trips = self._refused = self._trials = self._stale = 0
+        self._no_way_in = False  # it is open because of a failed connect
+        self._trips = self._refused = self._trials = self._probes = self._stale = 0
 
-    def admit(self, now: float) -> Permit | Refusal:
-        """May an attempt be made? A permit is handed back once: to `record`, or unused to `give_back`."""
+    def admit(self, now: float, lane: Lane = "research") -> Permit | Refusal:
+        """May an attempt be made? A permit is handed back once: to `record`, or unused to `give_back`.
+
+        Args:
+            now: instant.
+            lane: of the call. It matters to trials only: see `PATIENCE`.
+        """
         if self._state == "closed":
             return self._permit
-        if self._state == "open":
-            if now < self._open_until:
-                self._refused += 1
-                # The herd that waits for this instant must not arrive as one.
-                return Refusal((self._open_until - now) + self._open_base * 0.2 * self._jitter())
-            self._step("half_open")
-            self._successes = 0
-        elif self._trial is not None and now < self._trial_until:
+        if self.state(now) == "open":
             self._refused += 1
-            return Refusal(self._open_base * (0.5 + 0.5 * self._jitter()))
+            return Refusal(self.retry_after(now))
+        self._half_open()
+        if self._trial is not None:
+            if now < self._trial_until:
+                self._refused += 1
+                return Refusal(self.retry_after(now), soon=True)
+            self._free_at = self._trial_until
+            self._trial = None
+        kept_until = self._free_at + PATIENCE[lane]
+        if now < kept_until:
+            self._refused += 1
+            return Refusal(kept_until - now + _LATER * (1 + self._jitter()), soon=True)
         self._trials += 1
         # A new generation per trial: a trial given up for lost cannot speak for the one after it.
         self._trial = self._permit = Permit(self._permit.generation + 1, trial=True)
         self._trial_until = now + self._trial_timeout
         return self._trial
+
+    def retry_after(self, now: float) -> float:
+        """Seconds, more than 0 and jittered, after which asking again makes sense for whoever is refused now."""
+        if self._state == "open" and now < self._open_until:
+            # The herd that waits for this instant must not arrive as one.
+            return (self._open_until - now) + self._open_base * 0.2 * self._jitter()
+        return self._open_base * (0.5 + 0.5 * self._jitter())
 
     def record(self, permit: Permit, outcome: Outcome, now: float, *, slow: bool = False) -> None:
         """Hand a permit back with what came of it.
@@ -207,7 +213,7 @@ class Breaker:
             return
         failed = outcome.counts_against_breaker
         if permit.trial:
-            self._trial = None
+            self._trial, self._free_at = None, now
             if failed or slow:
                 self._trip(now)
             elif outcome.kind is Kind.SUCCESS:
@@ -225,28 +231,68 @@ class Breaker:
         if (failed or slow) and self._too_bad(now):
             self._trip(now)
 
+    # ---------------------------------------------------------------- what the pool finds out
+
     def connect_failed(self, outcome: Outcome, now: float) -> None:
         """A connect to the upstream failed; no permit was needed for it.
 
         Closed, it counts like an attempt. Half-open, it is the trial that failed (unless a call's trial is out, which
-        knows better). Open, it says nothing new.
+        knows better). Open with its time over, it is the probe that failed (unless one is out: that one's end is told
+        by `probe_ended`). Open before that, it says nothing new.
         """
-        if not outcome.counts_against_breaker or self.state(now) == "open":
+        if not outcome.counts_against_breaker:
             return
-        permit = self.admit(now)
-        if isinstance(permit, Permit):
-            trips = self._trips
-            self.record(permit, outcome, now)
-            self._no_way_in = self._no_way_in or self._trips > trips
+        if self._state == "closed":
+            self.record(self._permit, outcome, now)
+            self._no_way_in = self._no_way_in or self._state != "closed"
+        elif self.state(now) == "half_open":
+            if self._trial is None or now >= self._trial_until:
+                self._half_open()
+                self._trip(now)
+                self._no_way_in = True
+        elif now >= self._open_until:
+            if not self._probe_is_out(now):
+                self._probe_failed(now)
+            self._no_way_in = True
 
     def connected(self, now: float) -> None:
-        """A connect succeeded. If the breaker is open because none did, its reason is gone: a trial may go at once.
+        """A connect succeeded. If the breaker is open because none did, its reason is gone: its time is over.
 
-        A breaker that calls have opened waits its time: an upstream in trouble mostly takes connections still.
+        Then a trial may go at once; with `probed`, a probe is due at once, and no more. A breaker that calls have
+        opened waits its time: an upstream in trouble mostly takes connections still.
         """
         if self._no_way_in and self._state == "open" and self._open_until > now:
             self._open_until = now
         self._no_way_in = False
+
+    def probe_due_at(self) -> float:
+        """From when on a probe is wanted: a fresh connect and a ping, by the pool; inf when none is.
+
+        While one is out this is when it is given up for lost: the next one is wanted then.
+        """
+        if not self._probed or self._state != "open":
+            return math.inf
+        return self._open_until if self._probe_until is None else self._probe_until
+
+    def probe_started(self, now: float) -> None:
+        """A probe is out. One that was not due says nothing to this breaker, and its end will not either."""
+        if now >= self.probe_due_at():
+            self._probes += 1
+            self._probe_until = now + self._trial_timeout
+
+    def probe_ended(self, now: float, ok: bool) -> None:  # noqa: FBT001  (the one thing there is to say)
+        """The probe ended. `ok`: half-open, trials may go; not `ok`: open again, for longer.
+
+        Without a probe out (ended already, given up for lost, a trip or a close since) it says nothing.
+        """
+        if not self._probe_is_out(now):
+            return
+        if ok:
+            self._half_open(now)
+        else:
+            self._probe_failed(now)
+
+    # ---------------------------------------------------------------- unused permits, questions
 
     def give_back(self, permit: Permit) -> None:
         """Hand a permit back unused (no connection was to be had): as if it had never been asked for."""
@@ -254,13 +300,18 @@ class Breaker:
             self._trial = None
 
     def state(self, now: float) -> State:
-        """The state that a call asking now would meet: an open breaker whose time is over is half-open."""
-        return "half_open" if self._state == "open" and now >= self._open_until else self._state
+        """The state that a call asking now would meet: an open breaker whose time is over is half-open, if unprobed."""
+        if self._state == "open" and now >= self._open_until and not self._probed:
+            return "half_open"
+        return self._state
 
     def next_wakeup_at(self) -> float:
-        """When a refusal may next become a permit by time alone; inf when nobody waits for time."""
+        """When time alone may change what is refused; inf when nobody waits for time.
+
+        With `probed` a refusal then becomes a permit only after a probe: possibly an instant that is past.
+        """
         if self._state == "open":
-            return self._open_until
+            return self._open_until if self._probe_until is None else self._probe_until
         return self._trial_until if self._trial is not None else math.inf
 
     def statistics(self, now: float) -> BreakerStatistics:
@@ -276,6 +327,7 @@ class Breaker:
             trips=self._trips,
             refused=self._refused,
             trials=self._trials,
+            probes=self._probes,
             stale=self._stale,
             next_wakeup_at=self.next_wakeup_at(),
         )
@@ -299,20 +351,38 @@ class Breaker:
         share = max(failures - run, 1) / before
         return share**run > CHANCE
 
+    def _probe_is_out(self, now: float) -> bool:
+        return self._probe_until is not None and now < self._probe_until
+
+    def _half_open(self, now: float | None = None) -> None:
+        """From open, if it still is: the first trial is free since `now`, else since its time was over."""
+        if self._state == "open":
+            self._step("half_open")
+            self._free_at = self._open_until if now is None else now
+            self._successes = 0
+
     def _step(self, event: str) -> None:
         self._state = TRANSITIONS.after(self._state, event)
         self._permit = Permit(self._permit.generation + 1)
+        self._trial = self._probe_until = None
 
     def _trip(self, now: float) -> None:
         if self._state == "closed" and now - self._closed_at >= self._window_width:
             self._growth = 0
         self._step("trip")
+        self._trips += 1
+        self._no_way_in = False
+        self._stay_open(now)
+
+    def _probe_failed(self, now: float) -> None:
+        self._step("probe_failed")
+        self._stay_open(now)
+
+    def _stay_open(self, now: float) -> None:
         # Equal jitter between half and the whole of 2, 4, 8 ... times the base: never below it, never above the cap.
         longest = min(self._open_cap, math.ldexp(2 * self._open_base, min(self._growth, 32)))
         self._open_until = now + max(self._open_base, longest / 2 * (1 + self._jitter()))
         self._growth += 1
-        self._trips += 1
-        self._no_way_in = False
 
     def _close(self, now: float) -> None:
         self._step("close")
@@ -321,5 +391,5 @@ class Breaker:
         self._window.clear()
 
     def __repr__(self) -> str:
-        trial = " trial" if self._trial is not None else ""
-        return f"<Breaker {self._name} {self._state}{trial} failures={self._consecutive} trips={self._trips}>"
+        out = " trial" if self._trial is not None else " probe" if self._probe_until is not None else ""
+        return f"<Breaker {self._name} {self._state}{out} failures={self._consecutive} trips={self._trips}>"

@@ -127,7 +127,7 @@ def test_half_open_lets_one_trial_through_and_two_successes_close_it():
     trial = it.admit(1.5)
     assert isinstance(trial, Permit)
     assert trial.trial
-    assert it.admit(1.5) == Refusal(0.75)
+    assert it.admit(1.5) == Refusal(0.75, soon=True)
     assert "half_open trial" in repr(it)
     it.record(trial, o.SUCCESS, 2)
     assert it.next_wakeup_at() == math.inf
