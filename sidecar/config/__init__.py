@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from sidecar.config.load import load
-from sidecar.config.model import Config, CredentialSource, Frontend, Log, Route, Target, Tls, Upstream
+from sidecar.config.model import (
+    BreakerSettings,
+    BudgetSettings,
+    Client,
+    Config,
+    CredentialSource,
+    Frontend,
+    Log,
+    Route,
+    Target,
+    Tls,
+    Upstream,
+)
 from sidecar.config.source import DEFAULT_PATH, EXAMPLE, path_of
 
 __all__ = [
     "DEFAULT_PATH",
     "EXAMPLE",
+    "BreakerSettings",
+    "BudgetSettings",
+    "Client",
     "Config",
     "CredentialSource",
     "Frontend",

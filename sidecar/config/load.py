@@ -17,14 +17,31 @@ import msgspec
 from msgspec import Struct
 
 from sidecar.config import presets, rules, source
-from sidecar.config.model import Config, CredentialSource, Frontend, Log, Route, Target, Tls, Upstream
+from sidecar.config.model import (
+    BreakerSettings,
+    BudgetSettings,
+    Client,
+    Config,
+    CredentialSource,
+    Frontend,
+    Log,
+    Route,
+    Target,
+    Tls,
+    Upstream,
+)
 from sidecar.config.source import DEFAULT_PATH, EXAMPLE
 from sidecar.errors import ConfigurationError
 
 _SCALAR_TABLES: Final[dict[str, type[Struct]]] = {"frontend": Frontend, "log": Log}
 _TABLES_WITHIN: Final[dict[type[Struct], dict[str, type[Struct]]]] = {
-    Config: {"frontend": Frontend, "upstream": Upstream, "route": Route, "log": Log},
-    Upstream: {"tls": Tls, "credential": CredentialSource},
+    Config: {"frontend": Frontend, "upstream": Upstream, "route": Route, "client": Client, "log": Log},
+    Upstream: {
+        "tls": Tls,
+        "credential": CredentialSource,
+        "breaker": BreakerSettings,
+        "retry_budget": BudgetSettings,
+    },
     Route: {"targets": Target},
 }
 _ENVIRONMENT_NAME: Final = re.compile(r"SIDECAR_([A-Z0-9]+(?:_[A-Z0-9]+)*)__([A-Z0-9_]+)")
@@ -59,7 +76,7 @@ def load(
             section[key] = value
     config = _convert(raw, str(named))
     rules.check(config, where=str(named))
-    return config
+    return rules.resolve_clients(config, where=str(named))
 
 
 def refuse_unknown_keys(raw: Any, struct: type[Struct], *, where: str, at: str = "") -> None:
@@ -103,8 +120,10 @@ def _from_environment(environ: Mapping[str, str]) -> Iterable[tuple[str, str, An
             continue
         table, key = match[1].lower(), match[2].lower()
         where = f"environment: {name}"
-        if table in {"upstream", "route"}:
-            raise ConfigurationError("upstreams and routes are set in the file only", where=where, mend="Unset it")
+        if table in {"upstream", "route", "client"}:
+            raise ConfigurationError(
+                "upstreams, routes and clients are set in the file only", where=where, mend="Unset it"
+            )
         yield table, key, _scalar(table, key, environ[name], where=where, strict=False)
 
 
@@ -141,7 +160,7 @@ def _convert(raw: dict[str, Any], where: str) -> Config:
         if "missing required field `upstream`" in problem or "missing required field `route`" in problem:
             mend = "At least one [[upstream]] and one [[route]] are needed, for example:\n\n" + EXAMPLE
         else:
-            mend = _MENDS.get(key.rpartition(".")[2], "")
+            mend = _MENDS.get(re.sub(r"\[\d+\]$", "", key.rpartition(".")[2]), "")
         raise ConfigurationError(problem, where=f"{where}: {key}" if key else where, mend=mend) from None
 
 
@@ -163,6 +182,9 @@ _MENDS: Final[dict[str, str]] = {
     "unsupported_options": 'Write "fail" or "drop"',
     "level": 'Write "debug", "info", "warning" or "error"',
     "format": 'Write "auto", "json" or "text"',
+    "lanes": 'Some of "exit", "entry", "research"',
+    "backup_lanes": 'Some of "exit", "entry", "research"; [] for none',
+    "user": 'The name of a user, a uid, or "*"',
     "name": "Letters, digits, `_`, `.` and `-`, at most 64, a letter or digit first",
     "credential": 'A name, { file = "..." }, { env = "..." } or { command = [...] }',
     "targets": '[{ upstream = "...", model = "..." }], in order of preference',

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import pwd
 import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from sidecar.config.model import Config, CredentialSource, Route, Target, Upstream
+from msgspec import structs
+
+from sidecar.config.model import Client, Config, CredentialSource, Route, Target, Upstream
 from sidecar.dialects import options
 from sidecar.errors import ConfigurationError
 from sidecar.wire import Options
@@ -47,6 +50,56 @@ def check(config: Config, *, where: str) -> None:
         _check_route(route, by_name, f"{where}: route[{index}]")
 
 
+def resolve_clients(config: Config, *, where: str) -> Config:
+    """The configuration with each rule's user as the kernel will name it: a uid; "*" stays.
+
+    Raises:
+        ConfigurationError: no such user on this machine, two rules for one user, a lane named twice.
+    """
+    if not config.client:
+        return config
+    resolved: list[Client] = []
+    rule_of: dict[int | str, int] = {}
+    for index, client in enumerate(config.client):
+        place = f"{where}: client[{index}]"
+        _check_lanes(client.lanes, f"{place}.lanes")
+        user = client.user if client.user == "*" else _uid(client.user, f"{place}.user")
+        if user in rule_of:
+            whom = "everybody else" if user == "*" else f"uid {user}"
+            raise ConfigurationError(
+                f"client[{rule_of[user]}] is a rule for {whom} already", where=f"{place}.user", mend="Join the two"
+            )
+        rule_of[user] = index
+        most = config.frontend.max_calls_in_flight
+        if client.max_calls_in_flight is not None and client.max_calls_in_flight > most + config.frontend.queue_max:
+            raise ConfigurationError(
+                f"{client.max_calls_in_flight} is more than all bots have together "
+                f"(frontend.max_calls_in_flight {most} and queue_max {config.frontend.queue_max})",
+                where=f"{place}.max_calls_in_flight",
+                mend="Lower it, or leave it out",
+            )
+        resolved.append(structs.replace(client, user=user))
+    return structs.replace(config, client=resolved)
+
+
+def _uid(user: int | str, where: str) -> int:
+    if isinstance(user, int):
+        return user
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise ConfigurationError(
+            f"no user {user!r} on this machine",
+            where=where,
+            mend='Create the account, or write its uid as a number; "*" is everybody without a rule',
+        ) from None
+
+
+def _check_lanes(lanes: Sequence[str], where: str) -> None:
+    if len(set(lanes)) != len(lanes):
+        raise ConfigurationError("a lane is named twice", where=where, mend="Once is enough")
+
+
 def _unique(names: Sequence[str], where: str) -> None:
     for index, name in enumerate(names):
         if name in names[:index]:
@@ -72,6 +125,18 @@ def _check_frontend(config: Config, where: str) -> None:
             raise ConfigurationError(f"a path over {MAX_SOCKET_PATH} bytes{beside}", where=place, mend="Shorten it")
     if frontend.endpoint is not None and frontend.endpoint == frontend.control_endpoint:
         raise ConfigurationError("the same as frontend.endpoint", where=f"{where}: frontend.control_endpoint")
+    if frontend.reserved_for_exit >= frontend.max_calls_in_flight:
+        raise ConfigurationError(
+            f"{frontend.reserved_for_exit} is not less than max_calls_in_flight ({frontend.max_calls_in_flight})",
+            where=f"{where}: frontend.exit_reserved_calls",
+            mend="Lower it: entry and research need places too",
+        )
+    if frontend.halt_file is not None and (not frontend.halt_file.startswith("/") or frontend.halt_file.endswith("/")):
+        raise ConfigurationError(
+            "not an absolute path of a file",
+            where=f"{where}: frontend.halt_file",
+            mend='For example "/var/lib/sidecar/halt"',
+        )
     if frontend.group is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}", frontend.group):
         raise ConfigurationError("not a group's name", where=f"{where}: frontend.group")
 
@@ -88,6 +153,20 @@ def _check_upstream(upstream: Upstream, where: str) -> None:
             f"{upstream.warm_connections} is more than max_connections ({upstream.max_connections})",
             where=f"{where}.warm_connections",
             mend="Lower it, or raise max_connections",
+        )
+    breaker, budget = upstream.breaker, upstream.retry_budget
+    if breaker.open_min_s > breaker.open_max_s:
+        raise ConfigurationError(
+            f"{breaker.open_min_s:g} is more than open_max_s ({breaker.open_max_s:g})",
+            where=f"{where}.breaker.open_min_s",
+            mend="Lower it, or raise open_max_s",
+        )
+    if budget.attempts < 2 * breaker.consecutive_failures:
+        # Else it is used up before the breaker trips, and failover starves beside a healthy second upstream.
+        raise ConfigurationError(
+            f"{budget.attempts:g} is less than twice breaker.consecutive_failures ({breaker.consecutive_failures})",
+            where=f"{where}.retry_budget.attempts",
+            mend=f"Raise it to {2 * breaker.consecutive_failures}, or lower breaker.consecutive_failures",
         )
     tls = upstream.tls
     if tls.key_file is not None and tls.certificate_file is None:
@@ -212,6 +291,13 @@ def check_credential(source: str | CredentialSource, where: str) -> None:
 
 
 def _check_route(route: Route, upstreams: dict[str, Upstream], where: str) -> None:
+    _check_lanes(route.backup_lanes, f"{where}.backup_lanes")
+    if route.backup_min_ms > route.backup_max_ms:
+        raise ConfigurationError(
+            f"{route.backup_min_ms:g} is more than backup_max_ms ({route.backup_max_ms:g})",
+            where=f"{where}.backup_min_ms",
+            mend="Lower it, or raise backup_max_ms",
+        )
     seen: list[object] = []
     for index, target in enumerate(route.targets):
         place = f"{where}.targets[{index}]"

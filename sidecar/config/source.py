@@ -187,10 +187,13 @@ def _secret_found(place: str) -> ConfigurationError:
 
 
 def anchor_paths(raw: dict[str, Any], folder: Path) -> None:
-    """Make relative file names of upstreams absolute, as seen from the configuration's own folder.
+    """Make relative file names absolute, as seen from the configuration's own folder.
 
     The working directory of a daemon is nobody's choice, so it decides nothing.
     """
+    frontend = raw.get("frontend")
+    if isinstance(frontend, dict) and isinstance(halt := frontend.get("halt_file"), str) and halt:
+        frontend["halt_file"] = str(folder / halt) + ("/" if halt.endswith("/") else "")
     upstreams = raw.get("upstream")
     for upstream in upstreams if isinstance(upstreams, list) else []:
         if not isinstance(upstream, dict):

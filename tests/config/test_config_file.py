@@ -14,6 +14,7 @@ from sidecar.config import Config, Frontend, Log, load
 from sidecar.config.summary import describe, summary
 from sidecar.errors import ConfigurationError
 
+LANES = ("exit", "entry", "research")
 CANARY = "sk-proj-CANARY0123456789abcdefCANARY"
 
 EXAMPLE = """
@@ -244,6 +245,37 @@ TOP, UP, RT, TG = "", "upstream", "route", "target"
         (TOP, f'[frontend]\nendpoint = "ipc:///{"é" * 60}"', "frontend.endpoint", "107 bytes"),
         (TOP, '[frontend]\nendpoint = "ipc:///a"\ncontrol_endpoint = "ipc:///a"', "frontend.control_endpoint", "same"),
         (TOP, '[frontend]\ngroup = "a b"', "frontend.group", "group"),
+        (TOP, "[frontend]\nexit_reserved_calls = 256", "frontend.exit_reserved_calls", "entry and research need"),
+        (TOP, "[frontend]\nexit_reserved_calls = -1", "frontend.exit_reserved_calls", ">= 0"),
+        (TOP, "[frontend]\nmax_calls_per_minute = 0", "frontend.max_calls_per_minute", ">= 1"),
+        (TOP, "[frontend]\nmax_calls_per_minute = 1.5", "frontend.max_calls_per_minute", "int"),
+        (TOP, '[frontend]\nhalt_file = ""', "frontend.halt_file", "length"),
+        (TOP, '[frontend]\nhalt_file = "halts/"', "frontend.halt_file", "/var/lib/sidecar/halt"),
+        (TOP, '[[client]]\nlanes = ["exit"]', "client[0]", "missing required field `user`"),
+        (TOP, '[[client]]\nuser = "*"\nlanes = []', "client[0].lanes", '"research"'),
+        (TOP, '[[client]]\nuser = "*"\nlanes = ["exits"]', "client[0].lanes", '"research"'),
+        (TOP, '[[client]]\nuser = "*"\nlanes = ["exit", "exit"]', "client[0].lanes", "twice"),
+        (TOP, '[[client]]\nuser = "*"\nlane = ["exit"]', "client[0].lane", "Did you mean `lanes`?"),
+        (TOP, '[[client]]\nuser = "no-such-user-here"', "client[0].user", "as a number"),
+        (TOP, '[[client]]\nuser = ""', "client[0].user", '"*"'),
+        (TOP, "[[client]]\nuser = -1", "client[0].user", '"*"'),
+        (TOP, "[[client]]\nuser = 4294967295", "client[0].user", '"*"'),
+        (TOP, "[[client]]\nuser = true", "client[0].user", "Expected `int | str`"),
+        (TOP, '[[client]]\nuser = "*"\n[[client]]\nuser = "*"', "client[1].user", "everybody else already"),
+        (TOP, '[[client]]\nuser = 0\n[[client]]\nuser = "root"', "client[1].user", "uid 0 already"),
+        (TOP, '[[client]]\nuser = "*"\nmax_calls_in_flight = 0', "client[0].max_calls_in_flight", ">= 1"),
+        (TOP, '[[client]]\nuser = "*"\nmax_calls_in_flight = 769', "client[0].max_calls_in_flight", "all bots"),
+        (TOP, '[[client]]\nuser = "*"\nmax_calls_per_minute = 0', "client[0].max_calls_per_minute", ">= 1"),
+        (UP, "breaker = { consecutive_failures = 0 }", "upstream[0].breaker.consecutive_failures", ">= 1"),
+        (UP, "breaker = { failure_rate = 1.1 }", "upstream[0].breaker.failure_rate", "<= 1"),
+        (UP, "breaker = { slow_rate = 0 }", "upstream[0].breaker.slow_rate", "> 0"),
+        (UP, "breaker = { window = 5 }", "upstream[0].breaker.window", "Did you mean `window_s`?"),
+        (UP, "breaker = { open_min_s = 31 }", "upstream[0].breaker.open_min_s", "raise open_max_s"),
+        (UP, "breaker = { consecutive_failures = 6 }", "upstream[0].retry_budget.attempts", "Raise it to 12"),
+        (UP, "retry_budget = { attempts = 9 }", "upstream[0].retry_budget.attempts", "twice"),
+        (UP, "retry_budget = { per_minute = 9 }", "upstream[0].retry_budget.per_minute", "per_"),
+        (UP, "breaker = 5", "upstream[0].breaker", "table"),
+        (UP, 'adaptive_concurrency = "yes"', "upstream[0].adaptive_concurrency", "Expected `bool`"),
         (TOP, '[log]\nlevel = "loud"', "log.level", '"debug"'),
         (TOP, '[log]\ncolour = "red"', "log.colour", "Known here"),
         (UP, "warm_connection = 1", "upstream[0].warm_connection", "Did you mean `warm_connections`?"),
@@ -283,6 +315,12 @@ TOP, UP, RT, TG = "", "upstream", "route", "target"
         (RT, "timeout_ms = 0", "route[0].timeout_ms", "> 0"),
         (RT, "timeout = 5", "route[0].timeout", "Did you mean `timeout_ms`?"),
         (RT, 'store = "no"', "route[0].store", "Expected `bool`"),
+        (RT, "max_attempts = 0", "route[0].max_attempts", ">= 1"),
+        (RT, 'backup_lanes = ["exit", "exit"]', "route[0].backup_lanes", "twice"),
+        (RT, 'backup_lanes = ["all"]', "route[0].backup_lanes", "[] for none"),
+        (RT, "backup_quantile = 1", "route[0].backup_quantile", "<= 0.999"),
+        (RT, "backup_min_ms = 2001", "route[0].backup_min_ms", "raise backup_max_ms"),
+        (RT, "return_ramp_s = -1", "route[0].return_ramp_s", ">= 0"),
         (RT, "max_output_tokens = 0", "route[0].max_output_tokens", ">= 1"),
         (RT, 'unsupported_options = "ignore"', "route[0].unsupported_options", '"drop"'),
         (TG, 'upstream = "b", model = "m"', "route[0].targets[0].upstream", "no upstream is named 'b'"),
@@ -480,3 +518,39 @@ def test_any_tables_are_a_configuration_or_a_configuration_error(
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(ConfigurationError):
         config = load(write(Path(folder), (UPSTREAM + ROUTE if complete else "") + text), environ={})
         assert summary(config)
+
+
+def test_an_eighth_is_kept_for_exits(tmp_path: Path) -> None:
+    """Unless said otherwise; also of a limit that the environment sets, and none of a limit below eight."""
+    assert loaded(tmp_path, UPSTREAM + ROUTE).frontend.reserved_for_exit == 32
+    assert (
+        loaded(tmp_path, UPSTREAM + ROUTE, {"SIDECAR_FRONTEND__MAX_CALLS_IN_FLIGHT": "1"}).frontend.reserved_for_exit
+        == 0
+    )
+    assert (
+        loaded(tmp_path, UPSTREAM + ROUTE, {"SIDECAR_FRONTEND__EXIT_RESERVED_CALLS": "5"}).frontend.reserved_for_exit
+        == 5
+    )
+
+
+def test_a_user_becomes_a_uid(tmp_path: Path) -> None:
+    """By name or number, once and for all when the file is loaded; "*" stays, and a number needs no account."""
+    text = UPSTREAM + ROUTE + '[[client]]\nuser = "root"\nlanes = ["exit"]\n[[client]]\nuser = 4200000000\n'
+    clients = loaded(tmp_path, text + '[[client]]\nuser = "*"\nmax_calls_per_minute = 7\n').client
+    assert [client.user for client in clients] == [0, 4_200_000_000, "*"]
+    assert [client.lanes for client in clients] == [("exit",), LANES, LANES]
+    assert clients[2].max_calls_per_minute == 7
+
+
+def test_rules_of_clients_stand_in_the_file_only(tmp_path: Path) -> None:
+    """As upstreams and routes do."""
+    with pytest.raises(ConfigurationError, match="in the file only"):
+        loaded(tmp_path, UPSTREAM + ROUTE, {"SIDECAR_CLIENT__USER": "root"})
+
+
+def test_a_relative_halt_file_is_seen_from_the_configuration(tmp_path: Path) -> None:
+    """Not from the daemon's working directory; one from the environment is absolute, or refused."""
+    text = '[frontend]\nhalt_file = "stop"\n' + UPSTREAM + ROUTE
+    assert loaded(tmp_path, text).frontend.halt_file == str(tmp_path / "stop")
+    with pytest.raises(ConfigurationError, match="absolute path"):
+        loaded(tmp_path, text, {"SIDECAR_FRONTEND__HALT_FILE": "stop"})

@@ -7,7 +7,19 @@ from typing import Any
 import msgspec
 import pytest
 
-from sidecar.config import CredentialSource, Frontend, Log, Route, Target, Tls, Upstream, load
+from sidecar.config import (
+    BreakerSettings,
+    BudgetSettings,
+    Client,
+    CredentialSource,
+    Frontend,
+    Log,
+    Route,
+    Target,
+    Tls,
+    Upstream,
+    load,
+)
 from sidecar.config.presets import PRESETS
 
 TEXT = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
@@ -15,9 +27,12 @@ SECTIONS = {
     "## `[frontend]`": Frontend,
     "## `[[upstream]]`": Upstream,
     "### `credential`": CredentialSource,
+    "### `breaker`": BreakerSettings,
+    "### `retry_budget`": BudgetSettings,
     "### `[upstream.tls]`": Tls,
     "## `[[route]]`": Route,
     "### A target": Target,
+    "## `[[client]]`": Client,
     "## `[log]`": Log,
 }
 
@@ -40,6 +55,8 @@ def shown(field: msgspec.structs.FieldInfo) -> str:
         return "table"
     if isinstance(default, bool):
         return str(default).lower()
+    if isinstance(default, tuple):
+        return f"[{', '.join(map(words, default))}]"
     return "{}" if default == {} else words(default)
 
 
