@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 WIRE_VERSION: Final = 1
 MAX_SAFE_INTEGER: Final = 2**53 - 1
@@ -75,7 +75,8 @@ class Call(Struct, frozen=True, kw_only=True, tag="call"):
     sent_mono_us: SafeInteger | None = None
     first_delta_timeout_ms: TimeoutMs | None = None
     idle_timeout_ms: TimeoutMs | None = None
-    lane: Lane = "entry"
+    #: not given is told from "entry": a bot that may not use that lane gets the best that it may
+    lane: Lane | UnsetType = UNSET
     stream: bool = True
     on_lost: Literal["fail", "restart"] = "fail"
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 from typing import Final
 
 import trio
-from msgspec import Struct, structs
+from msgspec import UNSET, Struct, structs
 
 from sidecar.config import Frontend
 from sidecar.core.admission import Admission, Admitted, Shed
@@ -29,7 +29,7 @@ from sidecar.service.pool import Pool
 from sidecar.service.ports import Outbound, Peer, Reply
 from sidecar.service.routes import RouteRuntime, TargetRuntime
 from sidecar.service.running_call import RunningCall
-from sidecar.wire import Accepted, Call, Failed, Terminal
+from sidecar.wire import Accepted, Call, Failed, Lane, Terminal
 
 #: A bot's own send time is believed when it is at most this far ahead, or behind (another time namespace else).
 _SENT_AHEAD_US: Final = 1_000
@@ -104,9 +104,10 @@ class Dispatcher:
         """See `ports.CallHandler`."""
         now = self.clock()
         mono_now = self._mono_us()
+        lane: Lane = "entry" if call.lane is UNSET else call.lane
         examined = examine(call, self.routes)
         if isinstance(examined, Failed):
-            return self._refuse(call, examined)
+            return self._refuse(call, lane, examined)
         route, options = examined
         config = route.config
         sent = call.sent_mono_us
@@ -115,11 +116,11 @@ class Dispatcher:
         deadline_mono_us = sent + int(1000 * (call.timeout_ms or config.timeout_ms))
         if deadline_mono_us <= mono_now:
             problem = "the deadline had passed when the call was received"
-            return self._refuse(call, terminals.refusal(call, "deadline_exceeded", problem))
+            return self._refuse(call, lane, terminals.refusal(call, "deadline_exceeded", problem))
         if self.draining:
             wait_ms = max(1, int(500 * (0.5 + self._jitter())))
             problem = "the daemon is shutting down"
-            return self._refuse(call, terminals.refusal(call, "draining", problem, retry_after_ms=wait_ms))
+            return self._refuse(call, lane, terminals.refusal(call, "draining", problem, retry_after_ms=wait_ms))
         policy = CallPolicy(
             targets=len(route.targets),
             # One microsecond on the safe side of two roundings: a deadline is never early.
@@ -130,15 +131,15 @@ class Dispatcher:
             jitter=self._jitter,
         )
         running = RunningCall(
-            self, call, reply, peer, route, options, policy,
+            self, call, lane, reply, peer, route, options, policy,
             call_id=self._new_call_id(), received_at=now - (mono_now - recv_mono_us) / 1e6,
             deadline_mono_us=deadline_mono_us,
         )  # fmt: skip
-        decision = self._admission.offer(running.call_id, call.lane, policy.deadline, now, holder=peer.holder)
+        decision = self._admission.offer(running.call_id, lane, policy.deadline, now, holder=peer.holder)
         if isinstance(decision, Shed) and decision.key == running.call_id:
             wait_ms = max(1, int(decision.retry_after * 1000))
             problem = "too many calls in flight and queued"
-            return self._refuse(call, terminals.refusal(call, "overloaded", problem, retry_after_ms=wait_ms))
+            return self._refuse(call, lane, terminals.refusal(call, "overloaded", problem, retry_after_ms=wait_ms))
         self.calls[running.call_id] = running
         if isinstance(decision, Shed):
             self._shed(decision)
@@ -164,8 +165,8 @@ class Dispatcher:
         self.clocks.arm(running)
         return running
 
-    def _refuse(self, call: Call, refusal: Failed) -> Failed:
-        self._accounting.call_refused(call.route, call.lane, refusal.code)
+    def _refuse(self, call: Call, lane: Lane, refusal: Failed) -> Failed:
+        self._accounting.call_refused(call.route, lane, refusal.code)
         return refusal
 
     # ------------------------------------------------------------------ waiting

@@ -24,7 +24,7 @@ from sidecar.service.parking import Parking
 from sidecar.service.ports import Peer, Reply
 from sidecar.service.routes import RouteRuntime, TargetRuntime
 from sidecar.service.seeking import seek
-from sidecar.wire import Call, ChatMessage, Failed, Options, Restarted
+from sidecar.wire import Call, ChatMessage, Failed, Lane, Options, Restarted
 
 
 class Desk(Protocol):
@@ -81,6 +81,7 @@ class RunningCall:
         self,
         desk: Desk,
         call: Call,
+        lane: Lane,
         reply: Reply,
         peer: Peer,
         route: RouteRuntime,
@@ -96,7 +97,7 @@ class RunningCall:
         self.reply = reply
         self.peer = peer
         self.route = route
-        self.lane = call.lane
+        self.lane = lane
         self.stream = call.stream
         self.policy = policy
         self.received_at = received_at

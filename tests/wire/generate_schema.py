@@ -69,11 +69,13 @@ def schema_of(name: str) -> dict[str, Any]:
 
 
 def _tighten(components: dict[str, Any]) -> None:
-    """Add the two rules that the Python types leave to the daemon's intake."""
+    """Add what the Python types leave to the daemon."""
     call = components["Call"]
     # The daemon reads the options in a second step, to tell an unknown name from a wrong value.
     call["properties"]["options"] = {"$ref": _REF.format(name="Options"), "default": {}}
     call["properties"]["v"] = {"const": wire.WIRE_VERSION, "default": wire.WIRE_VERSION}
+    # A call without one is an entry, unless its bot may not use that lane.
+    call["properties"]["lane"]["default"] = "entry"
     call["oneOf"] = [
         {"required": ["input"], "properties": {"input": {"type": "string"}, "messages": {"type": "null"}}},
         {"required": ["messages"], "properties": {"messages": {"type": "array"}, "input": {"type": "null"}}},

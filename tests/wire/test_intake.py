@@ -79,6 +79,7 @@ def test_unknown_fields_are_named_and_harm_nothing() -> None:
         (call(id="i" * 65), "invalid_request", None, "id:"),
         (call(id=7), "invalid_request", None, "id:"),
         (call(lane="vip"), "invalid_request", "a", "lane: expected one of exit, entry, research"),
+        (call(lane=None), "invalid_request", "a", "lane: expected `str`, got `null`"),
         (call(on_lost="stitch"), "invalid_request", "a", "on_lost: expected one of fail, restart"),
         (call(timeout_ms=0), "invalid_request", "a", "timeout_ms"),
         (call(timeout_ms="5"), "invalid_request", "a", "timeout_ms"),
@@ -250,3 +251,11 @@ def test_limits_on_the_wire_are_those_of_the_schema() -> None:
     """The free-form walk uses the bound that the types use."""
     assert intake.unportable(wire.MAX_SAFE_INTEGER, "x") == ""
     assert intake.unportable(wire.MAX_SAFE_INTEGER + 1, "x") != ""
+
+
+@pytest.mark.parametrize("encode", [msgspec.json.encode, msgspec.msgpack.encode])
+def test_no_lane_is_told_from_the_default_one(encode: Any) -> None:
+    """Which lane a call without one gets is the daemon's to say, by what its bot may use."""
+    assert one(encode(call())).lane is msgspec.UNSET
+    assert one(encode(call(novelty=1))).lane is msgspec.UNSET
+    assert one(encode(call(lane="entry"))).lane == "entry"
