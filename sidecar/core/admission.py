@@ -2,23 +2,28 @@
 
     | place of a call | event | place after |
     |---|---|---|
-    | (none) | offer | in_flight, queued, or shed at once |
+    | (none) | offer | in_flight, queued, or turned away at once (shed, unreachable) |
     | queued | admit (a place came free) | in_flight |
     | queued | shed (a better call needed its place), remove | gone |
     | in_flight | leave | gone |
 
-The higher lane goes first, within a lane the earlier deadline. When the queue is full, a newcomer takes the place of
-the worst call queued in a lower lane (the lowest lane, there the latest deadline); within its own lane, who came first
-stays. While others call, too, nobody holds more than a share of the places (`SHARE`, docs/decisions/0008): further
-calls of such a holder wait, and are passed over. Lanes are Google SRE's criticality classes.
+The higher lane goes first, within a lane the earlier deadline. Some places in flight are kept for exit calls; the rest
+is for everybody. When the queue is full, a newcomer takes the place of the worst call queued in a lower lane (the
+lowest lane, there the latest deadline); within its own lane, who came first stays. While others call, too, nobody holds
+more than a share of the places (`SHARE`, docs/decisions/0008): further calls of such a holder wait, and are passed
+over. Lanes are Google SRE's criticality classes.
+
+How long a newcomer would wait follows from Little's law: so many must leave before it, and `places` of them leave every
+`hold`, the time that a call keeps its place, learnt from those that left. A call for which that is too long is told so
+at once.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections import OrderedDict
+import math
+from bisect import bisect_left
 from collections.abc import Callable, Hashable
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct
 
@@ -27,11 +32,22 @@ from sidecar.wire import Lane
 
 #: Who goes first.
 LANES: Final[tuple[Lane, ...]] = ("exit", "entry", "research")
-#: Of the places in flight, and of the queue, that one holder may have while others call: a flood leaves room.
+#: Of the places in flight, of those kept for exit calls, and of the queue, that one holder may have while others call:
+#: a flood leaves room.
 SHARE: Final = 0.75
 #: Seconds for which a holder that has called counts as calling.
 MEMORY: Final = 60.0
+#: `hold` is the mean of the calls that left until there were so many, from then on a moving one with this weight.
+SAMPLES: Final = 32
+#: Before so many calls have left, `hold` is a guess, on which no call is told that it cannot make it.
+KNOWN: Final = 8
+#: Seconds: nobody is told to come back sooner than about this, however short the calls are.
+SOONEST: Final = 0.01
 _RANK: Final = {lane: rank for rank, lane in enumerate(LANES)}
+
+#: Why a call is shed: the queue is full ("full"), or its holder's share of it is ("share"); its holder has as many
+#: calls as it may ("limit"); a call of a higher lane took its place in the queue ("displaced").
+Reason: TypeAlias = Literal["full", "share", "limit", "displaced"]
 
 
 class Admitted(Struct, frozen=True):
@@ -50,21 +66,37 @@ class Shed(Struct, frozen=True):
 
     key: Hashable
     retry_after: float
+    reason: Reason = "full"
 
 
-Decision: TypeAlias = Admitted | Queued | Shed
+class Unreachable(Struct, frozen=True):
+    """The call offered would have to wait, and longer than its deadline allows; it is not here.
+
+    `retry_after`: seconds (jittered) until the queue has shrunk to what would have fitted, if nobody else comes.
+    """
+
+    key: Hashable
+    retry_after: float
+
+
+Decision: TypeAlias = Admitted | Queued | Shed | Unreachable
 
 
 class AdmissionStatistics(Struct, frozen=True, kw_only=True):
-    """A snapshot; the counts per lane are of calls queued, the rest since the start."""
+    """A snapshot; the counts per lane are of calls queued, `hold` is in seconds; the last four are since the start."""
 
     in_flight: int
+    exit_in_flight: int
     max_in_flight: int
+    exit_reserved: int
     queued: int
     queue_max: int
     queued_by_lane: dict[str, int]
+    hold: float
     admitted: int
     shed: int
+    shed_by_reason: dict[str, int]
+    unreachable: int
 
 
 _ADMITTED: Final = Admitted()
@@ -77,29 +109,54 @@ class Admission:
     Args:
         max_in_flight: calls at once; `resize` changes it.
         queue_max: calls that wait.
-        hold: seconds that a place is usually taken, for `retry_after` only.
         jitter: U(0, 1).
+        exit_reserved: of the places in flight, those that only exit calls may use; fewer than all.
+        hold: seconds that a place is usually taken, until it is known better.
     """
 
     __slots__ = (
-        "_admitted", "_held", "_hold", "_in_flight", "_jitter", "_lanes", "_max", "_queue_max", "_queued", "_recent",
-        "_sequence", "_shed", "_waiting",
+        "_admitted", "_at_share", "_called_at", "_caller", "_exit_held", "_exit_share", "_held", "_hold", "_in_flight",
+        "_jitter", "_lanes", "_left", "_max", "_ordinary", "_other_at", "_queue_max", "_queue_share", "_queued",
+        "_reserved", "_room", "_room_share", "_sequence", "_share", "_shed", "_taken_at",
+        "_unreachable", "_waiting",
     )  # fmt: skip
 
-    def __init__(self, max_in_flight: int, queue_max: int, *, jitter: Callable[[], float], hold: float = 0.25) -> None:
+    def __init__(
+        self,
+        max_in_flight: int,
+        queue_max: int,
+        *,
+        jitter: Callable[[], float],
+        exit_reserved: int = 0,
+        hold: float = 0.25,
+    ) -> None:
         if max_in_flight < 1 or queue_max < 0:
             raise ValueError("max_in_flight is at least 1, queue_max at least 0")
-        self._max, self._queue_max = max_in_flight, queue_max
+        if not 0 <= exit_reserved < max_in_flight:
+            raise ValueError("exit_reserved is at least 0 and less than max_in_flight")
+        self._queue_max = queue_max
+        self._queue_share = max(1.0, SHARE * queue_max)
+        self._reserved = exit_reserved
+        self._set_size(max_in_flight)
         self._jitter, self._hold = jitter, hold
-        self._in_flight: dict[Hashable, Hashable] = {}  # call -> whose
+        self._left = 1  # calls that taught us `hold`, up to SAMPLES; the value to start from counts as one
+        self._in_flight: dict[Hashable, tuple[Hashable, bool, float]] = {}  # call -> whose, is it an exit call, since
+        self._ordinary = 0  # calls in flight that are not exit calls
         self._held: dict[Hashable, int] = {}  # holder -> calls in flight
+        self._exit_held: dict[Hashable, int] = {}  # holder -> exit calls in flight
         self._waiting: dict[Hashable, int] = {}  # holder -> calls queued
-        self._recent: OrderedDict[Hashable, float] = OrderedDict()  # the two holders that called last, and when
-        # Per lane, sorted so that who goes next stands last (cheap to take): (-deadline, -sequence, key).
+        self._at_share: Hashable = None  # the holder that was last seen with its share of the places
+        self._taken_at = -math.inf  # when a place was last taken: everybody in flight has been there since
+        # Who called last and when, and when somebody else did last.
+        self._caller: Hashable = None
+        self._called_at = self._other_at = -math.inf
+        # Per lane, sorted so that who goes next stands last (cheap to take): (-deadline, -sequence, key). Two of these
+        # are unique together, so that keys are never compared.
         self._lanes: tuple[list[tuple[float, int, Hashable]], ...] = ([], [], [])
         self._queued: dict[Hashable, tuple[int, tuple[float, int, Hashable], Hashable]] = {}
         self._sequence = 0
-        self._admitted = self._shed = 0
+        self._admitted = self._unreachable = 0
+        self._shed: dict[str, int] = {"full": 0, "share": 0, "limit": 0, "displaced": 0}
 
     @property
     def in_flight(self) -> int:
@@ -112,7 +169,15 @@ class Admission:
         return len(self._queued)
 
     def offer(
-        self, call_key: Hashable, lane: Lane, deadline: float, now: float, *, holder: Hashable = None
+        self,
+        call_key: Hashable,
+        lane: Lane,
+        deadline: float,
+        now: float,
+        *,
+        holder: Hashable = None,
+        usual: float | None = None,
+        limit: int | None = None,
     ) -> Decision:
         """A call came.
 
@@ -122,35 +187,36 @@ class Admission:
             deadline: instant.
             now: instant.
             holder: whose call it is. While others call, too, none holds more than `SHARE` of the places or the queue.
+            usual: seconds from its turn until its first delta: with the wait before it, they must fit before the
+                deadline. None: it may wait however long.
+            limit: calls that the holder may have in flight and queued together.
 
         Raises:
             IllegalTransition: the key is queued or in flight already.
         """
         if call_key in self._in_flight or call_key in self._queued:
             raise IllegalTransition(f"admission: {call_key!r} is here already")
-        crowded = self._is_crowded(holder, now)
+        if holder != self._caller:
+            self._other_at, self._caller = self._called_at, holder
+        self._called_at = now
         held = self._held.get(holder, 0)
-        if len(self._in_flight) < self._max and not (crowded and held >= SHARE * self._max):
-            self._take_place(call_key, holder)
-            return _ADMITTED
-        rank = _RANK[lane]
-        if crowded and self._waiting.get(holder, 0) >= max(1.0, SHARE * self._queue_max):
-            self._shed += 1
-            return Shed(call_key, self.retry_after())
-        if len(self._queued) < self._queue_max:
-            self._enqueue(call_key, rank, deadline, holder)
-            return _QUEUED
-        self._shed += 1
-        for worse in range(len(LANES) - 1, rank, -1):
-            if self._lanes[worse]:
-                victim = self._lanes[worse].pop(0)[2]
-                self._unqueue(victim)
-                self._enqueue(call_key, rank, deadline, holder)
-                return Shed(victim, self.retry_after())
-        return Shed(call_key, self.retry_after())
+        if limit is not None and held + self._waiting.get(holder, 0) >= limit:
+            return self._turn_away(call_key, "limit")
+        exits = lane == "exit"
+        if len(self._in_flight) < self._max and (exits or self._ordinary < self._room):
+            # Whoever waits because of its share, and is alone now, does not overtake itself: until the next `leave`.
+            alone = now - self._other_at >= MEMORY and holder not in self._waiting
+            if held < self._room_share or alone or self._below_share(holder, exits=exits):
+                self._take_place(call_key, holder, exits, now)
+                return _ADMITTED
+        return self._enqueue(call_key, _RANK[lane], deadline, now, holder, usual)
 
-    def leave(self, call_key: Hashable) -> list[Hashable]:
+    def leave(self, call_key: Hashable, now: float | None = None) -> list[Hashable]:
         """A call in flight is over.
+
+        Args:
+            call_key: its name.
+            now: instant; None: nothing is learnt from how long it was there.
 
         Returns:
             the calls that are in flight from now on, in the order they were admitted.
@@ -158,10 +224,20 @@ class Admission:
         Raises:
             IllegalTransition: it is not in flight.
         """
-        if call_key not in self._in_flight:
+        record = self._in_flight.pop(call_key, None)
+        if record is None:
             raise IllegalTransition(f"admission: {call_key!r} is not in flight")
-        _one_less(self._held, self._in_flight.pop(call_key))
-        return self._admit() if self._queued else []
+        holder, exits, since = record
+        _one_less(self._held, holder)
+        if exits:
+            _one_less(self._exit_held, holder)
+        else:
+            self._ordinary -= 1
+        if now is not None:
+            if self._left < SAMPLES:
+                self._left += 1
+            self._hold += (now - since - self._hold) / self._left
+        return self._admit(self._called_at if now is None else now) if self._queued else []
 
     def remove(self, call_key: Hashable) -> None:
         """A queued call is over: its deadline passed, it was cancelled, its bot is gone.
@@ -173,88 +249,181 @@ class Admission:
             raise IllegalTransition(f"admission: {call_key!r} is not queued")
         rank, entry = self._unqueue(call_key)
         lane = self._lanes[rank]
-        # (-deadline, -sequence) is unique, so the key itself is never compared.
-        del lane[bisect_left(lane, entry[:2], key=_place)]
+        del lane[bisect_left(lane, entry)]
 
-    def resize(self, max_in_flight: int) -> list[Hashable]:
-        """Change the limit. Calls above a lower one run on; returns the calls admitted by a higher one."""
+    def resize(self, max_in_flight: int, now: float) -> list[Hashable]:
+        """Change the limit; of a small one, one place at least is for everybody.
+
+        Calls above a lower limit run on; returns the calls admitted by a higher one.
+        """
         if max_in_flight < 1:
             raise ValueError("max_in_flight is at least 1")
-        self._max = max_in_flight
-        return self._admit()
+        self._set_size(max_in_flight)
+        return self._admit(now)
+
+    def expected_wait(self, lane: Lane, now: float) -> float:
+        """Seconds that a call of this lane, offered now with a late deadline, would wait for its place; 0: one is free.
+
+        For a holder below its share. An estimate: those that come later and go first are not known yet.
+        """
+        exits = lane == "exit"
+        if len(self._in_flight) < self._max and (exits or self._ordinary < self._room):
+            return 0.0
+        return self._wait_behind(sum(map(len, self._lanes[: _RANK[lane] + 1])), now, exits=exits)
 
     def retry_after(self) -> float:
         """Seconds, jittered by half, until a call turned away now may find a place."""
-        return self._hold * (1 + len(self._queued) / self._max) * (0.5 + self._jitter())
+        return max(SOONEST, self._hold * (1 + len(self._queued) / self._max)) * (0.5 + self._jitter())
+
+    def holders(self) -> dict[Hashable, tuple[int, int]]:
+        """Holder -> its calls in flight, its calls queued; who has neither is not in it."""
+        return {
+            holder: (self._held.get(holder, 0), self._waiting.get(holder, 0))
+            for holder in (*self._held, *(other for other in self._waiting if other not in self._held))
+        }
 
     def statistics(self) -> AdmissionStatistics:
         """A snapshot."""
         return AdmissionStatistics(
             in_flight=len(self._in_flight),
+            exit_in_flight=len(self._in_flight) - self._ordinary,
             max_in_flight=self._max,
+            exit_reserved=self._max - self._room,
             queued=len(self._queued),
             queue_max=self._queue_max,
             queued_by_lane={lane: len(queue) for lane, queue in zip(LANES, self._lanes, strict=True)},
+            hold=self._hold,
             admitted=self._admitted,
-            shed=self._shed,
+            shed=sum(self._shed.values()),
+            shed_by_reason=dict(self._shed),
+            unreachable=self._unreachable,
         )
 
-    def _is_crowded(self, holder: Hashable, now: float) -> bool:
-        """Somebody else called within `MEMORY`; who did not is forgotten, so that no place is kept free for it."""
-        recent = self._recent
-        recent[holder] = now
-        recent.move_to_end(holder)
-        oldest, called_at = next(iter(recent.items()))
-        if len(recent) > 2 or now - called_at >= MEMORY:
-            del recent[oldest]
-        return len(recent) > 1
+    # ------------------------------------------------------------------ places
 
-    def _take_place(self, call_key: Hashable, holder: Hashable) -> None:
-        self._in_flight[call_key] = holder
-        self._held[holder] = self._held.get(holder, 0) + 1
+    def _set_size(self, max_in_flight: int) -> None:
+        reserved = min(self._reserved, max_in_flight - 1)
+        self._max = max_in_flight
+        self._room = max_in_flight - reserved
+        self._share, self._room_share, self._exit_share = SHARE * max_in_flight, SHARE * self._room, SHARE * reserved
+
+    def _may_take(self, holder: Hashable, now: float, *, exits: bool = False) -> bool:
+        """Whether a holder may have one more of the places in flight: nobody else calls, or it is below its share."""
+        # Who did not call last has been followed by another.
+        other_at = self._other_at if holder == self._caller else self._called_at
+        return now - other_at >= MEMORY or self._below_share(holder, exits=exits)
+
+    def _below_share(self, holder: Hashable, *, exits: bool) -> bool:
+        """An exit call may also go when its holder has its share by others, but not yet of what is kept for exit."""
+        held, exit_held = self._held.get(holder, 0), self._exit_held.get(holder, 0)
+        if exits:
+            return held < self._share or exit_held < self._exit_share
+        return held < self._share and held - exit_held < self._room_share
+
+    def _take_place(self, call_key: Hashable, holder: Hashable, exits: bool, now: float) -> None:  # noqa: FBT001
+        self._in_flight[call_key] = (holder, exits, now)
+        held = self._held[holder] = self._held.get(holder, 0) + 1
+        if exits:
+            self._exit_held[holder] = self._exit_held.get(holder, 0) + 1
+        else:
+            self._ordinary += 1
+        if held >= self._room_share:
+            self._at_share = holder
+        self._taken_at = now
         self._admitted += 1
 
-    def _enqueue(self, call_key: Hashable, rank: int, deadline: float, holder: Hashable) -> None:
+    def _admit(self, now: float) -> list[Hashable]:
+        admitted: list[Hashable] = []
+        while self._queued and len(self._in_flight) < self._max:
+            key = self._next(now)
+            if key is None:
+                break
+            rank, _, holder = self._queued[key]
+            self._unqueue(key)
+            self._take_place(key, holder, rank == 0, now)
+            admitted.append(key)
+        return admitted
+
+    def _next(self, now: float) -> Hashable | None:
+        """Who goes next: the best call of a holder below its share; it leaves its lane. None when all are at it."""
+        flood = self._at_share
+        if self._waiting.get(flood) == len(self._queued) and not (self._lanes[0] or self._may_take(flood, now)):
+            return None  # nobody waits but who is at its share: often, and a long queue to look through
+        for rank, lane in enumerate(self._lanes if self._ordinary < self._room else self._lanes[:1]):
+            for index in range(len(lane) - 1, -1, -1):
+                key = lane[index][2]
+                holder = self._queued[key][2]
+                if self._may_take(holder, now, exits=rank == 0):
+                    del lane[index]
+                    return key
+        return None
+
+    # ------------------------------------------------------------------ the queue
+
+    def _enqueue(
+        self, call_key: Hashable, rank: int, deadline: float, now: float, holder: Hashable, usual: float | None
+    ) -> Decision:
+        """No place for it: it waits, or is turned away."""
+        victim: tuple[int, int] | None = None
+        if now - self._other_at < MEMORY and self._waiting.get(holder, 0) >= self._queue_share:
+            victim = self._worst(rank, holder, own=True)
+            if victim is None:
+                return self._turn_away(call_key, "share")
+        elif len(self._queued) >= self._queue_max:
+            victim = self._worst(rank, holder, own=False)
+            if victim is None:
+                return self._turn_away(call_key, "full")
         self._sequence += 1
         entry = (-deadline, -self._sequence, call_key)
-        insort(self._lanes[rank], entry, key=_place)
+        lane = self._lanes[rank]
+        index = bisect_left(lane, entry)
+        if usual is not None and self._left > KNOWN:
+            ahead = len(lane) - index + sum(map(len, self._lanes[:rank]))
+            if self._at_share != holder and self._held.get(self._at_share, 0) >= self._room_share:
+                ahead = max(0, ahead - self._waiting.get(self._at_share, 0))  # they are passed over
+            late = now + self._wait_behind(ahead, now, exits=rank == 0) + usual - deadline
+            if late > 0:
+                self._unreachable += 1
+                return Unreachable(call_key, max(SOONEST, late) * (1 + 0.5 * self._jitter()))
+        lane.insert(index, entry)
         self._queued[call_key] = (rank, entry, holder)
         self._waiting[holder] = self._waiting.get(holder, 0) + 1
+        if victim is None:
+            return _QUEUED
+        loser = self._lanes[victim[0]].pop(victim[1])[2]
+        self._unqueue(loser)
+        return self._turn_away(loser, "displaced")
+
+    def _worst(self, rank: int, holder: Hashable, *, own: bool) -> tuple[int, int] | None:
+        """Lane and index of who is displaced by a call of lane `rank`, among the holder's own or all; None: nobody."""
+        for worse in range(len(LANES) - 1, rank, -1):
+            for index, (_, _, key) in enumerate(self._lanes[worse]):
+                if not own or self._queued[key][2] == holder:
+                    return worse, index
+        return None
 
     def _unqueue(self, call_key: Hashable) -> tuple[int, tuple[float, int, Hashable]]:
         rank, entry, holder = self._queued.pop(call_key)
         _one_less(self._waiting, holder)
         return rank, entry
 
-    def _admit(self) -> list[Hashable]:
-        admitted: list[Hashable] = []
-        while self._queued and len(self._in_flight) < self._max:
-            key = self._next()
-            if key is None:
-                break
-            holder = self._queued[key][2]
-            self._unqueue(key)
-            self._take_place(key, holder)
-            admitted.append(key)
-        return admitted
+    def _turn_away(self, call_key: Hashable, reason: Reason) -> Shed:
+        self._shed[reason] += 1
+        return Shed(call_key, self.retry_after(), reason)
 
-    def _next(self) -> Hashable | None:
-        """Who goes next: the best call of a holder below its share; it leaves its lane. None when all are at it."""
-        limit = SHARE * self._max if len(self._recent) > 1 else self._max
-        for lane in self._lanes:
-            for index in range(len(lane) - 1, -1, -1):
-                key = lane[index][2]
-                if self._held.get(self._queued[key][2], 0) < limit:
-                    del lane[index]
-                    return key
-        return None
+    def _wait_behind(self, ahead: int, now: float, *, exits: bool) -> float:
+        """Seconds until it is the turn of a call before which `ahead` others go (Little's law)."""
+        in_flight = len(self._in_flight)
+        leaving = in_flight - self._max + 1
+        places = self._max
+        if not exits:
+            leaving = max(leaving, self._ordinary - self._room + 1)
+            places = max(1, min(self._room, self._max - in_flight + self._ordinary))
+        # Everybody in flight has been there since the last place was taken: no shorter than that are calls now.
+        return (ahead + max(1, leaving)) * max(self._hold, now - self._taken_at) / places
 
     def __repr__(self) -> str:
         return f"<Admission in_flight={len(self._in_flight)}/{self._max} queued={len(self._queued)}/{self._queue_max}>"
-
-
-def _place(entry: tuple[float, int, Hashable]) -> tuple[float, int]:
-    return entry[:2]
 
 
 def _one_less(counts: dict[Hashable, int], holder: Hashable) -> None:

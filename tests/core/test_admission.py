@@ -107,8 +107,8 @@ def test_the_limit_may_change():
     it = admission(1, 5)
     for key in "abcde":
         it.offer(key, "entry", 1, 0)
-    assert it.resize(3) == ["b", "c"]
-    assert it.resize(1) == []
+    assert it.resize(3, 0) == ["b", "c"]
+    assert it.resize(1, 0) == []
     assert it.in_flight == 3
     assert it.leave("a") == []
     assert it.leave("b") == []
@@ -121,7 +121,7 @@ def test_impossible_sizes_are_refused(limit, queue):
     with pytest.raises(ValueError, match="at least"):
         Admission(limit, queue, jitter=lambda: 0.5)
     with pytest.raises(ValueError, match="at least"):
-        admission().resize(0)
+        admission().resize(0, 0)
 
 
 class AdmissionMachine(RuleBasedStateMachine):
@@ -178,7 +178,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     @rule(limit=st.integers(1, 5))
     def resize(self, limit):
         self.limit = limit
-        self.admitted(self.it.resize(limit))
+        self.admitted(self.it.resize(limit, 0))
 
     @invariant()
     def agrees(self):
@@ -207,7 +207,7 @@ def test_a_flood_of_one_holder_leaves_room_for_others():
     assert isinstance(it.offer("good1", "entry", 9, 1, holder="good"), Admitted)
     for number in range(2, 4):
         assert isinstance(it.offer(f"late{number}", "entry", 9, 1, holder="flood"), Queued)
-    assert it.offer("late4", "entry", 9, 1, holder="flood") == Shed("late4", it.retry_after())
+    assert it.offer("late4", "entry", 9, 1, holder="flood") == Shed("late4", it.retry_after(), "share")
     assert isinstance(it.offer("good2", "entry", 9, 1, holder="good"), Queued)
     assert it.leave("good0") == ["good2"], "the flood is at its share"
     assert it.leave("early3") == ["late1"]
