@@ -35,7 +35,7 @@ from msgspec import Struct
 
 from sidecar.core.outcome import Kind, Outcome
 from sidecar.core.transitions import Table
-from sidecar.core.window import Window
+from sidecar.core.window import Window, by_chance
 from sidecar.wire import Lane
 
 State: TypeAlias = Literal["closed", "open", "half_open"]
@@ -51,8 +51,6 @@ TRANSITIONS: Final[Table[State]] = Table(
     },
 )
 
-#: A run of failures that chance alone would bring more often than this is no outage.
-CHANCE: Final = 1e-6
 #: Seconds for which a free trial is kept from a lane, in the hope of a call that has less to lose.
 PATIENCE: Final[dict[Lane, float]] = {"research": 0.0, "entry": 0.1, "exit": 0.25}
 #: Seconds added to a wait for a free trial, so that whoever waited does not come a rounding too early, and looks twice.
@@ -102,12 +100,13 @@ class Breaker:
 
     Args:
         name: upstream and model, for statistics.
-        consecutive: counted failures in a row that trip it, unless chance alone would bring such a run (`CHANCE`).
+        consecutive: counted failures in a row that trip it, unless chance brings such a run (`window.CHANCE`).
         rate, rate_minimum: share of counted failures that trips it, once there are so many outcomes in the window.
         window: seconds.
         slow_rate: share of slow outcomes that trips it, with the same minimum.
         open_base, open_cap: seconds; it stays open for an equal-jittered time in between, doubling with each trip
-            until it was closed for a whole window.
+            until it was closed for a whole window. A Retry-After of what tripped it is a floor, believed up to
+            `open_cap`, plus U(0, 20 %).
         trials: successful trials, one after the other, that close it.
         trial_timeout: seconds after which a trial that was not recorded is given up for lost, and so is a probe. More
             than the longest first-delta time to be expected; a trial still running then does no harm, its outcome is
@@ -215,7 +214,7 @@ class Breaker:
         if permit.trial:
             self._trial, self._free_at = None, now
             if failed or slow:
-                self._trip(now)
+                self._trip(now, outcome)
             elif outcome.kind is Kind.SUCCESS:
                 self._successes += 1
                 if self._successes >= self._trials_needed:
@@ -229,7 +228,7 @@ class Breaker:
             return
         self._window.add(now, failed, slow)
         if (failed or slow) and self._too_bad(now):
-            self._trip(now)
+            self._trip(now, outcome)
 
     # ---------------------------------------------------------------- what the pool finds out
 
@@ -248,11 +247,11 @@ class Breaker:
         elif self.state(now) == "half_open":
             if self._trial is None or now >= self._trial_until:
                 self._half_open()
-                self._trip(now)
+                self._trip(now, outcome)
                 self._no_way_in = True
         elif now >= self._open_until:
             if not self._probe_is_out(now):
-                self._probe_failed(now)
+                self._probe_failed(now, outcome.retry_after)
             self._no_way_in = True
 
     def connected(self, now: float) -> None:
@@ -334,22 +333,11 @@ class Breaker:
 
     def _too_bad(self, now: float) -> bool:
         total, failures, slow = self._window.sums(now)
-        if self._consecutive >= self._consecutive_limit and not self._by_chance(total, failures):
+        if self._consecutive >= self._consecutive_limit and not by_chance(
+            self._consecutive, total, failures, known=self._rate_minimum
+        ):
             return True
         return total >= self._rate_minimum and (failures >= self._rate * total or slow >= self._slow_rate * total)
-
-    def _by_chance(self, total: int, failures: int) -> bool:
-        """Whether a run of failures this long is to be expected anyway at the share of failures before it.
-
-        At a share of one in six and thousands of calls a minute, five in a row come by chance alone, and a breaker that
-        opened on it would turn a sixth into all. Without outcomes before the run there is no share: it is an outage.
-        """
-        run = self._consecutive
-        before = total - run
-        if before < self._rate_minimum:
-            return False
-        share = max(failures - run, 1) / before
-        return share**run > CHANCE
 
     def _probe_is_out(self, now: float) -> bool:
         return self._probe_until is not None and now < self._probe_until
@@ -366,22 +354,26 @@ class Breaker:
         self._permit = Permit(self._permit.generation + 1)
         self._trial = self._probe_until = None
 
-    def _trip(self, now: float) -> None:
+    def _trip(self, now: float, outcome: Outcome) -> None:
         if self._state == "closed" and now - self._closed_at >= self._window_width:
             self._growth = 0
         self._step("trip")
         self._trips += 1
         self._no_way_in = False
-        self._stay_open(now)
+        self._stay_open(now, outcome.retry_after)
 
-    def _probe_failed(self, now: float) -> None:
+    def _probe_failed(self, now: float, retry_after: float | None = None) -> None:
         self._step("probe_failed")
-        self._stay_open(now)
+        self._stay_open(now, retry_after)
 
-    def _stay_open(self, now: float) -> None:
+    def _stay_open(self, now: float, retry_after: float | None) -> None:
         # Equal jitter between half and the whole of 2, 4, 8 ... times the base: never below it, never above the cap.
         longest = min(self._open_cap, math.ldexp(2 * self._open_base, min(self._growth, 32)))
-        self._open_until = now + max(self._open_base, longest / 2 * (1 + self._jitter()))
+        wait = max(self._open_base, longest / 2 * (1 + self._jitter()))
+        if retry_after is not None:
+            # Jittered upwards: all who were told the same must not come back as one.
+            wait = max(wait, min(self._open_cap, retry_after) * (1 + 0.2 * self._jitter()))
+        self._open_until = now + wait
         self._growth += 1
 
     def _close(self, now: float) -> None:

@@ -1,20 +1,21 @@
 """THE classifier: what an attempt's end means, decided once, for breaker, retry, metrics and the bot alike.
 
-Connections and codecs raise facts (`errors.UpstreamFault`); `classify` judges them by the one table `RULES`, which
-docs/outcomes.md prints. What is no fault of an upstream (success, our clocks, a bot's cancel) stands as constants at
-the end. Source of the idea: linkerd2-proxy's classify; of the rows: what the services document of their codes.
+Connections and codecs raise facts (`errors.UpstreamFault`); `classify` judges them by the one table `RULES`. What no
+fault of an upstream brought about (success, our clocks, a bot's cancel) stands in the other one, `OWN`, at the end.
+docs/outcomes.md prints both. Source of the idea: linkerd2-proxy's classify; of the rows: what the services document of
+their codes.
 """
 
 from __future__ import annotations
 
 import enum
-import re
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
 from sidecar.core.retry_after import retry_after_of, seconds
+from sidecar.core.upstream_words import body_words, key, number
 from sidecar.errors import (
     ConnectFailed,
     ConnectionLost,
@@ -58,6 +59,9 @@ class Outcome(Struct, frozen=True, kw_only=True):
         retry_after: seconds the upstream asked for; None when it did not.
         counts_against_breaker: a failure in the breaker's eyes.
         credential_refused: the credential, not the upstream, is at fault.
+        overload: it has too much to do: give it fewer attempts at once.
+        throttles: the credential asks too often (a 429): it is to wait, with all its calls, before it asks again. Not a
+            1013 or a 503: those speak of the server, whoever asks; they are the breaker's.
         retryable: what the bot is told when nothing inside tried again.
         upstream_status, upstream_code: the upstream's own, when given.
         retire_connection: the connection is gone or must not be used again.
@@ -70,6 +74,8 @@ class Outcome(Struct, frozen=True, kw_only=True):
     retry_after: float | None = None
     counts_against_breaker: bool = False
     credential_refused: bool = False
+    overload: bool = False
+    throttles: bool = False
     retryable: bool = False
     upstream_status: int | None = None
     upstream_code: str | None = None
@@ -91,6 +97,8 @@ class Rule(Struct, frozen=True, kw_only=True):
     retry: Retry
     counted: bool = False
     credential: bool = False
+    overload: bool = False
+    throttles: bool = False
     retryable: bool = False
     retire: bool = False
     only_call: bool = False
@@ -133,7 +141,7 @@ QUOTA = Rule(
 )  # fmt: skip
 THROTTLED = Rule(
     seen="rate limited",
-    kind=Kind.THROTTLED, code="upstream_rate_limited", retry="backoff", retryable=True,
+    kind=Kind.THROTTLED, code="upstream_rate_limited", retry="backoff", retryable=True, overload=True, throttles=True,
     statuses=(429,),
     codes=("rate_limit_exceeded", "rate_limit_error", "rate_limit_reached", "too_many_requests", "throttling_error",
            "requests", "tokens"),
@@ -141,6 +149,7 @@ THROTTLED = Rule(
 TRY_LATER = Rule(
     seen="try again later",
     kind=Kind.THROTTLED, code="upstream_error", retry="backoff", counted=True, retryable=True, retire=True,
+    overload=True,
     closes=(1013,),
 )  # fmt: skip
 MODEL = Rule(
@@ -182,12 +191,17 @@ REFUSED = Rule(
     generic=("invalid_request_error", "bad_request", "bad_request_error", "invalid_request", "not_found_error",
              "not_found", "unprocessable_entity_error"),
 )  # fmt: skip
+OVERLOADED = Rule(
+    seen="the upstream has too much to do",
+    kind=Kind.FAILURE, code="upstream_error", retry="backoff", counted=True, retryable=True, overload=True,
+    statuses=(503, 529),
+    codes=("overloaded_error", "overloaded", "engine_overloaded", "service_unavailable", "no_capacity", "slow_down"),
+)  # fmt: skip
 FAILED = Rule(
     seen="the upstream's own error (any other 5xx, and what nobody has heard of)",
     kind=Kind.FAILURE, code="upstream_error", retry="backoff", counted=True, retryable=True,
-    statuses=(408, 425, 500, 502, 503, 504, 529), closes=(1011, 1014),
-    codes=("overloaded_error", "overloaded", "engine_overloaded", "service_unavailable", "bad_gateway",
-           "gateway_timeout", "no_capacity", "slow_down"),
+    statuses=(408, 425, 500, 502, 504), closes=(1011, 1014),
+    codes=("bad_gateway", "gateway_timeout"),
     generic=("server_error", "internal_error", "internal_server_error", "api_error", "timeout", "timeout_error"),
 )  # fmt: skip
 LOST = Rule(
@@ -207,7 +221,7 @@ OURS = Rule(
 #: The table. Its order is the order of printing only; no key stands in two rows (a test).
 RULES: Final = (
     CONNECT, CREDENTIAL, WRONG_DOOR, AUTH, QUOTA, THROTTLED, TRY_LATER, MODEL, CONTEXT, FILTER, EXPIRED, SLOTS,
-    REFUSED, FAILED, LOST, MALFORMED, OURS,
+    REFUSED, OVERLOADED, FAILED, LOST, MALFORMED, OURS,
 )  # fmt: skip
 
 _BY_CODE: Final = {code: rule for rule in RULES for code in rule.codes}
@@ -225,7 +239,7 @@ def classify(fault: UpstreamFault) -> Outcome:
             rule,
             fault.message or rule.seen,
             retry_after=seconds(fault.retry_after),
-            status=fault.status if fault.status is not None else _number(fault.code),
+            status=fault.status if fault.status is not None else number(fault.code),
             code=fault.code or fault.type,
         )
     if isinstance(fault, ConnectionLost):
@@ -260,6 +274,9 @@ def _outcome(
         retry_after=retry_after,
         counts_against_breaker=rule.counted,
         credential_refused=rule.credential,
+        # A gateway may name the cause of its 503 ("bad_gateway"): it still is one.
+        overload=rule.overload or (rule is FAILED and status in OVERLOADED.statuses),
+        throttles=rule.throttles,
         retryable=rule.retryable,
         upstream_status=status,
         upstream_code=code[:128] if code else None,
@@ -268,12 +285,12 @@ def _outcome(
 
 
 def _rule_of_error(fault: UpstreamError) -> Rule:
-    code, type_ = _key(fault.code), _key(fault.type)
+    code, type_ = key(fault.code), key(fault.type)
     specific = _BY_CODE.get(code) or _BY_CODE.get(type_)
     if specific:
         return specific
     # Some gateways put the HTTP status into `code`, as a string (LiteLLM: "401").
-    rule = _rule_of_status(fault.status) or _rule_of_status(_number(fault.code))
+    rule = _rule_of_status(fault.status) or _rule_of_status(number(fault.code))
     rule = rule or _BY_GENERIC.get(code) or _BY_GENERIC.get(type_) or FAILED
     return _by_phrase(fault.message) or rule if rule is REFUSED or rule is THROTTLED else rule
 
@@ -295,8 +312,8 @@ def _rule_of_close(fault: ConnectionLost) -> Rule:
 
 
 def _classify_upgrade(fault: UpgradeRefused) -> Outcome:
-    code, message = _body_words(fault.body)
-    rule = _BY_CODE.get(_key(code)) or _rule_of_status(fault.status) or WRONG_DOOR
+    code, message = body_words(fault.body)
+    rule = _BY_CODE.get(key(code)) or _rule_of_status(fault.status) or WRONG_DOOR
     if rule is THROTTLED:
         rule = _by_phrase(message) or rule
     if rule.only_call:
@@ -319,53 +336,39 @@ def _by_phrase(message: str) -> Rule | None:
     return next((rule for phrase, rule in _BY_PHRASE if phrase in message), None)
 
 
-def _body_words(body: bytes) -> tuple[str | None, str]:
-    """The upstream's code (or type) and message in a refusal's body; (None, "") when it is not ours to read."""
-    try:
-        said: Any = msgspec.json.decode(body[:4096])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None, ""
-    if isinstance(said, dict) and isinstance(said.get("error"), dict):
-        said = said["error"]
-    if not isinstance(said, dict):
-        return None, ""
-    words = [said[name] for name in ("code", "type") if isinstance(said.get(name), str) and said[name]]
-    message = said.get("message")
-    return (words[0] if words else None), (message if isinstance(message, str) else "")
-
-
-def _key(code: str | None) -> str:
-    """A code as the table spells it: `DeploymentNotFound` and `deployment-not-found` are `deployment_not_found`."""
-    if not code:
-        return ""
-    return re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", code[:128]).lower()).strip("_")
-
-
-def _number(code: str | None) -> int | None:
-    return int(code) if code and len(code) == 3 and code.isascii() and code.isdecimal() else None
-
-
 SUCCESS: Final = Outcome(kind=Kind.SUCCESS, code="done", message="answered")
 
 #: No content by the first-delta clock. The attempt may run on; `code` is for an attempt that was given up there.
 FIRST_DELTA_TIMEOUT: Final = Outcome(
-    kind=Kind.FAILURE,
-    code="upstream_lost",
-    message="no content within first_delta_timeout",
-    retry="next_target",
-    counts_against_breaker=True,
-    retryable=True,
-)
+    kind=Kind.FAILURE, code="upstream_lost", message="no content within first_delta_timeout", retry="next_target",
+    counts_against_breaker=True, retryable=True,
+)  # fmt: skip
 
 #: The stream stopped between two pieces of content.
 IDLE_TIMEOUT: Final = Outcome(
-    kind=Kind.FAILURE,
-    code="idle_timeout",
-    message="no content within idle_timeout",
-    retry="backoff",
-    counts_against_breaker=True,
-    retire_connection=True,
-)
+    kind=Kind.FAILURE, code="idle_timeout", message="no content within idle_timeout", retry="backoff",
+    counts_against_breaker=True, retire_connection=True,
+)  # fmt: skip
+
+DEADLINE: Final = Outcome(kind=Kind.IGNORED, code="deadline_exceeded", message="the deadline passed")
+DEADLINE_COUNTED: Final = msgspec.structs.replace(DEADLINE, kind=Kind.FAILURE, counts_against_breaker=True)
+
+#: The bot ended it, or another attempt of the same call won.
+CANCELLED: Final = Outcome(kind=Kind.IGNORED, code="cancelled", message="ended by the bot, or by a sibling attempt")
+
+#: The stream stopped for longer than the bot asked for, and not for as long as its route allows.
+IDLE_TIMEOUT_UNCOUNTED: Final = msgspec.structs.replace(IDLE_TIMEOUT, kind=Kind.IGNORED, counts_against_breaker=False)
+
+#: What no fault of an upstream brought about: what was seen, and what it means.
+OWN: Final[tuple[tuple[str, Outcome], ...]] = (
+    ("answered", SUCCESS),
+    ("no content within first_delta_timeout", FIRST_DELTA_TIMEOUT),
+    ("no content within idle_timeout", IDLE_TIMEOUT),
+    ("no content within an idle_timeout of the bot's, shorter than its route's", IDLE_TIMEOUT_UNCOUNTED),
+    ("the deadline passed before the attempt had had its route's first_delta_timeout or twice the usual p95", DEADLINE),
+    ("the deadline passed, after the attempt had been silent for that long", DEADLINE_COUNTED),
+    ("ended by the bot or the operator, overtaken by a sibling attempt, or given up in the bot's hurry", CANCELLED),
+)  # fmt: skip
 
 
 def deadline(counted: bool) -> Outcome:  # noqa: FBT001  (the one thing there is to say)
@@ -376,8 +379,13 @@ def deadline(counted: bool) -> Outcome:  # noqa: FBT001  (the one thing there is
     return DEADLINE_COUNTED if counted else DEADLINE
 
 
-DEADLINE: Final = Outcome(kind=Kind.IGNORED, code="deadline_exceeded", message="the deadline passed")
-DEADLINE_COUNTED: Final = msgspec.structs.replace(DEADLINE, kind=Kind.FAILURE, counts_against_breaker=True)
+def by_impatience(outcome: Outcome) -> Outcome:
+    """What a clock of ours that ran for less than its route's time says of the upstream: nothing.
 
-#: The bot ended it, or another attempt of the same call won.
-CANCELLED: Final = Outcome(kind=Kind.IGNORED, code="cancelled", message="ended by the bot, or by a sibling attempt")
+    Other outcomes stay as they are.
+    """
+    if outcome is FIRST_DELTA_TIMEOUT:
+        return CANCELLED
+    if outcome is DEADLINE_COUNTED:
+        return DEADLINE
+    return IDLE_TIMEOUT_UNCOUNTED if outcome is IDLE_TIMEOUT else outcome

@@ -1,4 +1,4 @@
-"""How many attempts of the last seconds failed or were slow: what a breaker judges by."""
+"""How many attempts of the last seconds failed or were slow, and whether chance brings that: a breaker's evidence."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Final
 
 #: The window is kept in this many slices, so that it costs the same at any rate.
 SLICES: Final = 10
+#: A run of failures that chance alone would bring more often than this is no outage.
+CHANCE: Final = 1e-6
 
 
 class Window:
@@ -56,3 +58,21 @@ class Window:
 
     def __repr__(self) -> str:
         return f"<Window of {self._slice * SLICES:g} s>"
+
+
+def by_chance(run: int, total: int, failures: int, *, known: int) -> bool:
+    """Whether a run of failures this long is to be expected anyway at the share of failures before it.
+
+    At a share of one in six and thousands of calls a minute, five in a row come by chance alone, and a breaker that
+    opened on it would turn a sixth into all. Without outcomes before the run there is no share: it is an outage.
+
+    Args:
+        run: failures in a row, the last ones of `total` outcomes.
+        total, failures: of the window, the run included.
+        known: so many outcomes before the run, at least, make a share.
+    """
+    before = total - run
+    if before < known:
+        return False
+    share = max(failures - run, 1) / before
+    return share**run > CHANCE

@@ -1,4 +1,4 @@
-"""Write the table of docs/outcomes.md from `core.outcome.RULES`.
+"""Write the table of docs/outcomes.md from `core.outcome.RULES` and `core.outcome.OWN`.
 
 Run it from the root of the repository after every change of a rule::
 
@@ -10,34 +10,49 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from sidecar.core.outcome import CANCELLED, DEADLINE, FIRST_DELTA_TIMEOUT, IDLE_TIMEOUT, RULES, SUCCESS
+from sidecar.core.outcome import OWN, RULES, Outcome, Rule
 
 COMMAND: Final = "python tests/core/generate_outcomes.py"
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "outcomes.md"
+HEADINGS: Final = (
+    "what is seen",
+    "by",
+    "kind",
+    "code",
+    "while nothing is committed",
+    "counted",
+    "overload",
+    "paces",
+    "bot may retry",
+    "connection",
+)
 
 
 def outcome_table() -> str:
     """The table as Markdown: a line for each rule, and for each outcome that is no fault of an upstream."""
-    yes = {True: "yes", False: ""}
     lines = [
-        "| what is seen | by | kind | code | while nothing is committed | counted | bot may retry | connection |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(HEADINGS)} |",
+        "|---" * len(HEADINGS) + "|",
     ]
     for rule in RULES:
         keys = [f"HTTP {', '.join(map(str, rule.statuses))}"] if rule.statuses else []
         keys += [f"close {', '.join(map(str, rule.closes))}"] if rule.closes else []
         keys += [f"`{code}`" for code in (*rule.codes, *rule.generic)]
-        lines.append(
-            f"| {rule.seen} | {'; '.join(keys)} | {rule.kind.value} | {rule.code} | {rule.retry} "
-            f"| {yes[rule.counted]} | {yes[rule.retryable]} | {'retired' if rule.retire else 'stays'} |"
-        )
+        lines.append(_line(rule.seen, "; ".join(keys), rule, counted=rule.counted, retired=rule.retire))
     lines += [
-        f"| {outcome.message} |  | {outcome.kind.value} | {outcome.code} | {outcome.retry} "
-        f"| {yes[outcome.counts_against_breaker]} | {yes[outcome.retryable]} "
-        f"| {'retired' if outcome.retire_connection else 'stays'} |"
-        for outcome in (SUCCESS, FIRST_DELTA_TIMEOUT, IDLE_TIMEOUT, DEADLINE, CANCELLED)
+        _line(seen, "", outcome, counted=outcome.counts_against_breaker, retired=outcome.retire_connection)
+        for seen, outcome in OWN
     ]
     return "\n".join(lines) + "\n"
+
+
+def _line(seen: str, by: str, meaning: Rule | Outcome, *, counted: bool, retired: bool) -> str:
+    yes = {True: "yes", False: ""}
+    return (
+        f"| {seen} | {by} | {meaning.kind.value} | {meaning.code} | {meaning.retry} | {yes[counted]} "
+        f"| {yes[meaning.overload]} | {yes[meaning.throttles]} | {yes[meaning.retryable]} "
+        f"| {'retired' if retired else 'stays'} |"
+    )
 
 
 def main() -> None:
