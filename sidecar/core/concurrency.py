@@ -1,0 +1,154 @@
+"""How many attempts one upstream is given at once: as many as it bears, found by trying.
+
+The limit starts at its maximum: without a signal there is nothing to limit. An overloaded outcome cuts it, successes
+let it grow again, and only while it is used:
+
+    | limit | a success, at least half of it in use | an overloaded outcome | restart |
+    |---|---|---|---|
+    | at its maximum | stays | cut | slow start |
+    | below the threshold: slow start | grows by 1 | cut | slow start |
+    | above it: congestion avoidance | grows by 1 per limit's worth | cut | slow start |
+
+A cut takes 30 %, at most once per as many ends of attempts as were in flight at the last one: what was on its way
+together tells of one overload, not of forty. The threshold is the limit after a cut. While nothing is answered between
+cuts, and at a restart in slow start, it stays where the first one put it: an upstream that is down says nothing of how
+much it bears when it is up, and the way back would take an hour.
+
+Sources: RFC 5681 (slow start, congestion avoidance, the threshold held over repeated losses), RFC 6582 (one cut per
+window), Netflix concurrency-limits' AIMDLimit (no growth below half).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec import Struct
+
+from sidecar.core.outcome import Kind, Outcome
+from sidecar.core.transitions import IllegalTransition
+from sidecar.wire import Lane
+
+#: What is left of the limit after a cut.
+CUT: Final = 0.7
+#: One place of so many, and one at least, is kept for exit calls.
+RESERVE: Final = 8
+#: Statuses that say "too much"; a plain 500 does not.
+OVERLOADED: Final = frozenset({503, 529})
+
+
+class ConcurrencyStatistics(Struct, frozen=True, kw_only=True):
+    """A snapshot; `cuts` and `restarts` since the start."""
+
+    in_flight: int
+    limit: int
+    maximum: int
+    threshold: int
+    cuts: int
+    restarts: int
+
+
+class ConcurrencyLimit:
+    """The limit of one upstream. Every method is constant in time; `has_room`, `taken`, `released` allocate nothing.
+
+    Args:
+        maximum: attempts at once, whatever happens; 1 or more.
+        first: attempts at once after an outage.
+
+    Attributes:
+        in_flight: attempts taken and not released. Read only.
+    """
+
+    __slots__ = (
+        "_answered", "_cuts", "_first", "_limit", "_maximum", "_restarts", "_room", "_threshold", "_whole", "_window",
+        "in_flight",
+    )  # fmt: skip
+
+    def __init__(self, maximum: int, *, first: int = 4) -> None:
+        if maximum < 1 or first < 1:
+            raise ValueError("maximum and first are at least 1")
+        self.in_flight = 0
+        self._maximum = maximum
+        self._first = first
+        self._threshold = float(maximum)
+        self._window = 0  # ends of attempts that still belong to the last cut
+        self._answered = True  # since the last cut
+        self._cuts = self._restarts = 0
+        self._set(float(maximum))
+
+    @property
+    def limit(self) -> int:
+        """Attempts at once, as of now; 1 or more."""
+        return self._whole
+
+    def has_room(self, lane: Lane) -> bool:
+        """Whether one more attempt may be given, to a call of this lane: the last places are for exit calls."""
+        return self.in_flight < (self._whole if lane == "exit" else self._room)
+
+    def taken(self) -> None:
+        """An attempt begins. It counts also when there was no room: who may go beyond is decided elsewhere."""
+        self.in_flight += 1
+
+    def released(self, outcome: Outcome, *, slow: bool = False) -> None:
+        """An attempt ended.
+
+        Args:
+            outcome: classified. THROTTLED, 503 and 529 cut the limit, a success lets it grow, nothing else moves it.
+            slow: it was overtaken by its full first-delta timeout; that cuts, too, whatever came of it.
+
+        Raises:
+            IllegalTransition: none is in flight.
+        """
+        in_flight = self.in_flight
+        if in_flight == 0:
+            raise IllegalTransition("concurrency: released, and none is in flight")
+        self.in_flight = in_flight - 1
+        kind = outcome.kind
+        if slow or kind is Kind.THROTTLED or outcome.upstream_status in OVERLOADED:
+            if self._window:
+                self._window -= 1
+            else:
+                self._cut(in_flight)
+            return
+        if kind is Kind.SUCCESS:
+            self._answered = True
+            limit = self._limit
+            # Against the whole number: with one place kept for exit calls others never fill half of 2.5.
+            if not self._window and limit < self._maximum and 2 * in_flight >= self._whole:
+                self._set(limit + (1.0 if limit < self._threshold else 1.0 / limit))
+        if self._window:
+            self._window -= 1
+
+    def restart(self) -> None:
+        """After an outage: begin small, slow start up to half of the limit before it."""
+        if self._limit >= self._threshold:
+            self._threshold = max(1.0, self._limit / 2)
+        self._window = 0
+        self._restarts += 1
+        self._set(min(self._limit, float(self._first)))
+
+    def statistics(self) -> ConcurrencyStatistics:
+        """A snapshot."""
+        return ConcurrencyStatistics(
+            in_flight=self.in_flight,
+            limit=self._whole,
+            maximum=self._maximum,
+            threshold=int(self._threshold),
+            cuts=self._cuts,
+            restarts=self._restarts,
+        )
+
+    def _cut(self, in_flight: int) -> None:
+        self._window = in_flight - 1
+        self._cuts += 1
+        self._set(max(1.0, CUT * self._limit))
+        if self._answered:
+            self._threshold = self._limit
+        self._answered = False
+
+    def _set(self, limit: float) -> None:
+        self._limit = min(limit, float(self._maximum))
+        self._whole = whole = int(self._limit)
+        self._room = whole - max(1, whole // RESERVE) if whole > 1 else whole
+
+    def __repr__(self) -> str:
+        return f"<ConcurrencyLimit {self.in_flight}/{self._whole} maximum={self._maximum} cuts={self._cuts}>"
