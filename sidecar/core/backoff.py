@@ -1,7 +1,7 @@
 """How long to wait: before a call tries the same upstream again, and before a pool connects again.
 
-`full_jitter` is for calls, `ConnectBackoff` for connects; the two never mix. Jitter shapes the peak of a storm, it
-does not bound its volume: that is the budget's work (`core.retry`).
+`call_backoff` is for calls, `ConnectBackoff` for connects; the two never mix. Jitter shapes the peak of a storm, it
+does not bound its volume: that is the budget's work (`core.retry`) and, for connects, that of `core.connect_rate`.
 
 `ConnectBackoff` keeps one of these states:
 
@@ -28,7 +28,7 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
-from sidecar.core.outcome import Outcome
+from sidecar.core.outcome import Kind, Outcome
 from sidecar.core.transitions import Table
 from sidecar.errors import ConnectionLost, UpstreamFault
 
@@ -62,6 +62,12 @@ GRACEFUL: Final = frozenset({1001, 1012, 1013})
 #: Seconds after a loss by which the others of the same outage have been noticed too.
 LONE_LOSS_AFTER: Final = 0.05
 
+#: Seconds, the longest first wait of a call: before a second try after a failure, and at an upstream that asked for
+#: patience (AWS: 50 ms for transient errors, 1 s for throttling). `CAP`: the longest wait.
+TRANSIENT_BASE: Final = 0.1
+THROTTLED_BASE: Final = 1.0
+CAP: Final = 2.0
+
 
 def full_jitter(attempt: int, *, base: float = 0.1, cap: float = 2.0, jitter: Jitter) -> float:
     """Seconds before the next try: U(0, min(cap, base * 2^(attempt-1))). (AWS, full jitter)
@@ -73,6 +79,34 @@ def full_jitter(attempt: int, *, base: float = 0.1, cap: float = 2.0, jitter: Ji
         jitter: U(0, 1).
     """
     return jitter() * min(cap, math.ldexp(base, min(max(attempt, 1), 64) - 1))
+
+
+def call_backoff(count: int, outcome: Outcome, remaining: float, jitter: Jitter) -> float:
+    """Seconds before a call may try the same upstream again.
+
+    Full jitter from a base by the outcome's kind, scaled down to what remains: a call of 300 ms cannot wait out 2 s.
+    The longest first wait is an eighth of what remains, the longest of all a half. A Retry-After is a floor, plus
+    U(0, 20 %), and not scaled: the caller sees whether it still fits.
+
+    Args:
+        count: how often this call lost an attempt there, from 1.
+        outcome: of the last one.
+        remaining: seconds until the deadline.
+        jitter: U(0, 1).
+
+    Returns:
+        0 for an outcome that says "now", inf for one after which that upstream is not asked again.
+    """
+    if outcome.retry in {"never", "next_target"}:
+        return math.inf
+    wait = 0.0
+    if outcome.retry == "backoff" or outcome.retry_after is not None:
+        remaining = max(0.0, remaining)
+        base = THROTTLED_BASE if outcome.kind is Kind.THROTTLED else TRANSIENT_BASE
+        wait = full_jitter(count, base=min(base, remaining / 8), cap=min(CAP, remaining / 2), jitter=jitter)
+    if outcome.retry_after is not None:
+        wait = max(wait, outcome.retry_after * (1.0 + 0.2 * jitter()))
+    return wait
 
 
 class BackoffStatistics(Struct, frozen=True, kw_only=True):

@@ -7,10 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.backoff import LONE_LOSS_AFTER, TRANSITIONS, ConnectBackoff, full_jitter
-from sidecar.core.outcome import classify
+from sidecar.core.backoff import (
+    CAP,
+    LONE_LOSS_AFTER,
+    THROTTLED_BASE,
+    TRANSIENT_BASE,
+    TRANSITIONS,
+    ConnectBackoff,
+    call_backoff,
+    full_jitter,
+)
+from sidecar.core.outcome import OWN, classify
 from sidecar.core.transitions import IllegalTransition
-from sidecar.errors import ConnectFailed, ConnectionLost, MalformedFrame, UpgradeRefused
+from sidecar.errors import ConnectFailed, ConnectionLost, MalformedFrame, UpgradeRefused, UpstreamError
 
 FAILED = classify(ConnectFailed("tcp", "refused"))
 REFUSED = classify(UpgradeRefused(401, {}))
@@ -43,6 +52,67 @@ def test_full_jitter_stays_within_its_bounds(attempt, chance):
 def test_full_jitter_doubles_up_to_the_cap():
     """The ceilings are 0.1, 0.2, 0.4 ... 2 s."""
     assert [full_jitter(n, jitter=high) for n in (1, 2, 3, 5, 6, 70)] == [0.1, 0.2, 0.4, 1.6, 2.0, 2.0]
+
+
+def said(status, retry_after=None, code=None):
+    """An error frame's outcome."""
+    return classify(UpstreamError("m", status=status, retry_after=retry_after, code=code))
+
+
+outcomes = st.one_of(
+    st.sampled_from([outcome for _, outcome in OWN]),
+    st.builds(said, st.sampled_from([400, 401, 402, 429, 500, 503, 529]), st.none() | st.floats(0, 1e4)),
+    st.builds(lambda code: classify(ConnectionLost(code, how="close")), st.sampled_from([1001, 1006, 1011, 1013])),
+)
+chances = st.floats(0, 1, exclude_max=True)
+
+
+@given(st.integers(1, 1000), outcomes, st.floats(-5, 3600), chances)
+def test_a_calls_wait_fits_into_what_remains(count, outcome, remaining, chance):
+    """At most half of what remains and never above the cap, but for a Retry-After, which is a floor plus a fifth."""
+    wait = call_backoff(count, outcome, remaining, lambda: chance)
+    if outcome.retry in {"never", "next_target"}:
+        assert wait == math.inf
+        return
+    longest = min(CAP, max(0.0, remaining) / 2)
+    floor = outcome.retry_after or 0.0
+    assert floor <= wait <= max(longest, 1.2 * floor) + 1e-9
+    if outcome.retry == "now" and not floor:
+        assert wait == 0
+
+
+@given(st.integers(1, 40), st.floats(0, 600), chances, chances)
+def test_a_calls_wait_grows_with_each_loss_and_with_what_remains(count, remaining, chance, other):
+    """At the same throw of the dice: never shorter after one more loss, with more time, or with a higher throw."""
+    lower, higher = sorted((chance, other))
+    for status in (500, 429):
+        wait = call_backoff(count, said(status), remaining, lambda: lower)
+        assert call_backoff(count + 1, said(status), remaining, lambda: lower) >= wait
+        assert call_backoff(count, said(status), remaining * 2, lambda: lower) >= wait
+        assert call_backoff(count, said(status), remaining, lambda: higher) >= wait
+
+
+def test_a_throttled_call_waits_from_a_second_on_a_failed_one_from_a_tenth():
+    """The two bases, as the longest waits of a call that has a minute left; scaled down where less is left."""
+    for outcome, waits in (
+        (said(500), [0.1, 0.2, 0.4, 0.8, 1.6, 2.0]),
+        (said(503), [0.1, 0.2, 0.4, 0.8, 1.6, 2.0]),
+        (said(429), [1.0, 2.0, 2.0, 2.0, 2.0, 2.0]),
+        (classify(ConnectionLost(1013, how="close")), [1.0, 2.0, 2.0, 2.0, 2.0, 2.0]),
+    ):
+        assert [call_backoff(n, outcome, 60, high) for n in range(1, 7)] == waits
+    assert (TRANSIENT_BASE, THROTTLED_BASE) == (0.1, 1.0)
+    assert call_backoff(1, said(429), 0.4, high) == pytest.approx(0.05)
+    assert call_backoff(9, said(429), 0.4, high) == pytest.approx(0.2)
+    assert call_backoff(1, said(500), 0, high) == call_backoff(1, said(500), -1, high) == 0
+
+
+def test_a_retry_after_is_a_floor_for_a_call():
+    """What the upstream asked for, plus up to a fifth, even where it does not fit; a short one shortens nothing."""
+    assert call_backoff(1, said(429, 3), 1, low) == 3
+    assert call_backoff(1, said(503, 3), 60, high) == pytest.approx(3.6)
+    assert call_backoff(2, said(429, 0.1), 60, high) == 2.0
+    assert call_backoff(1, said(429, 0), 60, low) == 0
 
 
 def test_a_fresh_backoff_lets_connects_start_at_once():
