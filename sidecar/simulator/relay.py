@@ -7,14 +7,14 @@ import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Final, NoReturn
+from collections.abc import Callable, Collection
+from typing import Final, Literal, NoReturn
 
 import trio
 
-from sidecar.simulator import door
+from sidecar.simulator import control, door
 from sidecar.simulator.behaviour import Behaviour, known, steer
-from sidecar.simulator.counters import Counters
+from sidecar.simulator.counters import Counters, Note
 from sidecar.simulator.link import Link
 from sidecar.simulator.metronome import Metronome
 from sidecar.simulator.scenarios import Plan
@@ -89,7 +89,7 @@ class Relay:
     def __repr__(self) -> str:
         counters = self.counters
         state = f"port {self.port}, {counters.open} open, {counters.in_flight} in flight"
-        return f"<Relay {self._plans[''].expression!r} {state}>"
+        return f"<Relay {self.scenario!r} {state}>"
 
     # ------------------------------------------------------------------------------------------------- steering
 
@@ -133,6 +133,11 @@ class Relay:
     def resume_listening(self) -> None:
         """Listen again, on the same port."""
         self._resumed.set()
+
+    @property
+    def scenario(self) -> str:
+        """The expression in force, of the relay as a whole."""
+        return self._plans[""].expression
 
     # --------------------------------------------------------------------------------------- what sessions ask for
 
@@ -248,6 +253,7 @@ class Relay:
                     nursery.start_soon(link.run)
                     if plan.expression == "refuse":
                         self._refused("refuse")
+                        self._note("connect", None, "refuse")
                     else:
                         await self._handshake(link)
                     with trio.move_on_after(1.0):
@@ -263,7 +269,7 @@ class Relay:
 
     async def _handshake(self, link: Link) -> None:
         """From the first byte to the last; OSError is the client's going."""
-        knock = None
+        knock, name, number = None, None, 0
         try:
             with trio.move_on_after(_DOOR_TIMEOUT):
                 if self._tls is not None:
@@ -273,16 +279,28 @@ class Relay:
                 return
             if knock.path.startswith("/_"):
                 self._links.pop(link, None)  # `_kill` is to be answered
-                self._control(link, knock)
+                link.send(control.answer_to(self, knock.path, knock.query))
                 return
             name = self._judge(link, knock)
+            number = self._note("connect", knock, name)
             if name in _OPEN:
                 await self._converse(link, knock, name)
             elif name is not None:
                 self._refused(name)
                 await door.misbehave(name, link, knock, self.behaviour.retry_after_s)
         except (OSError, trio.ClosedResourceError):
-            return
+            pass
+        if number:
+            self._note("gone", knock, name, number)
+
+    def _note(
+        self, event: Literal["connect", "gone"], knock: door.Knock | None, name: str | None, number: int = 0
+    ) -> int:
+        """Into the journal; returns the connection's number."""
+        group = "" if knock is None else knock.group
+        number = number or self.counters.accepted
+        self.counters.journal.append(Note(self.mono_us(), event, group, "", name or "", number))
+        return number
 
     def _judge(self, link: Link, knock: door.Knock) -> str | None:
         """What befalls this connection; None: it was answered already."""
@@ -331,35 +349,3 @@ class Relay:
         finally:
             self._sessions.discard(session)
             counters.open -= 1
-
-    # -------------------------------------------------------------------------------------------------- control
-
-    def _control(self, link: Link, knock: door.Knock) -> None:
-        """GET /_stats, /_scenario?name=&upstream=, /_kill?how=rst|eof, /_close?code=, /_keys?accept="""
-        try:
-            status, body = 200, self._command(knock.path, knock.query)
-        except ValueError as problem:
-            status, body = 400, {"error": str(problem)}
-        link.send(door.answer(status, body))
-
-    def _command(self, path: str, query: Mapping[str, str]) -> dict[str, Any]:
-        upstream = query.get("upstream")
-        if path == "/_stats":
-            return {**self.counters.snapshot(), "scenario": self._plans[""].expression, "mono_us": self.mono_us()}
-        if path == "/_scenario":
-            self.set_scenario(query.get("name", "ok"), upstream=upstream)
-            return {"scenario": query.get("name", "ok"), "upstream": upstream}
-        if path == "/_kill":
-            how = query.get("how", "rst")
-            if how not in ("rst", "eof"):
-                raise ValueError("how is rst or eof")
-            return {"killed": self.kill_all(rst=how == "rst", upstream=upstream)}
-        if path == "/_close":
-            code = int(query.get("code", "1012"))
-            if not 1000 <= code <= 4999:
-                raise ValueError("code is 1000 to 4999")
-            return {"closed": self.close_all(code, upstream=upstream)}
-        if path == "/_keys":
-            self.keys = frozenset(query["accept"].split(",")) if query.get("accept") else None
-            return {"keys": None if self.keys is None else len(self.keys)}
-        raise ValueError(f"{path} is not one of /_stats, /_scenario, /_kill, /_close, /_keys")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import trio
 import zstandard
@@ -14,7 +14,7 @@ from msgspec import Struct, structs
 from sidecar.simulator import frames
 from sidecar.simulator.act import Act
 from sidecar.simulator.behaviour import Behaviour, steer, steering_of
-from sidecar.simulator.counters import Counters, Stop
+from sidecar.simulator.counters import Counters, Note, Stop
 from sidecar.simulator.fates import fate
 from sidecar.simulator.link import Link
 from sidecar.simulator.metronome import Metronome
@@ -62,6 +62,7 @@ class Host(Protocol):
 
 class _Pending(Struct, kw_only=True):
     name: str
+    number: int
     scenario: str
     started_us: int
     act: Act
@@ -147,6 +148,7 @@ class Session:
             self.counters.calls_stopped += 1
             self.counters.in_flight -= 1
             self.counters.stops.append(Stop(id=call.name, started_us=call.started_us, at_us=now, tokens=call.act.sent))
+            self._note(call, "stopped", now)
         self._running.clear()
         self._waiting.clear()
 
@@ -157,6 +159,7 @@ class Session:
             for call in (*self._running.values(), *self._waiting):
                 self.counters.calls_cut += 1
                 self.counters.in_flight -= 1
+                self._note(call, "cut", self.host.mono_us())
                 call.scope.cancel()
             self._running.clear()
             self._waiting.clear()
@@ -227,7 +230,13 @@ class Session:
             voice = ChatVoice(request, digits, _BORN, envelope=behaviour.envelope, done=behaviour.done)
         dice = random.Random(self.host.seed * 1_000_003 + number)
         act = Act(self, request, voice, behaviour, dice, self.host.mono_us)
-        return _Pending(name=name, scenario=named, started_us=self.host.mono_us(), act=act, scope=trio.CancelScope())
+        now, scope = self.host.mono_us(), trio.CancelScope()
+        call = _Pending(name=name, number=number, scenario=named, started_us=now, act=act, scope=scope)
+        self._note(call, "call", now)
+        return call
+
+    def _note(self, call: _Pending, event: Literal["call", "finished", "stopped", "cut"], now: int) -> None:
+        self.counters.journal.append(Note(now, event, self.group, call.name, call.scenario, call.number))
 
     def _advance(self, nursery: trio.Nursery) -> None:
         """Start what may start: a lane's calls one after another, so many lanes at once."""
@@ -254,6 +263,7 @@ class Session:
             del self._running[call.act.request.lane]
             self.counters.calls_finished += 1
             self.counters.in_flight -= 1
+            self._note(call, "finished", self.host.mono_us())
             if len(self._answered) < _QUEUE:
                 self._answered.add(f"resp_{call.act.voice.digits}")
             self._advance(nursery)

@@ -1,0 +1,119 @@
+"""The fault table, every row through the real daemon over real sockets: a scorecard.
+
+`python tests/end_to_end/scorecard.py [--row N ...] [--quick] [--json] [--markdown FILE]`. For each row one daemon
+(`sidecar serve`), two simulators (`sidecar sim`) as primary and secondary, a bot that makes the calls and judges what
+it is told (the text of a `done` word for word), and a bystander that goes on calling by another route. Rescue where a
+second target exists, a bounded clean error where not, never a truncated success, never a hammer, healthy afterwards.
+Exit status 0 only if every line passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).parents[2])
+
+from sidecar import __version__
+from tests.end_to_end import score_calls
+from tests.end_to_end.score_stage import Score, Stage
+
+ROWS = {**score_calls.ROWS}
+#: So many rows at once: most of their time they wait.
+AT_ONCE = 4
+
+
+def play(
+    numbers: Collection[int] = (), *, quick: bool = False, at_once: int = AT_ONCE, tell: Callable[[Score], None]
+) -> list[Score]:
+    """All lines of these rows (default: of all), in their order."""
+    lock = threading.Lock()
+
+    def safely(score: Score) -> None:
+        with lock:
+            tell(score)
+
+    def one(number: int) -> list[Score]:
+        fault, act = ROWS[number]
+        with Stage(number, fault, quick=quick, tell=safely) as stage:
+            try:
+                act(stage)
+            except Exception as error:
+                lost = Score(number, fault, "could not be played", "to be played", problems=[f"{error!r:.2000}"])
+                stage.scores.append(lost)
+                safely(lost)
+        return stage.scores
+
+    # The long ones first: what is short fills the gaps.
+    chosen = sorted(numbers or ROWS, key=lambda number: (number not in (15, 24, 2, 14), number))
+    with ThreadPoolExecutor(at_once) as pool:
+        found = dict(zip(chosen, pool.map(one, chosen), strict=True))
+    return [score for number in sorted(found) for score in found[number]]
+
+
+def line(score: Score) -> str:
+    """For the terminal."""
+    text = f"{'pass' if score.ok else 'FAIL'} {score.row:>2} {score.fault} [{score.variant}]: {score.seen}"
+    text += f" | attempts {score.attempts} | {score.seconds:.2f} s"
+    return text + "".join(f"\n        {problem}" for problem in score.problems)
+
+
+def markdown(scores: list[Score], seconds: float) -> str:
+    """The table for docs/."""
+    wrong = sum(not score.ok for score in scores)
+    lines = [
+        "# The scorecard of faults",
+        "",
+        "Made by `python tests/end_to_end/scorecard.py --markdown docs/scorecard.md`; do not edit. A daemon, two",
+        "simulators and two bots, over real sockets. *Attempts* are what the first and the second upstream counted.",
+        f"Version {__version__}: {len(scores)} lines in {seconds:.0f} s, {wrong} of them wrong.",
+        "",
+        "| row | fault | | expected | seen | attempts | s | |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for score in scores:
+        verdict = "pass" if score.ok else f"**FAIL: {'; '.join(score.problems)}**"
+        cells = (score.row, score.fault, score.variant, score.expected, score.seen, score.attempts)
+        lines.append("| " + " | ".join(_cell(str(c)) for c in (*cells, f"{score.seconds:.2f}", verdict)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+
+
+def main(argv: list[str]) -> int:
+    """Exit status: 0 when every line passes, 1 otherwise."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--row", action="append", type=int, choices=sorted(ROWS), help="only this (may be repeated)")
+    parser.add_argument("--quick", action="store_true", help="shorter outages, fewer variants")
+    parser.add_argument("--json", action="store_true", help="the lines as JSON on stdout")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
+    arguments = parser.parse_args(argv)
+    began = time.monotonic()
+    told = sys.stderr if arguments.json else sys.stdout
+    scores = play(
+        arguments.row or (), quick=arguments.quick, tell=lambda score: print(line(score), file=told, flush=True)
+    )
+    seconds = time.monotonic() - began
+    wrong = [score for score in scores if not score.ok]
+    if arguments.markdown is not None:
+        arguments.markdown.write_text(markdown(scores, seconds), encoding="utf-8")
+    if arguments.json:
+        lines = [score.as_dict() for score in scores]
+        print(json.dumps({"ok": not wrong, "seconds": round(seconds, 1), "lines": lines}))
+    else:
+        rows = len({score.row for score in scores})
+        print(f"{len(scores)} lines of {rows} rows, {len(wrong)} wrong, {seconds:.0f} s")
+    return 1 if wrong or not scores else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
