@@ -21,12 +21,12 @@ at once.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Hashable
 from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct
 
+from sidecar.core.lane_queue import LaneQueue, one_less
 from sidecar.core.transitions import IllegalTransition
 from sidecar.wire import Lane
 
@@ -116,9 +116,8 @@ class Admission:
 
     __slots__ = (
         "_admitted", "_at_share", "_called_at", "_caller", "_exit_held", "_exit_share", "_held", "_hold", "_in_flight",
-        "_jitter", "_lanes", "_left", "_max", "_ordinary", "_other_at", "_queue_max", "_queue_share", "_queued",
-        "_reserved", "_room", "_room_share", "_sequence", "_share", "_shed", "_taken_at",
-        "_unreachable", "_waiting",
+        "_jitter", "_left", "_max", "_ordinary", "_other_at", "_queue", "_queue_max", "_queue_share", "_queued",
+        "_reserved", "_room", "_room_share", "_share", "_shed", "_taken_at", "_unreachable",
     )  # fmt: skip
 
     def __init__(
@@ -144,17 +143,13 @@ class Admission:
         self._ordinary = 0  # calls in flight that are not exit calls
         self._held: dict[Hashable, int] = {}  # holder -> calls in flight
         self._exit_held: dict[Hashable, int] = {}  # holder -> exit calls in flight
-        self._waiting: dict[Hashable, int] = {}  # holder -> calls queued
         self._at_share: Hashable = None  # the holder that was last seen with its share of the places
         self._taken_at = -math.inf  # when a place was last taken: everybody in flight has been there since
         # Who called last and when, and when somebody else did last.
         self._caller: Hashable = None
         self._called_at = self._other_at = -math.inf
-        # Per lane, sorted so that who goes next stands last (cheap to take): (-deadline, -sequence, key). Two of these
-        # are unique together, so that keys are never compared.
-        self._lanes: tuple[list[tuple[float, int, Hashable]], ...] = ([], [], [])
-        self._queued: dict[Hashable, tuple[int, tuple[float, int, Hashable], Hashable]] = {}
-        self._sequence = 0
+        self._queue = LaneQueue(len(LANES))
+        self._queued = self._queue.records
         self._admitted = self._unreachable = 0
         self._shed: dict[str, int] = {"full": 0, "share": 0, "limit": 0, "displaced": 0}
 
@@ -200,12 +195,12 @@ class Admission:
             self._other_at, self._caller = self._called_at, holder
         self._called_at = now
         held = self._held.get(holder, 0)
-        if limit is not None and held + self._waiting.get(holder, 0) >= limit:
+        if limit is not None and held + self._queue.by_holder.get(holder, 0) >= limit:
             return self._turn_away(call_key, "limit")
         exits = lane == "exit"
         if len(self._in_flight) < self._max and (exits or self._ordinary < self._room):
             # Whoever waits because of its share, and is alone now, does not overtake itself: until the next `leave`.
-            alone = now - self._other_at >= MEMORY and holder not in self._waiting
+            alone = now - self._other_at >= MEMORY and holder not in self._queue.by_holder
             if held < self._room_share or alone or self._below_share(holder, exits=exits):
                 self._take_place(call_key, holder, exits, now)
                 return _ADMITTED
@@ -228,9 +223,9 @@ class Admission:
         if record is None:
             raise IllegalTransition(f"admission: {call_key!r} is not in flight")
         holder, exits, since = record
-        _one_less(self._held, holder)
+        one_less(self._held, holder)
         if exits:
-            _one_less(self._exit_held, holder)
+            one_less(self._exit_held, holder)
         else:
             self._ordinary -= 1
         if now is not None:
@@ -247,9 +242,7 @@ class Admission:
         """
         if call_key not in self._queued:
             raise IllegalTransition(f"admission: {call_key!r} is not queued")
-        rank, entry = self._unqueue(call_key)
-        lane = self._lanes[rank]
-        del lane[bisect_left(lane, entry)]
+        self._queue.remove(call_key)
 
     def resize(self, max_in_flight: int, now: float) -> list[Hashable]:
         """Change the limit; of a small one, one place at least is for everybody.
@@ -269,7 +262,7 @@ class Admission:
         exits = lane == "exit"
         if len(self._in_flight) < self._max and (exits or self._ordinary < self._room):
             return 0.0
-        return self._wait_behind(sum(map(len, self._lanes[: _RANK[lane] + 1])), now, exits=exits)
+        return self._wait_behind(self._queue.up_to(_RANK[lane]), now, exits=exits)
 
     def retry_after(self) -> float:
         """Seconds, jittered by half, until a call turned away now may find a place."""
@@ -277,10 +270,8 @@ class Admission:
 
     def holders(self) -> dict[Hashable, tuple[int, int]]:
         """Holder -> its calls in flight, its calls queued; who has neither is not in it."""
-        return {
-            holder: (self._held.get(holder, 0), self._waiting.get(holder, 0))
-            for holder in (*self._held, *(other for other in self._waiting if other not in self._held))
-        }
+        waiting = self._queue.by_holder
+        return {holder: (self._held.get(holder, 0), waiting.get(holder, 0)) for holder in {**self._held, **waiting}}
 
     def statistics(self) -> AdmissionStatistics:
         """A snapshot."""
@@ -291,7 +282,7 @@ class Admission:
             exit_reserved=self._max - self._room,
             queued=len(self._queued),
             queue_max=self._queue_max,
-            queued_by_lane={lane: len(queue) for lane, queue in zip(LANES, self._lanes, strict=True)},
+            queued_by_lane=dict(zip(LANES, self._queue.counts(), strict=True)),
             hold=self._hold,
             admitted=self._admitted,
             shed=sum(self._shed.values()),
@@ -338,23 +329,19 @@ class Admission:
             key = self._next(now)
             if key is None:
                 break
-            rank, _, holder = self._queued[key]
-            self._unqueue(key)
+            rank, holder = self._queue.remove(key)
             self._take_place(key, holder, rank == 0, now)
             admitted.append(key)
         return admitted
 
     def _next(self, now: float) -> Hashable | None:
-        """Who goes next: the best call of a holder below its share; it leaves its lane. None when all are at it."""
-        flood = self._at_share
-        if self._waiting.get(flood) == len(self._queued) and not (self._lanes[0] or self._may_take(flood, now)):
+        """Who goes next: the best call that may take a place of its lane, of a holder below its share; None: nobody."""
+        queue, flood = self._queue, self._at_share
+        if queue.by_holder.get(flood) == len(queue) and not (queue.up_to(0) or self._may_take(flood, now)):
             return None  # nobody waits but who is at its share: often, and a long queue to look through
-        for rank, lane in enumerate(self._lanes if self._ordinary < self._room else self._lanes[:1]):
-            for index in range(len(lane) - 1, -1, -1):
-                key = lane[index][2]
-                holder = self._queued[key][2]
+        for rank in range(len(LANES) if self._ordinary < self._room else 1):
+            for key, holder in queue.in_order(rank):
                 if self._may_take(holder, now, exits=rank == 0):
-                    del lane[index]
                     return key
         return None
 
@@ -364,52 +351,38 @@ class Admission:
         self, call_key: Hashable, rank: int, deadline: float, now: float, holder: Hashable, usual: float | None
     ) -> Decision:
         """No place for it: it waits, or is turned away."""
-        victim: tuple[int, int] | None = None
-        if now - self._other_at < MEMORY and self._waiting.get(holder, 0) >= self._queue_share:
-            victim = self._worst(rank, holder, own=True)
-            if victim is None:
+        queue = self._queue
+        loser: Hashable | None = None
+        if now - self._other_at < MEMORY and queue.by_holder.get(holder, 0) >= self._queue_share:
+            loser = queue.worst_of(holder, rank)
+            if loser is None:
                 return self._turn_away(call_key, "share")
-        elif len(self._queued) >= self._queue_max:
-            victim = self._worst(rank, holder, own=False)
-            if victim is None:
+        elif len(queue) >= self._queue_max:
+            loser = queue.worst_below(rank)
+            if loser is None:
                 return self._turn_away(call_key, "full")
-        self._sequence += 1
-        entry = (-deadline, -self._sequence, call_key)
-        lane = self._lanes[rank]
-        index = bisect_left(lane, entry)
         if usual is not None and self._left > KNOWN:
-            ahead = len(lane) - index + sum(map(len, self._lanes[:rank]))
-            if self._at_share != holder and self._held.get(self._at_share, 0) >= self._room_share:
-                ahead = max(0, ahead - self._waiting.get(self._at_share, 0))  # they are passed over
-            late = now + self._wait_behind(ahead, now, exits=rank == 0) + usual - deadline
+            late = now + self._wait_of(rank, deadline, now, holder) + usual - deadline
             if late > 0:
                 self._unreachable += 1
                 return Unreachable(call_key, max(SOONEST, late) * (1 + 0.5 * self._jitter()))
-        lane.insert(index, entry)
-        self._queued[call_key] = (rank, entry, holder)
-        self._waiting[holder] = self._waiting.get(holder, 0) + 1
-        if victim is None:
-            return _QUEUED
-        loser = self._lanes[victim[0]].pop(victim[1])[2]
-        self._unqueue(loser)
-        return self._turn_away(loser, "displaced")
-
-    def _worst(self, rank: int, holder: Hashable, *, own: bool) -> tuple[int, int] | None:
-        """Lane and index of who is displaced by a call of lane `rank`, among the holder's own or all; None: nobody."""
-        for worse in range(len(LANES) - 1, rank, -1):
-            for index, (_, _, key) in enumerate(self._lanes[worse]):
-                if not own or self._queued[key][2] == holder:
-                    return worse, index
-        return None
-
-    def _unqueue(self, call_key: Hashable) -> tuple[int, tuple[float, int, Hashable]]:
-        rank, entry, holder = self._queued.pop(call_key)
-        _one_less(self._waiting, holder)
-        return rank, entry
+        if loser is not None:
+            queue.remove(loser)
+        queue.add(call_key, rank, deadline, holder)
+        return _QUEUED if loser is None else self._turn_away(loser, "displaced")
 
     def _turn_away(self, call_key: Hashable, reason: Reason) -> Shed:
         self._shed[reason] += 1
         return Shed(call_key, self.retry_after(), reason)
+
+    # ------------------------------------------------------------------ how long one waits
+
+    def _wait_of(self, rank: int, deadline: float, now: float, holder: Hashable) -> float:
+        """Seconds that this call would wait."""
+        ahead, flood = self._queue.before(rank, deadline), self._at_share
+        if flood != holder and self._held.get(flood, 0) >= self._room_share:
+            ahead = max(0, ahead - self._queue.by_holder.get(flood, 0))  # whoever is at its share is passed over
+        return self._wait_behind(ahead, now, exits=rank == 0)
 
     def _wait_behind(self, ahead: int, now: float, *, exits: bool) -> float:
         """Seconds until it is the turn of a call before which `ahead` others go (Little's law)."""
@@ -424,10 +397,3 @@ class Admission:
 
     def __repr__(self) -> str:
         return f"<Admission in_flight={len(self._in_flight)}/{self._max} queued={len(self._queued)}/{self._queue_max}>"
-
-
-def _one_less(counts: dict[Hashable, int], holder: Hashable) -> None:
-    if counts[holder] == 1:
-        del counts[holder]
-    else:
-        counts[holder] -= 1

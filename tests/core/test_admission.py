@@ -2,12 +2,14 @@
 
 # ruff: noqa: D102  (a state machine's rules are named for what they do)
 
+import math
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sidecar.core.admission import LANES, Admission, Admitted, Queued, Shed
+from sidecar.core.admission import LANES, Admission, Admitted, Queued, Shed, Unreachable
 from sidecar.core.transitions import IllegalTransition
 
 
@@ -115,58 +117,136 @@ def test_the_limit_may_change():
     assert it.leave("c") == ["d"]
 
 
-@pytest.mark.parametrize(("limit", "queue"), [(0, 1), (-1, 1), (1, -1)])
-def test_impossible_sizes_are_refused(limit, queue):
-    """No place at all is a mistake, not a policy."""
+@pytest.mark.parametrize(("limit", "queue", "reserved"), [(0, 1, 0), (-1, 1, 0), (1, -1, 0), (1, 1, 1), (2, 2, -1)])
+def test_impossible_sizes_are_refused(limit, queue, reserved):
+    """No place at all is a mistake, not a policy; exit calls cannot have all of them."""
     with pytest.raises(ValueError, match="at least"):
-        Admission(limit, queue, jitter=lambda: 0.5)
+        Admission(limit, queue, jitter=lambda: 0.5, exit_reserved=reserved)
     with pytest.raises(ValueError, match="at least"):
         admission().resize(0, 0)
 
 
 class AdmissionMachine(RuleBasedStateMachine):
-    """Any sequence of comings and goings, against a naive model."""
+    """Any sequence of comings and goings, against a naive model that looks at everybody each time."""
 
-    def __init__(self):
-        super().__init__()
-        self.it = Admission(3, 4, jitter=lambda: 0.5)
-        self.limit = 3
-        self.flying, self.waiting = set(), {}
-        self.count = 0
+    @initialize(size=st.sampled_from([(3, 0, 4), (4, 1, 4), (6, 2, 5), (8, 3, 2), (2, 1, 0), (1, 0, 3)]))
+    def begin(self, size):
+        self.limit, self.reserved, self.queue_max = size
+        self.it = Admission(self.limit, self.queue_max, jitter=lambda: 0.5, exit_reserved=self.reserved)
+        self.now, self.count, self.left = 1000.0, 0, 0
+        self.flying = {}  # key -> (lane, holder)
+        self.waiting = {}  # key -> (rank, deadline, key, lane, holder): sorted as who goes first
+        self.called = {}  # holder -> when it called last
+        self.outcomes = {"admitted": 0, "shed": 0, "unreachable": 0}
 
-    @rule(lane=st.sampled_from(LANES), deadline=st.integers(0, 5))
-    def offer(self, lane, deadline):
-        self.count += 1
-        key = self.count
-        rank = (LANES.index(lane), deadline, key)
-        said = self.it.offer(key, lane, deadline, 0)
-        if len(self.flying) < self.limit:
-            assert said == Admitted()
-            self.flying.add(key)
-            return
-        self.waiting[key] = rank
-        if len(self.waiting) <= 4:
-            assert said == Queued()
-            return
-        worst = max(self.waiting, key=self.waiting.get)
-        if self.waiting[worst][0] <= rank[0]:
-            worst = key  # nobody of a lower lane waits
-        assert said.key == worst
-        assert said.retry_after > 0
-        del self.waiting[worst]
+    # the model
+
+    def held(self, holder=None, exits=None):
+        return sum(
+            1 for lane, whose in self.flying.values()
+            if holder in (None, whose) and exits in (None, lane == "exit")
+        )  # fmt: skip
+
+    def room(self):
+        return self.limit - min(self.reserved, self.limit - 1)
+
+    def free(self, lane):
+        return len(self.flying) < self.limit and (lane == "exit" or self.held(exits=False) < self.room())
+
+    def crowded(self, holder):
+        return any(self.now - at < 60 for whose, at in self.called.items() if whose != holder)
+
+    def below_share(self, holder, lane):
+        total, exits = self.held(holder), self.held(holder, exits=True)
+        if lane == "exit":
+            return total < 0.75 * self.limit or exits < 0.75 * (self.limit - self.room())
+        return total < 0.75 * self.limit and total - exits < 0.75 * self.room()
+
+    def may_go(self, key):
+        _, _, _, lane, holder = self.waiting[key]
+        return self.free(lane) and (not self.crowded(holder) or self.below_share(holder, lane))
 
     def admitted(self, keys):
+        """Each was the best of those that might go, and nobody who might go is left."""
         for key in keys:
-            assert key == min(self.waiting, key=self.waiting.get), "the best of those that wait goes first"
-            del self.waiting[key]
-            self.flying.add(key)
+            assert key == min(filter(self.may_go, self.waiting), key=self.waiting.get)
+            _, _, _, lane, holder = self.waiting.pop(key)
+            self.flying[key] = (lane, holder)
+            self.outcomes["admitted"] += 1
+        assert not any(map(self.may_go, self.waiting)), "nobody waits while a place it may use is free"
+
+    # what happens
+
+    @rule(
+        lane=st.sampled_from(LANES), timeout=st.integers(0, 5), holder=st.sampled_from("aaab"),
+        usual=st.sampled_from([None, None, 0.0, 2.0]), limit=st.sampled_from([None, None, None, 0, 2, 4]),
+    )  # fmt: skip
+    def offer(self, lane, timeout, holder, usual, limit):
+        self.count += 1
+        key, deadline = self.count, self.now + timeout
+        waits = {each: self.it.expected_wait(each, self.now) for each in LANES}
+        own_waiting = {k: w for k, w in self.waiting.items() if w[4] == holder}
+        said = self.it.offer(key, lane, deadline, self.now, holder=holder, usual=usual, limit=limit)
+        self.called[holder] = self.now
+        if limit is not None and self.held(holder) + len(own_waiting) >= limit:
+            self.shed(said, key, "limit")
+            return
+        goes = (not self.crowded(holder) and not own_waiting) or self.below_share(holder, lane)
+        if self.free(lane) and goes:
+            assert said == Admitted()
+            self.flying[key] = (lane, holder)
+            self.outcomes["admitted"] += 1
+            return
+        exits = self.held(exits=True)
+        assert not (lane == "exit" and exits < 0.75 * self.reserved and len(self.flying) < self.limit), "its own places"
+        others, full = self.waiting, None
+        if self.crowded(holder) and len(own_waiting) >= max(1.0, 0.75 * self.queue_max):
+            others, full = own_waiting, "share"
+        elif len(self.waiting) >= self.queue_max:
+            full = "full"
+        rank = LANES.index(lane)
+        loser = max(others, key=others.get) if full and others else None
+        if full and (loser is None or self.waiting[loser][0] <= rank):
+            self.shed(said, key, full)
+            return
+        if isinstance(said, Unreachable):
+            assert self.left >= 7, "of a guess nobody is told that it cannot make it"
+            assert usual is not None
+            assert said.key == key
+            assert said.retry_after > 0
+            ahead = sum(1 for other in self.waiting.values() if other < (rank, deadline, key))
+            assert ahead <= sum(1 for other in self.waiting.values() if other[0] <= rank)
+            if self.free(lane):  # it is at its share: one of its own must leave first
+                assert self.held(holder) >= 0.75 * self.room()
+            else:
+                assert self.now + waits[lane] + usual > deadline
+            self.outcomes["unreachable"] += 1
+            return
+        assert usual is None or self.left < 7 or self.now + usual <= deadline
+        self.waiting[key] = (rank, deadline, key, lane, holder)
+        if full:
+            self.shed(said, loser, "displaced")
+            del self.waiting[loser]
+        else:
+            assert said == Queued()
+            assert all(self.it.expected_wait(each, self.now) >= waits[each] for each in LANES), "behind one more"
+
+    def shed(self, said, key, reason):
+        assert (said.key, said.reason) == (key, reason)
+        assert said.retry_after > 0
+        self.outcomes["shed"] += 1
+
+    @rule(seconds=st.sampled_from([0.01, 0.5, 3.0, 61.0]))
+    def time_passes(self, seconds):
+        self.now += seconds
 
     @precondition(lambda self: self.flying)
     @rule(which=st.integers(0))
     def leave(self, which):
         key = sorted(self.flying)[which % len(self.flying)]
-        self.flying.remove(key)
-        self.admitted(self.it.leave(key))
+        del self.flying[key]
+        self.left += 1
+        self.admitted(self.it.leave(key, self.now))
 
     @precondition(lambda self: self.waiting)
     @rule(which=st.integers(0))
@@ -175,22 +255,162 @@ class AdmissionMachine(RuleBasedStateMachine):
         del self.waiting[key]
         self.it.remove(key)
 
-    @rule(limit=st.integers(1, 5))
+    @rule(limit=st.integers(1, 9))
     def resize(self, limit):
         self.limit = limit
-        self.admitted(self.it.resize(limit, 0))
+        self.admitted(self.it.resize(limit, self.now))
 
     @invariant()
     def agrees(self):
         said = self.it.statistics()
         assert (said.in_flight, said.queued) == (len(self.flying), len(self.waiting))
-        assert said.queued <= 4
-        assert not said.queued or said.in_flight >= self.limit, "nobody waits beside a free place"
-        assert sum(said.queued_by_lane.values()) == said.queued
+        assert said.exit_in_flight == self.held(exits=True)
+        assert said.queued <= self.queue_max
+        assert (said.max_in_flight, said.exit_reserved) == (self.limit, self.limit - self.room())
+        lanes = [waiting[3] for waiting in self.waiting.values()]
+        assert said.queued_by_lane == {lane: lanes.count(lane) for lane in LANES}
+        assert self.outcomes == {"admitted": said.admitted, "shed": said.shed, "unreachable": said.unreachable}
+        whose = [holder for _, holder in self.flying.values()]
+        behind = [waiting[4] for waiting in self.waiting.values()]
+        assert self.it.holders() == {h: (whose.count(h), behind.count(h)) for h in {*whose, *behind}}
+
+    @invariant()
+    def waits_make_sense(self):
+        waits = [self.it.expected_wait(lane, self.now) for lane in LANES]
+        assert all(0 <= wait < math.inf for wait in waits)
+        assert waits == sorted(waits), "a higher lane never waits longer"
+        assert [wait == 0 for wait in waits] == [self.free(lane) for lane in LANES]
 
 
-AdmissionMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+AdmissionMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=50, deadline=None)
 TestAdmissionMachine = AdmissionMachine.TestCase
+
+
+def test_exit_calls_have_places_of_their_own():
+    """Research takes all but what is kept; exit calls go at once, up to all that is left; the rest of them go first."""
+    it = Admission(8, 9, jitter=lambda: 0.5, exit_reserved=2)
+    for number in range(6):
+        assert isinstance(it.offer(f"r{number}", "research", 9, 0), Admitted)
+    assert isinstance(it.offer("e", "entry", 9, 0), Queued)
+    for number in range(2):
+        assert isinstance(it.offer(f"x{number}", "exit", 9, 0), Admitted)
+    assert isinstance(it.offer("x2", "exit", 99, 0), Queued)
+    assert it.leave("r0", 0) == ["x2"]
+    assert it.leave("x0", 0) == ["e"]
+    assert (it.statistics().exit_in_flight, it.statistics().in_flight) == (2, 8)
+    assert it.leave("x1", 0) == []
+    assert isinstance(it.offer("f", "entry", 9, 0), Queued), "the free place is not its"
+
+
+def test_a_flood_of_research_does_not_lock_its_own_holder_out_of_exit():
+    """A holder that is at its share by research has three quarters of the places kept for exit calls, and no more."""
+    it = Admission(16, 9, jitter=lambda: 0.5, exit_reserved=4)
+    it.offer("other", "entry", 9, 0, holder="other")
+    for number in range(9):
+        assert isinstance(it.offer(f"r{number}", "research", 9, 0, holder="flood"), Admitted), "of twelve"
+    assert isinstance(it.offer("r9", "research", 9, 0, holder="flood"), Queued)
+    assert [type(it.offer(f"x{number}", "exit", 9, 0, holder="flood")) for number in range(5)] == [
+        Admitted, Admitted, Admitted, Queued, Queued
+    ]  # fmt: skip
+    assert isinstance(it.offer("y", "exit", 9, 0, holder="other"), Admitted)
+    assert it.leave("y", 0) == []
+    assert it.leave("x0", 0) == ["x3"]
+    assert it.leave("r0", 0) == ["x4"], "fewer than twelve of sixteen in all"
+
+
+def test_of_a_full_share_of_the_queue_the_holder_loses_its_own_worst():
+    """An exit call of whoever floods the queue with research displaces that research, nobody else's."""
+    it = Admission(1, 4, jitter=lambda: 0.5)
+    it.offer("a", "entry", 9, 0, holder="other")
+    it.offer("b", "research", 99, 0, holder="other")
+    for number in range(3):
+        assert isinstance(it.offer(f"r{number}", "research", number, 0, holder="flood"), Queued)
+    assert it.offer("r3", "research", 9, 0, holder="flood") == Shed("r3", it.retry_after(), "share")
+    assert it.offer("x", "exit", 9, 0, holder="flood") == Shed("r2", it.retry_after(), "displaced")
+    assert it.statistics().queued_by_lane == {"exit": 1, "entry": 0, "research": 3}
+
+
+def test_a_holder_has_as_many_calls_as_it_may():
+    """In flight and queued together; whoever is at its own limit is shed, whatever is free, and others are not."""
+    it = Admission(2, 9, jitter=lambda: 0.5)
+    for key in "abc":
+        assert not isinstance(it.offer(key, "entry", 9, 0, holder="one", limit=3), Shed)
+    assert it.offer("d", "exit", 9, 0, holder="one", limit=3) == Shed("d", it.retry_after(), "limit")
+    assert isinstance(it.offer("e", "entry", 9, 0, holder="two", limit=1), Queued)
+    it.leave("a", 0)
+    assert isinstance(it.offer("d", "exit", 9, 0, holder="one", limit=3), Queued)
+    assert it.offer("never", "exit", 9, 0, holder="three", limit=0).reason == "limit"
+    assert it.statistics().shed_by_reason == {"full": 0, "share": 0, "limit": 2, "displaced": 0}
+
+
+def settled(hold, limit=4, queue=100, reserved=0):
+    """An admission that has learnt how long its calls take; time is at 1000, all is free."""
+    it = Admission(limit, queue, jitter=lambda: 0.0, exit_reserved=reserved)
+    for number in range(400):
+        it.offer(number, "entry", 9999, 1000 - hold)
+        it.leave(number, 1000)
+    return it
+
+
+def test_how_long_calls_keep_their_place_is_learnt():
+    """From the mean of those that left; until eight have left it is a guess."""
+    it = Admission(1, 1, jitter=lambda: 0.0, hold=0.3)
+    it.offer("a", "entry", 9, 0)
+    assert it.expected_wait("exit", 0) == pytest.approx(0.3)
+    it.leave("a", 0.9)
+    assert it.statistics().hold == pytest.approx(0.6), "the guess counts as one"
+    it.offer("b", "entry", 9, 1)
+    it.leave("b")
+    assert it.statistics().hold == pytest.approx(0.6), "without an instant nothing is learnt"
+    assert settled(5.0).statistics().hold == pytest.approx(5, rel=1e-3)
+    assert settled(0.0).retry_after() >= 0.004, "nobody is told to come back at once"
+
+
+def test_how_long_one_would_wait():
+    """So many must leave first, and places of them leave in each hold: by lane, and 0 while a place is free."""
+    it = settled(2.0, limit=4, reserved=1)
+    for number in range(3):
+        assert it.expected_wait("entry", 1000) == 0
+        it.offer(f"e{number}", "entry", 9999, 1000)
+    assert it.expected_wait("exit", 1000) == 0
+    assert it.expected_wait("research", 1000) == pytest.approx(2 / 3, rel=1e-3)
+    it.offer("x", "exit", 9999, 1000)
+    assert it.expected_wait("exit", 1000) == pytest.approx(2 / 4, rel=1e-3)
+    for number in range(5):
+        it.offer(f"q{number}", "entry", 9999, 1000)
+    it.offer("x2", "exit", 9999, 1000)
+    waits = [it.expected_wait(lane, 1000) for lane in LANES]
+    assert waits == pytest.approx([2 * 2 / 4, 7 * 2 / 3, 7 * 2 / 3], rel=1e-3)
+    assert it.expected_wait("exit", 1010) == pytest.approx(2 * 10 / 4), "nobody has left for ten seconds"
+
+
+def test_a_call_that_cannot_make_it_is_told_so_at_once():
+    """Wait plus the usual time to the first delta do not fit: unreachable, and nothing is displaced for it."""
+    it = settled(2.0, limit=1, queue=2)
+    it.offer("a", "entry", 9999, 1000)
+    assert isinstance(it.offer("b", "entry", 1009, 1000, usual=1.0), Queued)
+    late = it.offer("c", "entry", 1004.5, 1000, usual=3.0)
+    assert late == Unreachable("c", pytest.approx(0.5, rel=1e-2)), "before b it waits two seconds"
+    assert isinstance(it.offer("c", "entry", 1005.5, 1000, usual=3.0), Queued)
+    assert it.offer("d", "entry", 1000, 1000, usual=0.0).reason == "full", "it would not be queued either"
+    it.remove("c")
+    it.offer("r", "research", 1099, 1000)
+    assert it.offer("x", "exit", 1001, 1000, usual=0.0).key == "x"
+    assert it.queued == 2, "no room is made for it"
+    assert isinstance(it.offer("x", "exit", 1001, 1000), Shed), "without `usual` it may wait however long"
+    assert it.statistics().unreachable == 2
+
+
+def test_what_is_passed_over_does_not_stand_before_anybody():
+    """Calls of a holder at its share do not count for another that has to queue, too."""
+    it = settled(2.0, limit=4, queue=100)
+    it.offer("g0", "entry", 9999, 1000, holder="good")
+    for number in range(23):
+        it.offer(f"f{number}", "entry", 9000, 1000, holder="flood")
+    assert it.holders() == {"good": (1, 0), "flood": (3, 20)}
+    assert isinstance(it.offer("g1", "entry", 9999, 1000, holder="good"), Queued)
+    assert isinstance(it.offer("g2", "entry", 1002, 1000, holder="good", usual=0.0), Queued)
+    assert isinstance(it.offer("f", "entry", 1000.4, 1000, holder="flood", usual=0.0), Unreachable)
 
 
 def test_a_flood_of_one_holder_leaves_room_for_others():
@@ -235,7 +455,12 @@ def test_holders_that_are_over_leave_no_trace():
     it.offer("b", "entry", 9, 0, holder=2)
     it.offer("c", "entry", 9, 0, holder=3)
     it.remove("c")
-    it.leave("a")
-    it.leave("b")
+    it.offer("d", "exit", 9, 0, holder=4)
+    assert it.holders() == {1: (1, 0), 2: (1, 0), 4: (0, 1)}
+    assert it.leave("a", 0) == ["d"]
+    it.leave("b", 0)
+    it.leave("d", 0)
+    assert it.holders() == {}
     assert not it._held
-    assert not it._waiting
+    assert not it._exit_held
+    assert not it._queue.by_holder
