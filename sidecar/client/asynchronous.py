@@ -45,10 +45,10 @@ class AsyncClient:
         EndpointError: the endpoint is no ipc path, or too long.
     """
 
-    def __init__(self, endpoint: str | None = None, *, name: str = "") -> None:
+    def __init__(self, endpoint: str | None = None, *, name: str = "", moves_on: bool = True) -> None:
         places = find_places(endpoint)
         self.endpoint = str(places)
-        self._pump = LoopPump(places, name=name)
+        self._pump = LoopPump(places, name=name, moves_on=moves_on)
 
     @property
     def welcome(self) -> Welcome | None:
@@ -212,8 +212,8 @@ class AsyncHandle(Reading):
 class LoopPump:
     """Moves the bytes of one client whenever the loop says that there are some."""
 
-    def __init__(self, places: Places, *, name: str) -> None:
-        self.fleet = Fleet(places, name=name, now=time.monotonic())
+    def __init__(self, places: Places, *, name: str, moves_on: bool) -> None:
+        self.fleet = Fleet(places, name=name, now=time.monotonic(), moves_on=moves_on)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -252,6 +252,7 @@ class LoopPump:
         item = ask(fleet.home(time.monotonic()))
         fleet.flush()
         if not item.handed_over:
+            fleet.settle(time.monotonic())
             fleet.explain_absence()
         self._rest()
         return item

@@ -41,11 +41,21 @@ class Client:
         endpoint: ``ipc:///path``, several of them with commas between, or a pattern such as
             ``ipc:///run/sidecar-*/sidecar.sock``; None looks as `sidecar.client.endpoint.find_places` says.
         name: a label for people in the daemon's logs.
+        moves_on: see below; each call may say otherwise.
 
     Making one never fails for want of a daemon: the calls say so, as `DaemonGone` (``daemon_unavailable``), at once
     when the socket is missing or forbidden, at the deadline when it does not answer. A lost connection is made again by
     itself. Every method that makes a call takes the wishes of the wire by name: `route`, `instructions`, `options`,
     `timeout_ms`, `first_delta_timeout_ms`, `idle_timeout_ms`, `lane`, `on_lost`, and `messages` in place of the prompt.
+
+    A daemon that is restarted: with `moves_on`, a call that it would not begin (``draining``), and one that finds
+    nobody where a daemon was before, goes to another daemon at once where there are several, and else to the next one
+    as soon as that is there, within its deadline, with `sent_mono_us` as it was. It fails as ``draining`` or
+    ``daemon_unavailable`` at its deadline, or at once when that is sooner than the refusal's `retry_after_ms`. With
+    ``moves_on=False`` it fails at once. That is all a client does by itself: a call that a daemon began is never sent
+    again (``daemon_lost``), and any other refusal (``overloaded``, ``breaker_open``, ...) is the bot's to heed:
+    where `CallFailed.retryable`, the same call may be made again, not before `retry_after_ms`.
+
     The deadline counts from the call of the method, and is kept here too: without `timeout_ms` the route's holds once
     the call is accepted, and 2,000 ms until then.
 
@@ -56,10 +66,10 @@ class Client:
         EndpointError: the endpoint is no ipc path, or too long.
     """
 
-    def __init__(self, endpoint: str | None = None, *, name: str = "") -> None:
+    def __init__(self, endpoint: str | None = None, *, name: str = "", moves_on: bool = True) -> None:
         places = find_places(endpoint)
         self.endpoint = str(places)
-        self._pump = Pump(places, name=name)
+        self._pump = Pump(places, name=name, moves_on=moves_on)
 
     @property
     def welcome(self) -> Welcome | None:
@@ -231,8 +241,8 @@ class Handle(Reading):
 class Pump:
     """Moves the bytes of one client while somebody waits for something."""
 
-    def __init__(self, places: Places, *, name: str) -> None:
-        self.fleet = Fleet(places, name=name, now=time.monotonic())
+    def __init__(self, places: Places, *, name: str, moves_on: bool) -> None:
+        self.fleet = Fleet(places, name=name, now=time.monotonic(), moves_on=moves_on)
         # Nobody waits for this lock, `_enter` sees to that: two threads in one client are a mistake, and a deadline
         # must not wait for it. Taken by `with` only: whenever a signal handler raises, it is let go again.
         self._lock = threading.Lock()
@@ -259,9 +269,11 @@ class Pump:
         """Begin a call or a question, and fail it at once where nobody can be there."""
         self._enter()
         with self._lock:
-            item = ask(self.fleet.home(time.monotonic()))
+            now = time.monotonic()
+            item = ask(self.fleet.home(now))
             self.fleet.flush()
             if not item.handed_over:
+                self.fleet.settle(now)
                 self.fleet.explain_absence()
         return item
 

@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 from sidecar.errors import CallFailed
-from sidecar.wire import Accepted, ChatMessage, Done, Lane, Pong, Report, Terminal
+from sidecar.wire import Accepted, ChatMessage, Done, Failed, Lane, Pong, Report, Terminal
 
 if TYPE_CHECKING:
     from sidecar.client.session import Session
 
 
 class ChoiceWishes(TypedDict, total=False):
-    """What a call may ask for, beside its prompt; names, units and defaults as in `sidecar.wire.Call`."""
+    """What a call may ask for, beside its prompt; names, units and defaults as in `sidecar.wire.Call`.
+
+    `moves_on` is the client's own and is not sent, see `Client`.
+    """
 
     messages: Sequence[ChatMessage | Mapping[str, str]] | None
     route: str | None
@@ -23,6 +26,7 @@ class ChoiceWishes(TypedDict, total=False):
     idle_timeout_ms: float | None
     lane: Lane | None
     on_lost: Literal["fail", "restart"] | None
+    moves_on: bool | None
 
 
 class Wishes(ChoiceWishes, total=False):
@@ -49,6 +53,8 @@ class OpenCall:
         home: the session of the daemon that has it, or will.
         payload: as it travels; a call that its daemon would not begin may be moved to another one.
         unwanted: it was cancelled here.
+        moves_on: when its daemon goes before it began the call, another one may have it, or the next.
+        refusal: the last `draining` it was refused with; it was offered again, or will be.
     """
 
     __slots__ = (
@@ -61,8 +67,10 @@ class OpenCall:
         "home",
         "id",
         "local",
+        "moves_on",
         "payload",
         "pieces",
+        "refusal",
         "restarts",
         "seq",
         "stream",
@@ -73,7 +81,16 @@ class OpenCall:
     )
 
     def __init__(
-        self, home: Session, name: str, payload: bytes, *, stream: bool, timed: bool, deadline_at: float, grace: float
+        self,
+        home: Session,
+        name: str,
+        payload: bytes,
+        *,
+        stream: bool,
+        timed: bool,
+        deadline_at: float,
+        grace: float,
+        moves_on: bool = True,
     ) -> None:
         self.home, self.payload = home, payload
         self.id, self.stream, self.timed, self.grace = name, stream, timed, grace
@@ -83,6 +100,8 @@ class OpenCall:
         self.accepted: Accepted | None = None
         self.ended: Terminal | None = None
         self.local = self.handed_over = self.changed = self.unwanted = False
+        self.moves_on = moves_on
+        self.refusal: Failed | None = None
         #: whoever waits for a change, and for the end (the asyncio shell's futures)
         self.wake: list[Any] | None = None
         self.wake_at_end: list[Any] | None = None
@@ -91,6 +110,11 @@ class OpenCall:
     def expire_at(self) -> float:
         """When the client gives up: no grace for a call that the daemon never had."""
         return self.deadline_at + self.grace if self.handed_over else self.deadline_at
+
+    @property
+    def begun(self) -> bool:
+        """The bot may have seen something of an answer."""
+        return bool(self.pieces or self.seq or self.restarts)
 
     @property
     def text(self) -> str:

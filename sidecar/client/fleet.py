@@ -2,8 +2,9 @@
 
 With one daemon, which is the rule, there is one link, and nothing here is on the way of a call but an attribute. With
 several, a call stays with the daemon it was handed to: its cancel, its deltas, its terminal. Two kinds of calls move,
-both begun by nobody: those that wait for a connection, and those that a draining daemon refused on receipt. What was
-handed over and not refused is never sent again.
+both begun by nobody: those that wait for a connection, and those that a draining daemon would not begin. Where nobody
+else is there these wait for who comes. What was handed over and not refused is never sent again, and nothing is sent
+again for any other refusal.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class Fleet:
         retired: links that were closed and are still watched by the shell; it forgets them, buries and clears them.
     """
 
-    def __init__(self, places: Places, *, name: str, now: float) -> None:
-        self.places, self.name = places, name
+    def __init__(self, places: Places, *, name: str, now: float, moves_on: bool = True) -> None:
+        self.places, self.name, self._moves_on = places, name, moves_on
         self.links: list[Link] = []
         self.retired: list[Link] = []
         self.changed: list[OpenCall | Question] = []
@@ -139,7 +140,7 @@ class Fleet:
         for link in self.links:
             session = link.session
             due = min(due, link.due_at, session.due_at)
-            waiting = waiting or (not session.connected and session.waiting)
+            waiting = waiting or (session.homeless and (session.leaving or not session.connected))
         due = min(due, self._lobby.due_at)
         return min(due, self._look_at) if waiting else due
 
@@ -165,15 +166,19 @@ class Fleet:
                 self._aside[link] = now + pause(session.refusal.code, session.refusal.retry_after_ms)
                 session.refusal = None
             while session.returned:
-                call, refusal = session.returned.pop()
+                call = session.returned.pop()
+                if call.ended is not None:
+                    continue
                 other = self._best(now, strict=True)
                 if other is None:
-                    session.end(call, refusal)
+                    session.hold(call, now=now)
                 else:
                     other.adopt(call)
             if not session.connected:
                 if session.ever_connected:
                     self._aside[link] = now + pause("daemon_lost", None)
+                self._move(session, now)
+            elif session.leaving:
                 self._move(session, now)
         self._move(self._lobby, now)
         self.flush()
@@ -182,18 +187,19 @@ class Fleet:
         """End what waits for a connection that cannot come.
 
         A socket that may not be reached is told at once. One that is missing is told at once too, except by a
-        client that was connected before: that daemon is being restarted, and the deadline is the limit.
+        client that was connected before: that daemon is being restarted, and the deadline is the limit, but for calls
+        that do not move on.
         """
         if any(link.session.connected for link in self.links):
             return
         before = self._lobby.ever_connected or any(link.session.ever_connected for link in self.links)
         obstacles = [link.obstacle() for link in self.links] or [absent(self.places)]
-        for obstacle in obstacles:
-            if obstacle is None or (obstacle.may_pass and before):
-                return
+        patient = any(obstacle is None or (obstacle.may_pass and before) for obstacle in obstacles)
+        if patient and any(link.descriptor >= 0 for link in self.links):
+            return  # somebody took the connection, and will shake hands
         message = "; ".join(dict.fromkeys(obstacle.message for obstacle in obstacles if obstacle is not None))
         for session in (self._lobby, *(link.session for link in self.links)):
-            session.fail_waiting(message)
+            session.fail_waiting(message or f"nobody listens at {self.places} now", patient=patient)
 
     def close(self) -> None:
         """Close every connection; in a fork only its copies of them."""
@@ -212,7 +218,13 @@ class Fleet:
     # ------------------------------------------------------------------ inside
 
     def _session(self) -> Session:
-        return Session(name=self.name, numbers=self._numbers, changed=self.changed, movable=self.several)
+        return Session(
+            name=self.name,
+            numbers=self._numbers,
+            changed=self.changed,
+            movable=self.several,
+            moves_on=self._moves_on,
+        )
 
     def _add(self, endpoint: str, now: float) -> None:
         self.links.append(Link(endpoint, self._session(), now=now))
@@ -221,7 +233,8 @@ class Fleet:
         self._turn += 1
         standings = [
             Standing(
-                link.session.open_calls, link.session.connected, link.session.silent, self._aside.get(link, 0.0)
+                link.session.open_calls, link.session.connected, link.session.silent, self._aside.get(link, 0.0),
+                link.session.leaving,
             )
             for link in self.links
         ]  # fmt: skip
@@ -229,8 +242,8 @@ class Fleet:
         return None if index is None else self.links[index].session
 
     def _move(self, session: Session, now: float) -> None:
-        """Calls that wait for a connection go to a daemon that has one."""
-        if session.waiting and (best := self._best(now)) is not None:
+        """Calls that wait for a connection, or for another daemon, go to one that is there."""
+        if session.homeless and (best := self._best(now)) is not None and not best.leaving:
             for call in session.give_away():
                 (self._best(now) or best).adopt(call)
 

@@ -182,8 +182,8 @@ class Link:
                     self._rest, blocked = whole[sent:], True
         except (BlockingIOError, InterruptedError):
             blocked, self._unsure = True, False
-        except OSError:
-            self._unsure = False  # broken: what the daemon sent before is read first, and the end of it tells
+        except OSError:  # it reads no more: what it sent before is read first, and the end of it tells
+            self._unsure, session.leaving = False, True
         if blocked != self.wants_write:
             self.wants_write, self.stale = blocked, True
 

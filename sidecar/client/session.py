@@ -12,8 +12,9 @@ What it promises, whatever the daemon does:
   is a protocol violation: that call fails `internal` and is cancelled, the others go on. What names no open call is
   ignored (a newer daemon may send it): what was lost with it is found by the counts, or by the deadline;
 - a disconnect ends every call handed over as ``daemon_lost``, at once; so does a new `session` in `welcome`;
-- only a `movable` session gives calls away: what was not handed over, and what the daemon refused on receipt because it
-  is draining. It has begun neither, so another daemon may have them.
+- what was not handed over, and what the daemon ended as ``draining`` before anything of it was sent upstream, nobody
+  has begun: another daemon may have it. A `movable` session gives it away; any other keeps it for the next connection,
+  unless the call wants to know (`moves_on`), or the deadline is nearer than `retry_after_ms`.
 Models: h11, aioquic (time as an argument, state to look at instead of callbacks).
 """
 
@@ -23,19 +24,17 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from sidecar.client.alarms import Alarms
 from sidecar.client.calls import OpenCall, Question, is_over
+from sidecar.client.ledger import Ledger
 from sidecar.client.outgoing import Outgoing
-from sidecar.client.questions import Questions
 from sidecar.client.request import encoded
 from sidecar.client.salvage import UNREADABLE, Unreadable, pieces_of
-from sidecar.errors import CallFailed
+from sidecar.client.verdicts import Verdict, lateness_of, may_move, verdict_on
 from sidecar.wire import (
     JSON,
     MSGPACK,
     Accepted,
     Delta,
-    Done,
     Failed,
     Pong,
     Report,
@@ -58,7 +57,7 @@ CHOOSE_GRACE: Final = 0.001
 _NOT_NOW: Final = frozenset({"draining", "overloaded"})
 
 
-class Session:
+class Session(Ledger):
     """See the module.
 
     Args:
@@ -66,11 +65,13 @@ class Session:
         numbers: what calls are named by; sessions between which calls move share it.
         changed: the list of what changed; the shell empties it, sessions of one client share it.
         movable: calls may be moved to other sessions.
+        moves_on: what holds for calls that do not say.
 
     Attributes:
+        leaving: no further call is begun here: the daemon said ``draining``, or its socket takes nothing any more.
         silent: a call was handed over and ended here without a word of the daemon, and none has come since.
         refusal: the last `failed` on receipt that says "not now" (draining, overloaded); the shell takes it away.
-        returned: calls that were refused as draining and may be moved, each with its refusal.
+        returned: calls that were refused as draining and may be moved.
     """
 
     def __init__(
@@ -80,19 +81,17 @@ class Session:
         numbers: Iterator[int] | None = None,
         changed: list[OpenCall | Question] | None = None,
         movable: bool = False,
+        moves_on: bool = True,
     ) -> None:
-        self.movable = movable
+        super().__init__(changed)
+        self.movable, self._moves_on = movable, moves_on
         self.welcome: Welcome | None = None
-        self.connected = self.ever_connected = self.silent = False
+        self.connected = self.ever_connected = self.leaving = self.silent = False
         self.refusal: Failed | None = None
-        self.returned: list[tuple[OpenCall, Failed]] = []
-        #: calls and questions that changed since the shell last emptied this list
-        self.changed: list[OpenCall | Question] = [] if changed is None else changed
+        self.returned: list[OpenCall] = []
+        self._held: list[OpenCall] = []
         self._numbers = itertools.count(1) if numbers is None else numbers
-        self._calls: dict[str, OpenCall] = {}
-        self._questions = Questions()
         self._outgoing = Outgoing(name)
-        self._alarms = Alarms()
 
     def __repr__(self) -> str:
         return f"<Session connected={self.connected} calls={len(self._calls)} outgoing={len(self._outgoing)}>"
@@ -130,20 +129,39 @@ class Session:
         timeout_ms = wishes.get("timeout_ms")
         timeout = UNACCEPTED_TIMEOUT if timeout_ms is None else timeout_ms / 1000
         timed = timeout_ms is not None
-        call = OpenCall(self, name, payload, stream=stream, timed=timed, deadline_at=now + timeout, grace=grace)
+        wish = wishes.get("moves_on")
+        moves_on = self._moves_on if wish is None else wish
+        call = OpenCall(
+            self, name, payload, stream=stream, timed=timed, deadline_at=now + timeout, grace=grace, moves_on=moves_on
+        )
         self.adopt(call)
         return call
 
     def adopt(self, call: OpenCall) -> None:
         """Queue a call that no daemon has: a new one, or one that another session gave away."""
-        call.home, call.handed_over = self, False
+        call.home, call.handed_over, call.accepted = self, False, None
         self._calls[call.id] = call
         self._outgoing.add(call.payload, call)
         self._set_alarm(call)
 
+    def hold(self, call: OpenCall, *, now: float) -> None:
+        """Keep a call that was refused as draining until the connection is lost; end it where that is not soon enough.
+
+        A successor needs longer than `retry_after_ms`, so a deadline before it is told at once.
+        """
+        refusal = call.refusal
+        assert refusal is not None
+        if call.deadline_at - now <= (refusal.retry_after_ms or 0) / 1000:
+            self.end(call, refusal)
+        else:
+            call.handed_over, call.accepted = False, None
+            self._calls[call.id] = call
+            self._held.append(call)
+            self._set_alarm(call)
+
     def give_away(self) -> list[OpenCall]:
-        """Part with the calls that were not handed over; each must be adopted at once."""
-        given = self._outgoing.take_calls()
+        """Part with the calls that no daemon has; each must be adopted at once."""
+        given = self._take_held() + self._outgoing.take_calls()
         for call in given:
             del self._calls[call.id]
         return given
@@ -175,8 +193,16 @@ class Session:
         """Queue a `probe`."""
         return self._ask(Question("probe", next(self._numbers), now + timeout), {"type": "probe", "check": check})
 
-    def fail_waiting(self, message: str) -> None:
-        """End what was not handed over yet as ``daemon_unavailable``: the shell looked, and nobody can be there."""
+    def fail_waiting(self, message: str, *, patient: bool = False) -> None:
+        """End what was not handed over yet as ``daemon_unavailable``: the shell looked, and nobody is there.
+
+        `patient`: somebody may come: what can move on stays.
+        """
+        if patient:
+            for call in tuple(self._calls.values()):
+                if not call.handed_over and not call.moves_on:
+                    self._fail(call, "daemon_unavailable", message)
+            return
         for item in self._outgoing.clear():
             self._fail(item, "daemon_unavailable", message)
 
@@ -189,14 +215,14 @@ class Session:
                 self._fail(item, "cancelled", "the client was closed")
 
     @property
-    def open_calls(self) -> int:
-        """How many have not ended."""
-        return len(self._calls)
-
-    @property
     def idle(self) -> bool:
         """No call and no question waits for anything here."""
         return not self._calls and not self._questions.all() and not self._outgoing.unfinished
+
+    @property
+    def homeless(self) -> bool:
+        """Calls may be here that this daemon will not have."""
+        return bool(self._held) or self.waiting
 
     @property
     def waiting(self) -> bool:
@@ -228,10 +254,15 @@ class Session:
 
     def connection_lost(self) -> None:
         """The connection is gone. Every call handed over is lost; what was not waits for the next connection."""
-        self.connected = False
+        self.connected = self.leaving = False
         self._outgoing.drop_cancels()
-        for call in [call for call in self._calls.values() if call.handed_over]:
-            self._end_locally(call, "daemon_lost", "the daemon went away with the call open")
+        for call in tuple(self._calls.values()):
+            if call.handed_over:
+                self._end_locally(call, "daemon_lost", "the daemon went away with the call open")
+            elif not call.moves_on:
+                self._end_locally(call, "daemon_unavailable", "the daemon went away before it had the call")
+        for call in self._take_held():
+            self._outgoing.add(call.payload, call)
         for question in self._questions.connection_lost():
             self._fail(question, "daemon_lost", "the daemon went away")
         self._outgoing.greet()
@@ -248,24 +279,12 @@ class Session:
 
     # ------------------------------------------------------------------ time
 
-    def next_wakeup_at(self) -> float | None:
-        """When `expire()` wants to be called, None when nothing is under way."""
-        return self._alarms.next_at(self._settled)
-
-    @property
-    def due_at(self) -> float:
-        """No call for `expire()` before this instant; infinity for none. Cheap, for every pass."""
-        return self._alarms.earliest
-
     def expire(self, *, now: float) -> None:
         """End what is past its deadline and grace."""
         while self._alarms.earliest <= now and (at := self.next_wakeup_at()) is not None and at <= now:
             item: OpenCall | Question = self._alarms.first()
             handed_over = item.handed_over
-            if not handed_over and not self.connected:
-                self._fail(item, "daemon_unavailable", "no connection to the daemon by the deadline")
-            else:
-                self._fail(item, "deadline_exceeded", "the deadline passed, and the daemon had not ended the call")
+            self._fail(item, *lateness_of(item, connected=self.connected))
             if handed_over and isinstance(item, OpenCall):
                 self.silent = item.accepted is None
                 self._say_cancel(item)
@@ -309,7 +328,7 @@ class Session:
                 call.restarts += 1
                 self._touch(call)
             else:
-                self._take_terminal(call, message)
+                self._take_terminal(call, message, now)
 
     def _take_accepted(self, call: OpenCall, accepted: Accepted, now: float) -> None:
         if call.accepted is not None:
@@ -320,23 +339,35 @@ class Session:
             call.deadline_at = now + max(0, accepted.deadline_mono_us - accepted.recv_mono_us) / 1e6
             self._set_alarm(call)
 
-    def _take_terminal(self, call: OpenCall, terminal: Terminal) -> None:
-        accepted = call.accepted
-        if isinstance(terminal, Failed) and terminal.call_id is None:
-            if accepted is not None:
-                return  # a refusal: it ends no call in flight
-            if terminal.code in _NOT_NOW:
+    def _take_terminal(self, call: OpenCall, terminal: Terminal, now: float) -> None:
+        verdict = verdict_on(call, terminal)
+        if verdict is Verdict.ENDS or verdict is Verdict.DRAINING:
+            if isinstance(terminal, Failed) and terminal.call_id is None and terminal.code in _NOT_NOW:
                 self.refusal = terminal
-            if terminal.code == "draining" and self.movable and not call.unwanted:
-                del self._calls[call.id]
-                self.returned.append((call, terminal))
-                return
-        if accepted is not None and terminal.call_id != accepted.call_id:
-            self._violation(call, "a terminal of another call came")
-        elif call.stream and isinstance(terminal, Done) and terminal.deltas != call.seq:
+            if verdict is Verdict.ENDS:
+                self.end(call, terminal)
+            else:
+                self._take_draining(call, terminal, now)
+        elif verdict is Verdict.INCOMPLETE:
             self._violation(call, f"{call.seq} deltas came, and done counts {terminal.deltas}")
-        else:
+        elif verdict is Verdict.FOREIGN:
+            self._violation(call, "a terminal of another call came")
+
+    def _take_draining(self, call: OpenCall, terminal: Terminal, now: float) -> None:
+        self.leaving = True
+        if not isinstance(terminal, Failed) or not may_move(call):
             self.end(call, terminal)
+            return
+        call.refusal = terminal
+        if self.movable:
+            del self._calls[call.id]
+            self.returned.append(call)
+        else:
+            self.hold(call, now=now)
+
+    def _take_held(self) -> list[OpenCall]:
+        held, self._held = self._held, []
+        return [call for call in held if call.ended is None]
 
     def _take_welcome(self, welcome: Welcome) -> None:
         previous, self.welcome = self.welcome, welcome
@@ -356,37 +387,6 @@ class Session:
     def _violation(self, call: OpenCall, what: str) -> None:
         self._end_locally(call, "internal", f"the daemon broke the protocol: {what}")
         self._say_cancel(call)
-
-    def _fail(self, item: OpenCall | Question, code: str, message: str) -> None:
-        if isinstance(item, OpenCall):
-            self._end_locally(item, code, message)
-        elif not item.over:
-            self._questions.fail(item, CallFailed.of(code, message, retryable=code == "daemon_unavailable"))
-            self._touch(item)
-
-    def _end_locally(self, call: OpenCall, code: str, message: str) -> None:
-        call.local = True
-        retryable, partial = code == "daemon_unavailable", bool(call.pieces)
-        terminal = Failed(id=call.id, code=code, message=message, retryable=retryable, partial=partial, deltas=call.seq)
-        self.end(call, terminal)
-
-    def end(self, call: OpenCall, terminal: Terminal) -> None:
-        """Give it this terminal: what `_take_terminal` found right, or the refusal of a call that nobody else takes."""
-        call.ended = terminal
-        self._calls.pop(call.id, None)
-        self._touch(call)
-
-    def _touch(self, item: OpenCall | Question) -> None:
-        if not item.changed:
-            item.changed = True
-            self.changed.append(item)
-
-    def _set_alarm(self, item: OpenCall | Question) -> None:
-        self._alarms.set(item, alive=len(self._calls) + len(self._questions), over=self._settled)
-
-    def _settled(self, item: OpenCall | Question) -> bool:
-        """Over, or given to another session: this one's alarm is not for it."""
-        return is_over(item) or (isinstance(item, OpenCall) and item.home is not self)
 
     def _ask(self, question: Question, message: dict[str, Any]) -> Question:
         self._outgoing.say(message, question)

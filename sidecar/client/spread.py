@@ -2,9 +2,9 @@
 
 The one with the fewest open calls of this client; ties take turns. All loads are known exactly, so nothing is gained by
 looking at two at random ("power of two choices" is for loads that are guessed). A daemon that lost its connection, said
-``draining`` or ``overloaded``, or let a call pass its deadline without a word, is left aside: the last until it says
-something again, the others for a moment. When only such are left one of them is taken still: a pause is no reason to
-fail a call.
+``overloaded``, or let a call pass its deadline without a word, is left aside: the last until it says something again,
+the others for a moment; one that said ``draining`` until it has gone and come again, and for a moment then. When only
+such are left one of them is taken still: a pause is no reason to fail a call.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ class Standing(NamedTuple):
         connected: it shook hands, and the connection stands.
         silent: it let a call pass its deadline without a word.
         aside_until: see `pause`; an instant.
+        leaving: it begins no further call.
     """
 
     open_calls: int
     connected: bool
     silent: bool = False
     aside_until: float = 0.0
+    leaving: bool = False
 
 
 def pick(standings: Sequence[Standing], *, turn: int, now: float, strict: bool = False) -> int | None:
@@ -42,18 +44,18 @@ def pick(standings: Sequence[Standing], *, turn: int, now: float, strict: bool =
         standings: of all of them.
         turn: counts up from call to call: among equals it decides.
         now: seconds, the clock of `aside_until`.
-        strict: None, too, when all that are connected are silent or left aside.
+        strict: None, too, when all that are connected are silent or leaving.
     """
     best: int | None = None
-    best_rank: tuple[bool, bool, int, int] = (False, False, 0, 0)
+    best_rank: tuple[bool, bool, bool, int, int] = (False, False, False, 0, 0)
     number = len(standings)
     for index, standing in enumerate(standings):
         if not standing.connected:
             continue
-        aside = standing.aside_until > now
-        if strict and (aside or standing.silent):
+        if strict and (standing.leaving or standing.silent):
             continue
-        rank = (standing.silent, aside, standing.open_calls, (index - turn) % number)
+        aside = standing.aside_until > now
+        rank = (standing.leaving, standing.silent, aside, standing.open_calls, (index - turn) % number)
         if best is None or rank < best_rank:
             best, best_rank = index, rank
     return best

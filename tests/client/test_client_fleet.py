@@ -135,8 +135,8 @@ def test_a_moved_call_of_an_asyncio_client(two: list[FakeDaemon]) -> None:
 
 
 def test_where_all_are_draining_the_refusal_is_told(two: list[FakeDaemon]) -> None:
-    """At once, once, and no call goes round in circles."""
-    with Client(both(two)) as client:
+    """To calls that do not move on: at once, once."""
+    with Client(both(two), moves_on=False) as client:
         until_connected(client, 2)
         for daemon in two:
             daemon.refuse("draining")
@@ -144,7 +144,27 @@ def test_where_all_are_draining_the_refusal_is_told(two: list[FakeDaemon]) -> No
             with pytest.raises(CallFailed) as caught:
                 client.ask("p", timeout_ms=20_000)
             assert caught.value.code == "draining"
-    assert sum(calls(two)) <= 6
+    assert sum(calls(two)) == 5
+
+
+def test_where_all_are_draining_a_call_waits_for_who_comes(two: list[FakeDaemon]) -> None:
+    """It is offered to each once, to nobody in circles, and answered by the first successor."""
+    with Client(both(two)) as client:
+        until_connected(client, 2)
+        for daemon in two:
+            daemon.refuse("draining")
+        handles = [client.submit(f"n{number}", timeout_ms=20_000) for number in range(4)]
+        while sum(calls(two)) < 5:  # the first is offered to both; the others to who is known to be draining, or both
+            handles[0].poll(50)
+        client.ping()
+        assert not any(handle.ended for handle in handles)
+        offered = sum(calls(two))
+        assert offered <= 8
+        two[1].kill()
+        two[1].refuse("")
+        two[1].start()
+        assert [handle.result().text for handle in handles] == [f"n{number}" for number in range(4)]
+    assert sum(calls(two)) == offered + 4
 
 
 def test_an_overloaded_daemon_is_left_aside_and_its_refusal_told(two: list[FakeDaemon]) -> None:

@@ -14,6 +14,7 @@ STANDINGS = st.lists(
         connected=st.booleans(),
         silent=st.booleans(),
         aside_until=st.sampled_from([0.0, 5.0, 15.0]),
+        leaving=st.booleans(),
     ),
     max_size=6,
 )
@@ -38,18 +39,23 @@ def test_nobody_connected_is_nobody() -> None:
 
 
 def test_those_left_aside_are_taken_when_nobody_else_is_there() -> None:
-    """First the good, however busy; then those whose pause runs; then the silent; with `strict`, only the good."""
+    """First the good, however busy; then those whose pause runs; then the silent; then those that are leaving.
+
+    With `strict` neither of the last two: where they are all there is, a call that one of them refused waits.
+    """
     good, paused, silent = Standing(9, True), Standing(0, True, aside_until=10), Standing(0, True, silent=True)
-    away = Standing(0, False)
-    assert pick([silent, paused, good, away], turn=0, now=5) == 2
-    assert pick([silent, paused, away], turn=0, now=5) == 1
-    assert pick([silent, away], turn=0, now=5) == 0
-    assert pick([silent, paused, away], turn=0, now=5, strict=True) is None
+    away, leaving = Standing(0, False), Standing(0, True, leaving=True)
+    assert pick([leaving, silent, paused, good, away], turn=0, now=5) == 3
+    assert pick([leaving, silent, paused, away], turn=0, now=5) == 2
+    assert pick([leaving, silent, away], turn=0, now=5) == 1
+    assert pick([leaving, away], turn=0, now=5) == 0
+    assert pick([leaving, silent, paused, away], turn=0, now=5, strict=True) == 2
+    assert pick([leaving, silent, away], turn=0, now=5, strict=True) is None
     assert pick([good, paused], turn=0, now=10) == 1  # the pause is over
 
 
 def test_pauses_are_moments() -> None:
-    """A draining daemon longer than the others; an overloaded one as long as it says, within reason."""
+    """One that was draining longer than the others; an overloaded one as long as it says, within reason."""
     assert pause("draining", None) == 1.0
     assert pause("daemon_lost", None) == pause("overloaded", None) == 0.25
     assert pause("overloaded", 40) == 0.04
@@ -64,11 +70,12 @@ def test_whoever_is_picked_is_connected_and_nobody_better_was_there(
     """And somebody is picked whenever somebody is connected, but for `strict`."""
     index = pick(standings, turn=turn, now=10.0, strict=strict)
     there = [one for one in standings if one.connected]
-    good = [one for one in there if not one.silent and one.aside_until <= 10]
+    good = [one for one in there if not one.silent and not one.leaving and one.aside_until <= 10]
     if index is None:
-        assert not (good if strict else there)
+        assert not [one for one in there if not strict or not (one.silent or one.leaving)]
         return
     taken = standings[index]
+    assert not (strict and (taken.silent or taken.leaving))
     assert taken.connected
     if good:
         assert taken in good
