@@ -124,8 +124,9 @@ class ConnectBackoff:
     - The first loss of an outage draws U(0, 1 s), or U(0, 5 s) when the server went in good order (then all its
       clients come back at once); further losses of the same outage draw nothing new.
     - Failed connects draw decorrelated jitter, min(cap, U(base, 3 * previous)).
-    - A connection that stood for less than `stable_after` does not reset the growth: a server that takes everybody
-      in and throws them out again is down.
+    - A connection that stood for less than `stable_after` does not reset the growth, and the wait after its loss is not
+      lifted by those that were being made meanwhile: a server that takes everybody in and throws them out again is
+      down.
     - `Retry-After` is a floor, plus U(0, 20 %); neither a success elsewhere nor a new credential lowers it.
     - A refused credential waits decorrelated `refused_base` .. `refused_cap`, until it changes.
 
@@ -154,6 +155,7 @@ class ConnectBackoff:
         self._state: State = "steady"
         self._delay_until = -math.inf
         self._floor_until = -math.inf
+        self._unstable_until = -math.inf  # the wait after the loss of a connection that did not last
         self._previous: float | None = None  # last decorrelated draw; None: no growth to remember
         self._spread = 0.0  # of the last first delay
         self._lost_at: float | None = None  # the loss whose first delay is being waited for; None after anything worse
@@ -197,13 +199,16 @@ class ConnectBackoff:
         return self._state == "refused"
 
     def connected(self, now: float) -> None:
-        """A connect succeeded: others may follow at once (how many, `pool_policy` says)."""
+        """A connect succeeded: others may follow at once (how many, `pool_policy` says).
+
+        Not if one was lost lately that did not last: whether this one does is not known yet.
+        """
         if self._state == "refused":
             self._previous = None
         self._state = TRANSITIONS.after(self._state, "connected")
         self._failures = 0
         self._lost_at = None
-        self._delay_until = min(self._delay_until, now)
+        self._delay_until = max(min(self._delay_until, now), self._unstable_until)
         if self._up_since is None:
             self._up_since = now
 
@@ -213,7 +218,7 @@ class ConnectBackoff:
         self._lost_at = None
         if outcome.retry_after is not None:
             self._floor_until = max(self._floor_until, now + outcome.retry_after * (1 + 0.2 * jitter()))
-        running = self._state != "steady" and self._delay_until > now
+        running = self._delay_until > now
         if running and (self._state == "refused" or not outcome.credential_refused):
             return
         if self._up_since is not None and now - self._up_since >= self._stable_after:
@@ -243,7 +248,7 @@ class ConnectBackoff:
             lived = math.inf if self._up_since is None else now - self._up_since
         graceful = isinstance(fault, ConnectionLost) and fault.how == "close" and fault.close_code in GRACEFUL
         spread = self._graceful_spread if graceful else self._lost_spread
-        first = self._state == "steady"
+        first = self._state == "steady" and now >= self._unstable_until
         self._state = TRANSITIONS.after(self._state, "lost")
         self._up_since = None
         if not first:
@@ -260,6 +265,7 @@ class ConnectBackoff:
         else:
             self._previous = _decorrelated(self._base, self._cap, self._previous or self._base, jitter)
             delay = max(delay, self._previous)
+            self._unstable_until = now + delay
         self._wait(now, delay)
 
     def credential_changed(self) -> None:

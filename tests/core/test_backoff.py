@@ -194,6 +194,36 @@ def test_a_connection_that_did_not_last_lets_the_wait_grow():
     assert backoff.early_attempt_at == backoff.next_attempt_at, "no shortcut"
 
 
+def test_a_server_that_takes_all_in_and_throws_them_out_is_not_hammered():
+    """Eight connects at once, each taken in and dropped a moment later: none of them lifts the wait of the others."""
+    backoff, dice = ConnectBackoff(), random.Random(3).random
+    now, made = 0.0, 0
+    while now < 60:
+        for _ in range(8):  # those that were being made when the first was dropped
+            backoff.connected(now)
+            backoff.lost(CUT, now + 0.01, dice, lived=0.01)
+            now += 0.002
+            made += 1
+        assert backoff.next_attempt_at > now
+        waited = backoff.next_attempt_at - now
+        now = backoff.next_attempt_at
+    assert waited > 1, "it has grown"
+    assert made <= 8 * 40
+    backoff.connected(now)
+    assert backoff.next_attempt_at <= now, "once the wait is over, a success is one"
+
+
+def test_a_connect_that_fails_while_such_a_wait_runs_grows_nothing():
+    """It was started before the loss: the same trouble."""
+    backoff = ConnectBackoff()
+    backoff.connected(0)
+    backoff.lost(CUT, 0.1, half, lived=0.1)
+    at = backoff.next_attempt_at
+    backoff.connected(0.12)
+    backoff.failed(FAILED, 0.15, half)
+    assert backoff.next_attempt_at == at
+
+
 def test_sixty_stable_seconds_forget_the_growth():
     """After a minute without trouble an outage starts from its first delay again."""
     backoff = ConnectBackoff()
