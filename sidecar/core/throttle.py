@@ -61,14 +61,16 @@ class Throttle:
     def throttled(self, outcome: Outcome, now: float) -> None:
         """An attempt, or a connect, was told to be patient."""
         self._throttled += 1
-        asked = outcome.retry_after or 0.0
+        asked = outcome.retry_after
+        if asked is None or not asked > 0:
+            asked = 0.0  # "now" from one who has just refused is no instant
         # The clock may stand still between many; a wait that jitter made nothing of is still one wait.
         fresh = now >= self.ready_at and now > self._grew_at
         if fresh:
             self._in_a_row += 1
             self._grew_at = now
-        wait = min(self._longest, asked * (1 + SPREAD * self._jitter())) if asked > 0 else 0.0
-        if fresh and (asked <= 0 or (asked < self._base and self._in_a_row > 1)):
+        wait = min(self._longest, asked * (1 + SPREAD * self._jitter())) if asked else 0.0
+        if fresh and (not asked or (asked < self._base and self._in_a_row > 1)):
             wait = max(wait, full_jitter(self._in_a_row, base=self._base, cap=self._cap, jitter=self._jitter))
         self.ready_at = max(self.ready_at, now + wait)
 
