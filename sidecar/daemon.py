@@ -27,8 +27,10 @@ from typing import Any, Final
 import trio
 
 from sidecar.config import Config, Upstream
+from sidecar.core.blame import Blame
 from sidecar.core.breaker import Breaker
 from sidecar.core.health import RouteHealth, UpstreamHealth, report
+from sidecar.core.latency import FirstDeltaTimes
 from sidecar.core.pool_policy import PoolPolicy
 from sidecar.core.retry import RetryBudget
 from sidecar.credentials import CredentialReader
@@ -37,6 +39,7 @@ from sidecar.logs import get_logger
 from sidecar.metrics import Metrics
 from sidecar.service import shown
 from sidecar.service.accounting import Accounting
+from sidecar.service.clients import Clients
 from sidecar.service.control import Handler, show
 from sidecar.service.dispatcher import Dispatcher
 from sidecar.service.frontend import Frontend
@@ -48,7 +51,7 @@ from sidecar.transport.bot_port import BotPort
 from sidecar.transport.dial import dial, parse_url, tls_context_of
 from sidecar.transport.pump import Pump
 from sidecar.version import __version__
-from sidecar.wire import Limits, Report
+from sidecar.wire import Lane, Limits, Report
 
 #: Seconds that a bot has to read its last messages when the daemon goes.
 FAREWELL: Final = 1.0
@@ -93,6 +96,8 @@ class Daemon:
         self._started_at = clock()
         jitter = dice.random
         turn = Turn(clock)
+        self.clients = Clients(config, jitter=jitter)
+        self.brakes = _NoBrakes()
         self.pump = Pump(flush=turn.flush, clock=clock)
         self.pools: dict[str, Pool] = {}
         self.breakers: dict[tuple[str, str], Breaker] = {}
@@ -108,6 +113,8 @@ class Daemon:
             session=session,
             outbound=turn,
             accounting=Accounting(self.metrics, self.log, frozenset(route.name for route in config.route)),
+            clients=self.clients,
+            brakes=self.brakes,
         )
         for upstream in config.upstream:
             address = parse_url(upstream.url)
@@ -139,24 +146,32 @@ class Daemon:
                 on_connect=self.dispatcher.on_connect,
                 log=self.log,
             )
-        budgets = {name: RetryBudget() for name in self.pools}
+        budgets = {upstream.name: _budget(upstream) for upstream in config.upstream}
+        times: dict[tuple[str, str], FirstDeltaTimes] = {}
+        blames: dict[tuple[str, str], Blame] = {}
         for route in config.route:
             targets = []
             for target in route.targets:
                 key = (target.upstream, target.model)
+                pool = self.pools[target.upstream]
                 if key not in self.breakers:
-                    self.breakers[key] = Breaker("/".join(key), jitter=jitter)
+                    breaker = self.breakers[key] = _breaker("/".join(key), pool.upstream, jitter)
+                    pool.breakers.append(breaker)
+                    times[key] = FirstDeltaTimes()
+                    blames[key] = Blame(jitter=jitter)
                 targets.append(
                     TargetRuntime(
-                        self.pools[target.upstream],
+                        pool,
                         target.model,
                         self.breakers[key],
                         budgets[target.upstream],
+                        times[key],
+                        blames[key],
                         target.options,
                         route.max_output_tokens,
                     )
                 )
-            routes[route.name] = RouteRuntime(route, targets)
+            routes[route.name] = RouteRuntime(route, targets, jitter=jitter)
         frontend = config.frontend
         self.frontend = Frontend(
             port,
@@ -226,6 +241,7 @@ class Daemon:
             pid=os.getpid(),
             uptime=now - self._started_at,
             draining=self.dispatcher.draining,
+            halted=sorted(self.brakes.halted),
             in_flight=statistics.in_flight,
             queued=statistics.queued,
             queue_max=self.config.frontend.queue_max,
@@ -247,6 +263,7 @@ class Daemon:
                 model: breaker.state(now) for (name, model), breaker in self.breakers.items() if name == pool.name
             },
             refused=snapshot.credential_refused,
+            disabled=not snapshot.enabled,
             last_error=snapshot.last_error,
             rtt=snapshot.rtt,
         )
@@ -254,6 +271,35 @@ class Daemon:
     def handlers(self) -> dict[str, Handler]:
         """What operators may ask at the control endpoint: message type -> its handler."""
         return {"show": show(shown.sections(self, self._clock))}
+
+
+def _breaker(name: str, upstream: Upstream, jitter: Callable[[], float]) -> Breaker:
+    settings = upstream.breaker
+    return Breaker(
+        name,
+        consecutive=settings.consecutive_failures,
+        rate=settings.failure_rate,
+        rate_minimum=settings.minimum_calls,
+        slow_rate=settings.slow_rate,
+        window=settings.window_s,
+        open_base=settings.open_min_s,
+        open_cap=settings.open_max_s,
+        trials=settings.trials,
+        probed=True,
+        jitter=jitter,
+    )
+
+
+def _budget(upstream: Upstream) -> RetryBudget:
+    settings = upstream.retry_budget
+    return RetryBudget(capacity=settings.attempts, per_second=settings.per_second, per_first_attempt=settings.per_call)
+
+
+class _NoBrakes:
+    halted: frozenset[Lane] = frozenset()
+
+    def message(self, lane: Lane) -> str:
+        return f"lane {lane} is halted"
 
 
 def _call_ids(wall_us: Callable[[], int], dice: random.Random) -> Callable[[], str]:

@@ -9,6 +9,7 @@ class AttemptState:
     """One try on one connection. `number` counts from 1; times are instants of the loop's clock."""
 
     __slots__ = (
+        "backup_at",
         "conclude_at",
         "first_content_at",
         "first_delta_at",
@@ -23,6 +24,8 @@ class AttemptState:
         self.number, self.target, self.sent_at = number, target, sent_at
         #: when its first-delta clock falls due; inf once it has fallen
         self.first_delta_at = first_delta_at
+        #: when it gets a sibling for being slower than usual; inf for never, or once it has fallen
+        self.backup_at = math.inf
         self.first_content_at: float | None = None
         self.last_content_at = sent_at
         #: when its answer is concluded without usage; inf while it has not ended

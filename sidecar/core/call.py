@@ -10,6 +10,8 @@ connection, no text and no clock. One deadline spans everything. The clocks of `
 
 * deadline: beats every other clock that falls in the same instant;
 * first delta: per attempt, from the request being written; starts the next target, ends nothing;
+* backup: where the route wants it, a lone attempt that is slower than usual gets a sibling on another target, or on
+  another connection of the same one;
 * idle: from the last content of the attempt that answers; that attempt is lost then;
 * grace: how long a finished answer waits for its usage.
 
@@ -21,18 +23,19 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable
-from typing import Final, Literal, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from msgspec import Struct
 
 from sidecar.core.attempt_state import AttemptState
-from sidecar.core.backoff import full_jitter
+from sidecar.core.backoff import call_backoff
 from sidecar.core.outcome import DEADLINE, Outcome, deadline
 from sidecar.core.transitions import IllegalTransition
+from sidecar.core.verdict import Due, End, Seek, Verdict, Wait
 from sidecar.wire import Phase
 
-#: Wire attempts per call, the first included (Google SRE: at most three).
+#: Wire attempts per call, the first included, unless the route says otherwise (Google SRE: at most three).
 MAX_ATTEMPTS: Final = 3
 #: While an untried target is left, the first-delta clock runs for at most this share of what remains.
 FIRST_DELTA_SHARE: Final = 0.6
@@ -62,56 +65,40 @@ TRANSITIONS: Final[dict[State, frozenset[State]]] = {
 
 
 class _Loss(Struct):
-    """What became of a target in this call: how often it was lost, and when it may be asked again (inf: never)."""
+    """What became of a target in this call: how often it was lost, and when it may be asked again.
+
+    Never (inf): it refused, or stayed silent beyond the first-delta clock.
+    """
 
     count: int = 0
     not_before: float = 0.0
-
-
-class Wait(Struct, frozen=True):
-    """Other attempts are still running: nothing to do."""
-
-
-class Seek(Struct, frozen=True):
-    """Start another attempt on one of `Call.candidates(now)`, now or when one can be had."""
-
-
-class End(Struct, frozen=True):
-    """The call ends with this outcome (the first one, when several attempts failed)."""
-
-    outcome: Outcome
-
-
-Verdict: TypeAlias = Wait | Seek | End
-
-
-class Due(Struct, frozen=True):
-    """A clock that fell due."""
-
-    clock: Literal["deadline", "idle", "first_delta", "conclude", "seek"]
-    attempt: AttemptState | None = None
 
 
 class Call:
     """One call's life.
 
     Args:
-        targets: how many targets its route has, in order of preference (indices 0 ..).
+        order: the targets of its route (indices), those to be asked first first.
         deadline: instant by which the terminal is sent.
         first_delta_timeout, idle_timeout: seconds.
         restart: `on_lost: "restart"` was asked for.
         jitter: 0 <= x < 1, for backoff.
+        max_attempts: on the wire, the first included.
+        backup_after: seconds after which a lone attempt without content gets a sibling; inf for never.
     """
 
     __slots__ = (
+        "_backup_after",
         "_first_delta_timeout",
         "_idle_timeout",
         "_jitter",
         "_losses",
         "_lost_in",
+        "_max_attempts",
+        "_order",
         "_restart",
         "_seek_at",
-        "_targets",
+        "_twice",
         "attempts",
         "deadline",
         "first_outcome",
@@ -124,12 +111,14 @@ class Call:
     def __init__(
         self,
         *,
-        targets: int,
+        order: Sequence[int],
         deadline: float,
         first_delta_timeout: float,
         idle_timeout: float,
         restart: bool,
         jitter: Callable[[], float],
+        max_attempts: int = MAX_ATTEMPTS,
+        backup_after: float = math.inf,
     ) -> None:
         self.state = State.QUEUED
         self.deadline = deadline
@@ -143,7 +132,11 @@ class Call:
         self.first_outcome: Outcome | None = None
         #: an attempt is wanted (the first, a retry, or a backup while others run)
         self.seeking = False
-        self._targets = targets
+        self._order = order
+        self._max_attempts = max_attempts
+        self._backup_after = backup_after
+        #: the backup that is wanted may go to a target that is being asked already, on another connection
+        self._twice = False
         self._first_delta_timeout = first_delta_timeout
         self._idle_timeout = idle_timeout
         self._restart = restart
@@ -177,9 +170,11 @@ class Call:
         self._lost_in = None
         self.made += 1
         wait = self._first_delta_timeout
-        if self._targets > 1 and self._untried(exclude=target) and self.made < MAX_ATTEMPTS:
+        if len(self._order) > 1 and self._untried(exclude=target) and self.made < self._max_attempts:
             wait = min(wait, FIRST_DELTA_SHARE * (self.deadline - now))
         attempt = AttemptState(self.made, target, now, now + wait)
+        if self._backup_after < math.inf and not self.attempts:
+            attempt.backup_at = now + self._backup_after
         self.attempts.append(attempt)
         return attempt
 
@@ -238,11 +233,11 @@ class Call:
                 return End(outcome)
         loss = self._losses.setdefault(attempt.target, _Loss())
         loss.count += 1
-        # A target whose first-delta clock fell due is not asked again by this call, whatever became of it.
-        loss.not_before = math.inf if attempt.overtaken else self._again_at(loss.count, outcome, now, usual)
+        if loss.not_before < math.inf:
+            loss.not_before = self._again_at(loss.count, outcome, now, usual)
         if outcome.retry == "never":
             return End(self.first_outcome) if not self.attempts else Wait()
-        if self.made >= MAX_ATTEMPTS or not self._any_candidate():
+        if self.made >= self._max_attempts or not self._any_candidate():
             return End(self.first_outcome) if not self.attempts else Wait()
         if self.attempts:
             # A backup is still running. Start another only if it is wanted by its own clock.
@@ -251,9 +246,16 @@ class Call:
         self.seeking = True
         return Seek()
 
-    def want_backup(self) -> bool:
-        """The first-delta clock fell due: is there an untried target to start beside the attempt in hand?"""
-        if self.winner is None and self.attempts and self.made < MAX_ATTEMPTS and self._untried():
+    def want_backup(self, *, twice: bool = False) -> bool:
+        """The first-delta clock fell due: is there an untried target to start beside the attempt in hand?
+
+        Args:
+            twice: it was the backup's clock: another connection of a target that is being asked will do, too.
+        """
+        if self.winner is not None or not self.attempts or self.made >= self._max_attempts:
+            return False
+        if self._untried() or (twice and len(self.attempts) == 1):
+            self._twice = twice or (self.seeking and self._twice)
             self.seeking = True
             return True
         return False
@@ -272,15 +274,18 @@ class Call:
 
     # ------------------------------------------------------------------ questions
 
-    def candidates(self, now: float) -> list[int]:
-        """Targets that may be asked now: untried ones in order of preference, then lost ones whose time has come."""
+    def candidates(self, now: float) -> Sequence[int]:
+        """Targets that may be asked now: untried ones in order of preference, then lost ones whose time has come.
+
+        Beside a running attempt: targets that this call has not tried; for a backup, then the running one's.
+        """
         if not self._losses and not self.attempts:
-            return list(range(self._targets))
-        running = {attempt.target for attempt in self.attempts}
-        untried = [t for t in range(self._targets) if t not in self._losses and t not in running]
-        if self.attempts:
-            return untried  # a backup goes to a target that this call has not tried
-        return untried + [t for t, loss in sorted(self._losses.items()) if loss.not_before <= now]
+            return self._order
+        running = [attempt.target for attempt in self.attempts]
+        untried = [t for t in self._order if t not in self._losses and t not in running]
+        if running:
+            return untried + [t for t in dict.fromkeys(running) if t not in self._losses] if self._twice else untried
+        return untried + [t for t in self._order if t in self._losses and self._losses[t].not_before <= now]
 
     def retry_is_due_later(self, now: float) -> bool:
         """A lost target's backoff ends before the deadline: worth waiting for."""
@@ -313,7 +318,7 @@ class Call:
             elif attempt is winner:
                 clock = attempt.last_content_at + self._idle_timeout
             else:
-                clock = attempt.first_delta_at
+                clock = min(attempt.first_delta_at, attempt.backup_at)
             if clock < earliest:
                 earliest = clock
         return earliest
@@ -332,20 +337,32 @@ class Call:
             elif attempt is self.winner:
                 if now >= attempt.last_content_at + self._idle_timeout:
                     return Due("idle", attempt)
+            elif now >= attempt.backup_at:
+                attempt.backup_at = math.inf
+                return Due("backup", attempt)
             elif now >= attempt.first_delta_at:
                 attempt.first_delta_at = math.inf
                 attempt.overtaken = True
+                # It is not asked again by this call, whatever becomes of this attempt, or of another one there.
+                self._losses.setdefault(attempt.target, _Loss()).not_before = math.inf
                 return Due("first_delta", attempt)
         if now >= self._seek_at:
             self._seek_at = math.inf
             return Due("seek")
         return None
 
-    def deadline_outcome(self, attempt: AttemptState, now: float) -> Outcome:
-        """How a deadline that ended `attempt` is judged: counted only if it waited its full first-delta timeout."""
+    def deadline_outcome(self, attempt: AttemptState, now: float, *, usual_worst: float = math.inf) -> Outcome:
+        """How a deadline that ended `attempt` is judged: counted only if it waited long enough for that.
+
+        Args:
+            attempt: which one.
+            now: instant.
+            usual_worst: seconds, twice the 95th percentile of its target's time to first delta; long enough as well as
+                the full first-delta timeout.
+        """
         if attempt.first_content_at is not None:
             return DEADLINE
-        return deadline(counted=now - attempt.sent_at >= self._first_delta_timeout)
+        return deadline(counted=now - attempt.sent_at >= min(self._first_delta_timeout, usual_worst))
 
     # ------------------------------------------------------------------ inside
 
@@ -362,20 +379,12 @@ class Call:
 
     def _untried(self, *, exclude: int = -1) -> bool:
         running = {attempt.target for attempt in self.attempts}
-        return any(t not in self._losses and t not in running and t != exclude for t in range(self._targets))
+        return any(t not in self._losses and t not in running and t != exclude for t in self._order)
 
     def _any_candidate(self) -> bool:
         return self._untried() or any(loss.not_before < self.deadline for loss in self._losses.values())
 
     def _again_at(self, count: int, outcome: Outcome, now: float, usual: float) -> float:
         """When a lost target may be asked again by this call; inf when never."""
-        if outcome.retry in {"never", "next_target"}:
-            return math.inf
-        wait = 0.0
-        if outcome.retry == "backoff" or outcome.retry_after is not None:
-            remaining = max(0.0, self.deadline - now)
-            # Full jitter, scaled down to what remains: a 300 ms call cannot wait out a 2 s backoff.
-            wait = full_jitter(count, jitter=self._jitter, base=min(0.1, remaining / 8), cap=min(2.0, remaining / 2))
-            if outcome.retry_after is not None:
-                wait = outcome.retry_after * (1.0 + 0.2 * self._jitter())
-        return now + wait if now + wait + usual < self.deadline else math.inf
+        at = now + call_backoff(count, outcome, self.deadline - now, self._jitter)
+        return at if at + usual < self.deadline else math.inf

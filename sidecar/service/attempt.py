@@ -10,6 +10,7 @@ from sidecar.core.breaker import Permit
 from sidecar.dialects.base import Faulted, Finished, Started
 from sidecar.errors import MalformedFrame, UpstreamFault
 from sidecar.service.connection import Connection
+from sidecar.service.ports import Peer
 from sidecar.service.routes import RouteRuntime, TargetRuntime
 
 #: Characters of one answer beyond which the upstream is taken to have lost its mind.
@@ -22,6 +23,7 @@ class Owner(Protocol):
     winner: Attempt | None
     attempts: list[Attempt]
     route: RouteRuntime
+    peer: Peer
     length: int
     emit: Callable[[str], None]
 

@@ -7,23 +7,25 @@ is synchronous but for its clocks' task; `running_call` has the steps of one cal
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable
-from typing import Final
+from collections.abc import Callable, Collection, Hashable
+from typing import Final, Protocol
 
 import trio
-from msgspec import UNSET, Struct, structs
+from msgspec import Struct
 
 from sidecar.config import Frontend
-from sidecar.core.admission import Admission, Admitted, Shed
+from sidecar.core.admission import Admission, Admitted, Shed, Unreachable
 from sidecar.core.call import Call as CallPolicy
-from sidecar.core.outcome import CANCELLED, DEADLINE_COUNTED, FIRST_DELTA_TIMEOUT, IDLE_TIMEOUT, Outcome
+from sidecar.core.outcome import Outcome
 from sidecar.dialects.base import Finished
 from sidecar.errors import CODES
 from sidecar.service import terminals
 from sidecar.service.accounting import Accounting
 from sidecar.service.attempt import Attempt
+from sidecar.service.clients import Clients
 from sidecar.service.clocks import Clocked, Clocks
 from sidecar.service.examination import examine
+from sidecar.service.judging import Judge
 from sidecar.service.parking import Parking
 from sidecar.service.pool import Pool
 from sidecar.service.ports import Outbound, Peer, Reply
@@ -34,6 +36,22 @@ from sidecar.wire import Accepted, Call, Failed, Lane, Terminal
 #: A bot's own send time is believed when it is at most this far ahead, or behind (another time namespace else).
 _SENT_AHEAD_US: Final = 1_000
 _SENT_BEHIND_US: Final = 3_600_000_000
+_SHED: Final[dict[str, str]] = {
+    "full": "too many calls in flight and queued",
+    "share": "too many calls of this bot are in flight and queued while others call, too",
+    "limit": "too many calls of this bot are in flight and queued",
+    "displaced": "shed from the queue for a more urgent call",
+}
+
+
+class Halted(Protocol):
+    """`brakes.Brakes`, as asked on receipt."""
+
+    halted: frozenset[Lane]
+
+    def message(self, lane: Lane) -> str:
+        """Who stopped this lane, and why."""
+        ...
 
 
 class DispatcherStatistics(Struct, frozen=True, kw_only=True):
@@ -60,6 +78,8 @@ class Dispatcher:
         session: of this daemon.
         outbound: flushed at the end of each sweep of the clocks.
         accounting: what is counted and said.
+        clients: who may ask what.
+        brakes: which lanes an operator has halted.
     """
 
     def __init__(
@@ -75,6 +95,8 @@ class Dispatcher:
         session: str,
         outbound: Outbound,
         accounting: Accounting,
+        clients: Clients,
+        brakes: Halted,
     ) -> None:
         self.routes = routes
         self.clock = clock
@@ -84,7 +106,12 @@ class Dispatcher:
         self.calls: dict[str, RunningCall] = {}
         #: set when the last call ended while draining
         self.idle = trio.Event()
-        self._admission = Admission(frontend.max_calls_in_flight, frontend.queue_max, jitter=jitter)
+        self._admission = Admission(
+            frontend.max_calls_in_flight,
+            frontend.queue_max,
+            jitter=jitter,
+            exit_reserved=frontend.reserved_for_exit,
+        )
         self._admitting: deque[Hashable] = deque()
         self._admits = False
         self._mono_us = mono_us
@@ -94,6 +121,10 @@ class Dispatcher:
         self._session = session
         self._outbound = outbound
         self._accounting = accounting
+        self._clients = clients
+        self._brakes = brakes
+        self._judge = Judge(accounting)
+        self._of_uid: dict[int, int] = {}  # calls in flight and queued
         self._log = accounting.log
 
     # ------------------------------------------------------------------ a call comes in
@@ -104,10 +135,9 @@ class Dispatcher:
         """See `ports.CallHandler`."""
         now = self.clock()
         mono_now = self._mono_us()
-        lane: Lane = "entry" if call.lane is UNSET else call.lane
         examined = examine(call, self.routes)
         if isinstance(examined, Failed):
-            return self._refuse(call, lane, examined)
+            return self._refuse(call, peer, examined)
         route, options = examined
         config = route.config
         sent = call.sent_mono_us
@@ -116,31 +146,45 @@ class Dispatcher:
         deadline_mono_us = sent + int(1000 * (call.timeout_ms or config.timeout_ms))
         if deadline_mono_us <= mono_now:
             problem = "the deadline had passed when the call was received"
-            return self._refuse(call, lane, terminals.refusal(call, "deadline_exceeded", problem))
+            return self._refuse(call, peer, terminals.refusal(call, "deadline_exceeded", problem))
         if self.draining:
-            wait_ms = max(1, int(500 * (0.5 + self._jitter())))
-            problem = "the daemon is shutting down"
-            return self._refuse(call, lane, terminals.refusal(call, "draining", problem, retry_after_ms=wait_ms))
+            return self._turn_away(call, peer, "draining", "the daemon is shutting down", 0.5 * (0.5 + self._jitter()))
+        allowed = self._clients.examine(call, peer, now)
+        if isinstance(allowed, Failed):
+            return self._refuse(call, peer, allowed)
+        lane, own_limit = allowed
+        if lane in self._brakes.halted:
+            return self._refuse(call, peer, terminals.refusal(call, "halted", self._brakes.message(lane)))
+        if own_limit is not None and self._of_uid.get(peer.uid, 0) >= own_limit:
+            problem = f"{own_limit} calls of uid {peer.uid} are in flight and queued, its limit"
+            return self._turn_away(call, peer, "overloaded", problem, self._admission.retry_after())
+        order = route.order(now)
         policy = CallPolicy(
-            targets=len(route.targets),
+            order=order,
             # One microsecond on the safe side of two roundings: a deadline is never early.
             deadline=now + (deadline_mono_us - mono_now + 1) / 1e6,
             first_delta_timeout=(call.first_delta_timeout_ms or config.first_delta_timeout_ms) / 1000,
             idle_timeout=(call.idle_timeout_ms or config.idle_timeout_ms) / 1000,
             restart=call.on_lost == "restart",
             jitter=self._jitter,
+            max_attempts=config.max_attempts,
+            backup_after=route.backup_after(lane, order[0], now),
         )
         running = RunningCall(
             self, call, lane, reply, peer, route, options, policy,
             call_id=self._new_call_id(), received_at=now - (mono_now - recv_mono_us) / 1e6,
             deadline_mono_us=deadline_mono_us,
         )  # fmt: skip
-        decision = self._admission.offer(running.call_id, lane, policy.deadline, now, holder=peer.holder)
+        decision = self._admission.offer(
+            running.call_id, lane, policy.deadline, now, holder=peer.holder, usual=route.usual(now)
+        )
+        if isinstance(decision, Unreachable):
+            problem = "the calls before it and the usual time to a first token do not fit before its deadline"
+            return self._turn_away(call, peer, "deadline_unreachable", problem, decision.retry_after)
         if isinstance(decision, Shed) and decision.key == running.call_id:
-            wait_ms = max(1, int(decision.retry_after * 1000))
-            problem = "too many calls in flight and queued"
-            return self._refuse(call, lane, terminals.refusal(call, "overloaded", problem, retry_after_ms=wait_ms))
+            return self._turn_away(call, peer, "overloaded", _SHED[decision.reason], decision.retry_after)
         self.calls[running.call_id] = running
+        self._of_uid[peer.uid] = self._of_uid.get(peer.uid, 0) + 1
         if isinstance(decision, Shed):
             self._shed(decision)
         if isinstance(decision, Admitted):
@@ -165,9 +209,14 @@ class Dispatcher:
         self.clocks.arm(running)
         return running
 
-    def _refuse(self, call: Call, lane: Lane, refusal: Failed) -> Failed:
-        self._accounting.call_refused(call.route, lane, refusal.code)
+    def _refuse(self, call: Call, peer: Peer, refusal: Failed) -> Failed:
+        self._accounting.call_refused(call.route, self._clients.lane_of(call, peer), refusal.code)
         return refusal
+
+    def _turn_away(self, call: Call, peer: Peer, code: str, problem: str, retry_after: float) -> Failed:
+        """A refusal that says when to come again; `retry_after` in seconds, jittered."""
+        wait_ms = max(1, int(1000 * retry_after))
+        return self._refuse(call, peer, terminals.refusal(call, code, problem, retry_after_ms=wait_ms))
 
     # ------------------------------------------------------------------ waiting
 
@@ -252,8 +301,13 @@ class Dispatcher:
                 call.reply.finish(terminal)
             overshoot = max(0, self._mono_us() - call.deadline_mono_us) if code == "deadline_exceeded" else None
             self._accounting.call_ended(call, terminal, code, overshoot_us=overshoot)
+        uid = call.peer.uid
+        if self._of_uid[uid] == 1:
+            del self._of_uid[uid]
+        else:
+            self._of_uid[uid] -= 1
         if call.admitted:
-            self._admit_next(self._admission.leave(call.call_id))
+            self._admit_next(self._admission.leave(call.call_id, self.clock()))
         elif call.admitted is False:
             self._admission.remove(call.call_id)
         if not self.calls:
@@ -276,46 +330,27 @@ class Dispatcher:
         loser = self.calls.get(str(decision.key))
         if loser is not None:
             loser.admitted = None  # the admission has let go of it already
-            self.finish_failed(
-                loser, "overloaded", "shed from the queue for a more urgent call", retry_after=decision.retry_after
-            )
+            self.finish_failed(loser, "overloaded", _SHED["displaced"], retry_after=decision.retry_after)
 
     # ------------------------------------------------------------------ accounting and life
 
     def record(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
-        """An attempt is over, however: breaker and metrics read the same outcome."""
-        target, state, patience = attempt.target, attempt.state, attempt.call.route.config
-        # An impatient bot's own clocks say nothing about the upstream: the route's are the measure.
-        until = now if state.first_content_at is None else state.first_content_at
-        waited = until - state.sent_at >= patience.first_delta_timeout_ms / 1000
-        if not waited and (outcome is FIRST_DELTA_TIMEOUT or outcome is DEADLINE_COUNTED):
-            outcome = CANCELLED
-        elif outcome is IDLE_TIMEOUT and now - state.last_content_at < patience.idle_timeout_ms / 1000:
-            outcome = structs.replace(outcome, counts_against_breaker=False)
-        before = target.breaker.state(now)
-        target.breaker.record(attempt.permit, outcome, now, slow=state.overtaken and waited)
-        self._accounting.attempt_ended(attempt, outcome)
-        self._say_moved(target, before, now)
+        """See `judging.Judge.record`."""
+        self._judge.record(attempt, outcome, now)
 
     def on_connect(self, pool: Pool, outcome: Outcome | None) -> None:
-        """A connect of `pool` worked (None) or failed: every breaker of the upstream is told."""
-        now = self.clock()
-        seen: set[int] = set()
-        for route in self.routes.values():
-            for target in route.targets:
-                if target.pool is pool and id(target.breaker) not in seen:
-                    seen.add(id(target.breaker))
-                    before = target.breaker.state(now)
-                    if outcome is None:
-                        target.breaker.connected(now)
-                    else:
-                        target.breaker.connect_failed(outcome, now)
-                    self._say_moved(target, before, now)
+        """See `judging.Judge.on_connect`."""
+        targets = (target for route in self.routes.values() for target in route.targets)
+        self._judge.on_connect(pool, targets, outcome, self.clock())
 
-    def _say_moved(self, target: TargetRuntime, before: str, now: float) -> None:
-        after = target.breaker.state(now)
-        if after != before:
-            self._accounting.breaker_moved(before, after, upstream=target.pool.name, model=target.model)
+    def end_lanes(self, lanes: Collection[Lane], message: str) -> int:
+        """An operator has halted these lanes: every call in them ends, upstream too. Returns how many."""
+        # Queued calls first: a place that comes free now must not start another.
+        halted = [call for call in self.calls.values() if call.lane in lanes]
+        for call in sorted(halted, key=lambda call: call.admitted is True):
+            call.end("halted", message)
+        self._outbound.flush()
+        return len(halted)
 
     async def drained(self) -> None:
         """Wait until no call is in flight."""
@@ -360,6 +395,6 @@ class Dispatcher:
     def _contain(self, call: RunningCall) -> None:
         for attempt in call.attempts:
             attempt.connection.stop(attempt)
-            attempt.target.breaker.give_back(attempt.permit)
+            self._judge.forget(attempt, self.clock())
         call.attempts.clear()
         self.finish_failed(call, "internal", "an error of the daemon's own; its log has the details")

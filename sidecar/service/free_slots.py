@@ -20,6 +20,10 @@ class FreeSlots:
         """Whether `take` would give something."""
         return any(connection.free for connection in self._queue)
 
+    def oldest(self) -> Connection | None:
+        """The one that would be taken first, taken or not."""
+        return self._queue[0] if self._queue else None
+
     def put(self, connection: Connection) -> None:
         """Let it stand in the queue if it can take a call and does not stand there yet."""
         if connection.free and not connection.in_rotation:
@@ -32,8 +36,8 @@ class FreeSlots:
             connection.in_rotation = False
             self._queue.remove(connection)
 
-    def take(self, avoid: frozenset[int]) -> Connection | None:
-        """The first one; one of the keys in `avoid` only when there is no other. None when there is none."""
+    def take(self, avoid: frozenset[int], not_on: frozenset[int] = frozenset()) -> Connection | None:
+        """The first one; one of `avoid` only when there is no other, one of `not_on` never. None when there is none."""
         queue = self._queue
         skipped: list[Connection] = []
         found = None
@@ -42,13 +46,15 @@ class FreeSlots:
             connection.in_rotation = False
             if not connection.free:
                 continue  # taken, draining or gone since: whoever frees it puts it back
-            if connection.key in avoid:
+            if connection.key in avoid or connection.key in not_on:
                 skipped.append(connection)
                 continue
             found = connection
             break
         if found is None and skipped:
-            found = skipped.pop(0)
+            found = next((connection for connection in skipped if connection.key not in not_on), None)
+            if found is not None:
+                skipped.remove(found)
         for connection in skipped:
             self.put(connection)
         return found

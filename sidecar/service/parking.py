@@ -87,7 +87,7 @@ class Parking(Generic[CallT]):
         now = self._clock()
         newest = self._sequence
         parked_again: list[_Entry[CallT]] = []
-        while heap and pool.has_free_slot():
+        while heap and pool.can_take(heap[0][4].lane, now):
             entry = heapq.heappop(heap)
             if entry[3] > newest:
                 parked_again.append(entry)  # looked at in this very step: once is enough

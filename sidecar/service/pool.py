@@ -17,6 +17,7 @@ from msgspec import structs
 
 from sidecar.compression import ZstdStream
 from sidecar.config import Upstream
+from sidecar.core.breaker import Breaker
 from sidecar.core.outcome import Outcome, classify
 from sidecar.core.pool_policy import Open, PoolPolicy, Retire
 from sidecar.credentials import CredentialReader
@@ -33,11 +34,14 @@ from sidecar.service.connection import Connection
 from sidecar.service.connector import Connector
 from sidecar.service.current_credential import CurrentCredential
 from sidecar.service.free_slots import FreeSlots
+from sidecar.service.gate import Gate
 from sidecar.service.keepalive import Keepalive
 from sidecar.service.pool_statistics import PoolStatistics
 from sidecar.service.ports import Outbound
+from sidecar.service.probing import Prober
 from sidecar.transport.pump import Pump
 from sidecar.transport.websocket import WebSocket
+from sidecar.wire import Lane
 
 #: Seconds a graceful close may take before the socket is dropped.
 CLOSE_TIMEOUT = 2.0
@@ -88,6 +92,13 @@ class Pool:
         #: connects refused because of the credential: calls are not parked for this pool
         self.refusal: Outcome | None = None
         self.last_error: str | None = None
+        self.gate = Gate(
+            upstream.max_connections * upstream.calls_per_connection,
+            adaptive=upstream.adaptive_concurrency,
+            jitter=jitter,
+        )
+        #: of its models
+        self.breakers: list[Breaker] = []
         self.waiting = waiting
         self._policy = policy
         self._credential = CurrentCredential(credential, self._move_to_new_credential)
@@ -112,6 +123,10 @@ class Pool:
         )
         #: closed by our own wish: what that means for the pool is looked at in its own next step, not inside the wish
         self._parted: deque[tuple[Connection, UpstreamFault]] = deque()
+        #: no connection has stood since one was lost or could not be made
+        self._was_down = False
+        self._look_again = False
+        self.prober = Prober(self, clock, pong_timeout=upstream.pong_timeout_s)
         self._connecting = self._opened = self._failed = 0
 
     def __repr__(self) -> str:
@@ -119,22 +134,50 @@ class Pool:
 
     # ------------------------------------------------------------------ leases: synchronous
 
-    def lease(self, *, avoid: frozenset[int] = frozenset()) -> Connection | None:
+    def takes_calls(self, now: float) -> bool:
+        """Neither an operator nor the upstream itself has said that calls are not to come now."""
+        return self.refusal is None and self.gate.is_open(now)
+
+    def lease(self, *, avoid: frozenset[int] = frozenset(), not_on: frozenset[int] = frozenset()) -> Connection | None:
         """A connection that can take a call now, the one that waited longest first; None when there is none.
 
-        One of the keys in `avoid` is given only when there is no other.
+        One of the keys in `avoid` is given only when there is no other, one of `not_on` never.
         The caller starts its attempt on it in the same step; nothing is reserved.
         """
-        return self._free.take(avoid)
+        return self._free.take(avoid, not_on)
 
     def leased(self, connection: Connection) -> None:
         """What `lease` gave was used, or was not needed: keep it in rotation while it has a free slot."""
         self._free.put(connection)
         self.poke()
 
-    def has_free_slot(self) -> bool:
-        """Whether `lease` would give something."""
-        return self._free.any()
+    def can_take(self, lane: Lane, now: float) -> bool:
+        """Whether a call of `lane` could be started here now, breakers aside."""
+        return self._free.any() and self.gate.has_room(lane, now)
+
+    def released(self, outcome: Outcome, now: float, *, slow: bool) -> None:
+        """An attempt is over: see `Gate.released`. Calls that wait look again with the pool's next step."""
+        self.gate.released(outcome, now, slow=slow)
+        if self.waiting():
+            self.look_again()
+
+    def look_again(self) -> None:
+        """Something other than a connection has changed: calls that wait look again with the pool's next step."""
+        self._look_again = True
+        self._wake.set()
+
+    def set_enabled(self, enabled: bool) -> None:  # noqa: FBT001  (the one thing there is to say)
+        """An operator's word: without calls, and without connections once those that run are over; or as before."""
+        if enabled == self.gate.enabled:
+            return
+        self.gate.enabled = enabled
+        self._log.warning("upstream.enabled" if enabled else "upstream.disabled", upstream=self.name)
+        if not enabled:
+            for connection in list(self.connections.values()):
+                if connection.state != "CONNECTING":
+                    self.retire(connection, "disabled")
+        self.prober.wake()
+        self.look_again()
 
     def credential_refused(self, connection: Connection, outcome: Outcome) -> Outcome:
         """An answer said that the key is bad: move on to a newer key if there is one, else stop offering this upstream.
@@ -173,7 +216,11 @@ class Pool:
         """The earliest instant at which a call parked now could get a connection; inf for never."""
         if any(c.state == "CONNECTING" or c.state == "BUSY" or c.stopped_by_us for c in self.connections.values()):
             return -math.inf  # one is coming, may come free, or is about to be replaced at once
-        return math.inf if self.refusal is not None else self._policy.may_connect_at
+        return math.inf if self.refusal is not None else self.may_open_at()
+
+    def may_open_at(self) -> float:
+        """The earliest instant for a connect; inf while none is to be made."""
+        return self._policy.may_connect_at if self.gate.enabled and not self._closing else math.inf
 
     def poke(self) -> None:
         """Something changed that the policy may want to act on."""
@@ -193,12 +240,20 @@ class Pool:
             task_status.started()
             nursery.start_soon(self._credential.watch)
             nursery.start_soon(self._keepalive.run)
+            nursery.start_soon(self.prober.run)
             while True:
                 self._wake = trio.Event()
                 self._look_at_parted()
+                if self._look_again:
+                    self._look_again = False
+                    self._on_capacity(self)
+                    self._outbound.flush()
                 now = self._clock()
                 if self._closing:
                     await trio.sleep_forever()
+                if not self.gate.enabled:
+                    await self._wake.wait()
+                    continue
                 views = [connection.view() for connection in self.connections.values()]
                 for decision in self._policy.decide(now, views, self.waiting()):
                     match decision:
@@ -243,11 +298,25 @@ class Pool:
         if connection.credential != self._credential.secret:
             connection.retire_at = now  # it was rotated while this one was being made
         self._policy.connected(now)
+        if self._was_down:
+            self._was_down = False
+            self.gate.limit.restart()  # what has been waiting is not to arrive as one
         self._on_connect(self, None)
         connection.opened(websocket, now)
         self._keepalive.add(connection)
         websocket.start()
+        if not self.gate.enabled:
+            self.retire(connection, "disabled")
         self._outbound.flush()
+
+    async def open_one(self) -> Connection:
+        """One connect now, whatever the policy wants. An older spare beyond what is wanted goes for it."""
+        connection = self._new_connection(self._clock())
+        await self._connect(connection)
+        spare = self._free.oldest()
+        if connection.state == "READY" and len(self._free) > self.upstream.warm_connections and spare is not None:
+            self.retire(spare, "surplus")
+        return connection
 
     def _parts(self, connection: Connection, fault: UpstreamFault, ours: bool) -> None:  # noqa: FBT001
         """The transport says that a connection is of no use any more."""
@@ -282,6 +351,8 @@ class Pool:
                 self._compression = False
                 self._log.warning("compression.off", upstream=self.name, reason=fault.reason)
         del self.connections[connection.key]
+        if not connection.stopped_by_us and all(c.opened_at is None for c in self.connections.values()):
+            self._was_down = True
         connection.closed(fault, now)
         connection.websocket = None
         self._free.remove(connection)
@@ -321,6 +392,7 @@ class Pool:
             if connection.credential != self._credential.secret:
                 connection.retire_at = now
         self._policy.credential_changed(now)
+        self.gate.throttle.credential_changed()
         self.refusal = None
         self._wake.set()
 
@@ -372,7 +444,7 @@ class Pool:
 
     def statistics(self) -> PoolStatistics:
         """A snapshot for health, metrics and `show upstreams`."""
-        connections = self.connections.values()
+        connections, gate = self.connections.values(), self.gate
         return PoolStatistics(
             name=self.name,
             url=self.upstream.url,
@@ -386,4 +458,8 @@ class Pool:
             credential_refused=self.refusal is not None,
             compression=self._compression,
             policy=repr(self._policy),
+            enabled=gate.enabled,
+            attempts_at_once=gate.limit.limit,
+            attempts_in_flight=gate.limit.in_flight,
+            throttled_ms=round(1000 * gate.throttled_for(self._clock())),
         )

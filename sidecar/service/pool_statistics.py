@@ -20,3 +20,9 @@ class PoolStatistics(Struct, frozen=True, kw_only=True):
     credential_refused: bool
     compression: bool
     policy: str
+    enabled: bool
+    #: the concurrency limit, and what runs under it
+    attempts_at_once: int
+    attempts_in_flight: int
+    #: until its credential may be used again
+    throttled_ms: int

@@ -1,43 +1,63 @@
-"""What a route is at run time: its targets with their pool, breaker and budget, in order of preference."""
+"""What a route is at run time: its targets, what is known of each, and in which order a call asks them."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal
 
 from msgspec import structs
 
 from sidecar.config import Route
+from sidecar.core.blame import Blame
 from sidecar.core.breaker import Breaker
+from sidecar.core.latency import FirstDeltaTimes
+from sidecar.core.preference import Preference
 from sidecar.core.retry import RetryBudget
 from sidecar.dialects.options import UnsupportedOption, merge
 from sidecar.service.pool import Pool
-from sidecar.wire import Options
+from sidecar.wire import Lane, Options
 
-#: Weight of the newest time to first delta in a target's moving average.
-_EWMA_WEIGHT = 0.2
+#: Seconds for which the usual order of targets is believed without another look at their health.
+_ORDER_STANDS: Final = 0.01
+#: Seconds for which what is usual is believed.
+_USUAL_STANDS: Final = 0.1
+#: Of calls that cannot make it by what is usual, one in so many seconds is made all the same: else nobody would ever
+#: find out that the upstream has become quicker.
+_MEASURED_EVERY: Final = 1.0
 
 
 class TargetRuntime:
     """One upstream and model of a route.
 
-    The breaker is shared by every route that names the same upstream and model, the budget by all of an upstream.
+    Breaker, times and blame are shared by every route that names the same upstream and model, the budget by all of an
+    upstream.
     """
 
-    __slots__ = ("base_options", "breaker", "budget", "cap", "default_options", "first_delta", "model", "pool")
+    __slots__ = ("base_options", "blame", "breaker", "budget", "cap", "default_options", "model", "pool", "times")
 
     def __init__(
-        self, pool: Pool, model: str, breaker: Breaker, budget: RetryBudget, base_options: dict[str, Any], cap: int
+        self,
+        pool: Pool,
+        model: str,
+        breaker: Breaker,
+        budget: RetryBudget,
+        times: FirstDeltaTimes,
+        blame: Blame,
+        base_options: dict[str, Any],
+        cap: int,
     ) -> None:
         self.pool = pool
         self.model = model
         self.breaker = breaker
         self.budget = budget
+        #: to first delta
+        self.times = times
+        self.blame = blame
         self.base_options = base_options
         self.cap = cap
         #: what a call without options of its own sends: merged once
         self.default_options = merge(base_options, {}, cap)
-        #: moving average of the time to first delta, seconds; 0 while unknown
-        self.first_delta = 0.0
 
     def options(self, of_call: dict[str, Any]) -> Options:
         """The target's options with the call's laid over them.
@@ -59,21 +79,89 @@ class TargetRuntime:
             raise UnsupportedOption(", ".join(unsupported), f"upstream {self.pool.name} cannot take it")
         return structs.replace(merged, **dict.fromkeys(unsupported)) if unsupported else merged
 
-    def observed_first_delta(self, seconds: float) -> None:
-        """Learn from an answer."""
-        self.first_delta += (_EWMA_WEIGHT if self.first_delta else 1.0) * (seconds - self.first_delta)
+    def is_fit(self, now: float, patience: float) -> bool:
+        """It is expected to answer, with its first delta within `patience` seconds."""
+        return self.breaker.state(now) == "closed" and self.pool.takes_calls(now) and self.times.cost(now) < patience
 
 
 class RouteRuntime:
-    """A configured route and its targets."""
+    """A configured route and its targets.
 
-    __slots__ = ("_default_options", "config", "name", "targets")
+    Args:
+        config: of the route.
+        targets: in order of preference.
+        jitter: 0 <= x < 1.
+    """
 
-    def __init__(self, config: Route, targets: list[TargetRuntime]) -> None:
+    __slots__ = (
+        "_backup_lanes", "_default_options", "_measured_at", "_natural", "_order_until", "_patience", "_preference",
+        "_usual", "_usual_until", "config", "name", "targets",
+    )  # fmt: skip
+
+    def __init__(self, config: Route, targets: list[TargetRuntime], *, jitter: Callable[[], float]) -> None:
         self.name = config.name
         self.config = config
         self.targets = targets
         self._default_options: list[Options] | None = None
+        self._backup_lanes = frozenset(config.backup_lanes)
+        self._natural = tuple(range(len(targets)))
+        self._preference = Preference(len(targets), ramp=config.return_ramp_s, jitter=jitter)
+        self._patience = config.first_delta_timeout_ms / 1000
+        self._order_until = self._usual_until = self._measured_at = -math.inf
+        self._usual: float | None = None
+
+    def order(self, now: float) -> Sequence[int]:
+        """The targets (indices) in the order in which a call asks them now: see `core.preference`.
+
+        A target whose breaker wants a trial stands at its own place: one call at a time finds out how it is.
+        """
+        natural = self._natural
+        if len(natural) == 1 or now < self._order_until:
+            return natural
+        fit = [target.is_fit(now, self._patience) for target in self.targets]
+        order = self._preference.order(fit, [target.times.cost(now) for target in self.targets], now)
+        if all(fit):
+            if tuple(order) == natural:
+                self._order_until = now + _ORDER_STANDS
+            return order
+        trials = [i for i in natural if self.targets[i].breaker.state(now) == "half_open"]
+        return [*trials, *(i for i in order if i not in trials)] if trials else order
+
+    def usual(self, now: float) -> float:
+        """Seconds that the quickest of the targets in question usually needs to its first delta; 0 while unknown."""
+        if now >= self._usual_until:
+            self._usual_until = now + _USUAL_STANDS
+            usual = math.inf
+            for target in self.targets:
+                if target.breaker.state(now) != "open" and target.pool.takes_calls(now):
+                    usual = min(usual, target.times.usual(now) or 0.0)
+            self._usual = usual
+        return 0.0 if self._usual is None or self._usual == math.inf else self._usual
+
+    def is_unreachable(self, deadline: float, now: float) -> bool:
+        """By what is usual, the first delta of a call begun now comes after its `deadline`.
+
+        One such call a second is said to be reachable all the same: what was usual may have changed.
+        """
+        if now + self.usual(now) <= deadline:
+            return False
+        if now - self._measured_at >= _MEASURED_EVERY:
+            self._measured_at = now
+            return False
+        return True
+
+    def backup_after(self, lane: Lane, index: int, now: float) -> float:
+        """Seconds after which a call of `lane`, asking target `index` first, gets a backup; inf for never."""
+        config = self.config
+        if lane not in self._backup_lanes:
+            return math.inf
+        after = self.targets[index].times.backup_after(
+            now,
+            quantile=config.backup_quantile,
+            at_least=config.backup_min_ms / 1000,
+            at_most=config.backup_max_ms / 1000,
+        )
+        return math.inf if after is None else after
 
     def options(self, of_call: dict[str, Any]) -> list[Options]:
         """What each target would be given. Most calls have no options of their own: theirs are made once.

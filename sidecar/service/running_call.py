@@ -13,8 +13,9 @@ from typing import Protocol
 
 from sidecar.core.breaker import Permit
 from sidecar.core.call import Call as CallPolicy
-from sidecar.core.call import End, Seek, State
+from sidecar.core.call import State
 from sidecar.core.outcome import CANCELLED, FIRST_DELTA_TIMEOUT, IDLE_TIMEOUT, SUCCESS, Kind, Outcome, classify
+from sidecar.core.verdict import End, Seek
 from sidecar.dialects.base import ENDING_GRACE, Finished, Prompt
 from sidecar.errors import ConnectionLost, UpstreamFault
 from sidecar.service.attempt import Attempt
@@ -56,10 +57,11 @@ class Desk(Protocol):
         code: str,
         message: str,
         *,
+        retryable: bool | None = None,
         retry_after: float | None = None,
         attempt: Attempt | None = None,
     ) -> None:
-        """The call ends without an answer; `retry_after` in seconds."""
+        """The call ends without an answer; `retry_after` in seconds. `retryable`: None for what the code says."""
         ...
 
     def guarded(self, call: Clocked, step: Callable[[float], None], now: float) -> None:
@@ -180,6 +182,9 @@ class RunningCall:
             elif due.clock == "first_delta":
                 if self.policy.want_backup():
                     self.seek(now)
+            elif due.clock == "backup":
+                if self.policy.want_backup(twice=True):
+                    self.seek(now)
             else:
                 attempt = next((a for a in self.attempts if a.state is due.attempt), None)
                 if attempt is None:
@@ -211,6 +216,10 @@ class RunningCall:
             self.desk.parking.unpark(self)
             seek(self, now)
 
+    def asked_on(self, pool: str) -> frozenset[int]:
+        """See `seeking.Seeker`."""
+        return frozenset(attempt.connection.key for attempt in self.attempts if attempt.target.pool.name == pool)
+
     def wait(self, targets: list[TargetRuntime], until: float, now: float) -> None:
         """See `seeking.Seeker`."""
         if self.waiting_since is None and not self.policy.attempts:
@@ -219,7 +228,8 @@ class RunningCall:
 
     def fail(self, code: str, message: str, *, retry_after: float) -> None:
         """See `seeking.Seeker`."""
-        self.desk.finish_failed(self, code, message, retry_after=retry_after)
+        # Whatever the code: nothing reached an upstream.
+        self.desk.finish_failed(self, code, message, retryable=True, retry_after=retry_after)
 
     def fail_as(self, outcome: Outcome) -> None:
         """See `seeking.Seeker`."""
@@ -235,6 +245,7 @@ class RunningCall:
         except ConnectionLost:
             return False
         target.pool.leased(connection)
+        target.pool.gate.limit.taken()
         if not self.policy.made:
             target.budget.deposit(now)
         sent_at = desk.clock()
@@ -274,7 +285,7 @@ class RunningCall:
         self.desk.parking.unpark(self)
         for loser in losers:
             self._stop(next(a for a in self.attempts if a.state is loser), FIRST_DELTA_TIMEOUT, now)
-        attempt.target.observed_first_delta(now - attempt.state.sent_at)
+        attempt.target.times.observe(now - attempt.state.sent_at, now)
         if self.first_delta_at is None:
             self.first_delta_at = now
         self.desk.clocks.arm(self)
@@ -324,7 +335,8 @@ class RunningCall:
             self.first_lost = attempt
         self.desk.record(attempt, outcome, now)
         committed = self.stream and self.reply.committed
-        verdict = self.policy.lost(attempt.state, outcome, now, committed=committed, usual=attempt.target.first_delta)
+        usual = attempt.target.times.usual(now) or 0.0
+        verdict = self.policy.lost(attempt.state, outcome, now, committed=committed, usual=usual)
         if isinstance(verdict, End):
             self._stop_attempts(CANCELLED)
             # What is told is one attempt's story: the one whose failure becomes the call's.
@@ -357,7 +369,8 @@ class RunningCall:
     def _stop_late(self, attempt: Attempt, now: float) -> None:
         """Stop an attempt whose call has ended by its deadline."""
         attempt.connection.stop(attempt)
-        self.desk.record(attempt, self.policy.deadline_outcome(attempt.state, now), now)
+        late = 2 * (attempt.target.times.quantile(0.95, now) or math.inf)
+        self.desk.record(attempt, self.policy.deadline_outcome(attempt.state, now, usual_worst=late), now)
 
     def _stop(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         self.attempts.remove(attempt)

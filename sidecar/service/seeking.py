@@ -1,7 +1,9 @@
 """How a call finds the connection for its next attempt: target by target, in the order that its policy gives.
 
-For each: a free slot, the breaker's permit, and, from the second attempt on, the retry budget. Where nothing can be
-had now, the call waits for what may come before its deadline; where nothing will come, it is told at once.
+For each: may it be asked at all (an operator's word, a credential that was told to wait, room under its concurrency
+limit, this bot's own record), a free slot, the breaker's permit, and, from the second attempt on, the retry budget.
+Where nothing can be had now, the call waits for what may come before its deadline; where nothing will come, it is told
+at once.
 """
 
 from __future__ import annotations
@@ -9,13 +11,17 @@ from __future__ import annotations
 import math
 from typing import Final, Protocol
 
-from sidecar.core.breaker import Permit, Refusal
+from sidecar.core.breaker import PATIENCE, Permit, Refusal
 from sidecar.core.call import Call as CallPolicy
 from sidecar.core.outcome import Outcome
 from sidecar.service.connection import Connection
+from sidecar.service.ports import Peer
 from sidecar.service.routes import RouteRuntime, TargetRuntime
+from sidecar.wire import Lane
 
 _NONE: Final[frozenset[int]] = frozenset()
+#: Seconds that a call may wait, on receipt too, for a trial that is kept for a lower lane for a moment.
+_A_MOMENT: Final = 2 * max(PATIENCE.values())
 
 
 class Seeker(Protocol):
@@ -23,6 +29,8 @@ class Seeker(Protocol):
 
     policy: CallPolicy
     route: RouteRuntime
+    lane: Lane
+    peer: Peer
     on_receipt: bool
     replays: bool
     #: (pool, connection) on which an attempt of it was lost
@@ -30,6 +38,10 @@ class Seeker(Protocol):
 
     def start(self, index: int, target: TargetRuntime, connection: Connection, permit: Permit, now: float) -> bool:
         """Hand an attempt to `connection`; False: it is gone, nothing was written."""
+        ...
+
+    def asked_on(self, pool: str) -> frozenset[int]:
+        """The connections of `pool` on which an attempt of it runs."""
         ...
 
     def wait(self, targets: list[TargetRuntime], until: float, now: float) -> None:
@@ -46,19 +58,34 @@ class Seeker(Protocol):
 
 
 class _Prospects:
-    """What a call that found no connection may hope for: targets worth waiting for, instants, a refused credential."""
+    """What a call that found no connection may hope for: targets worth waiting for, instants, what refused it."""
 
-    __slots__ = ("connects_at", "may_come", "refused", "reopens_at")
+    __slots__ = ("barred", "connects_at", "disabled", "look_at", "may_come", "paced_at", "refused", "reopens_at")
 
     def __init__(self) -> None:
+        #: a connection of these, or room there, may come in time
         self.may_come: list[TargetRuntime] = []
-        self.reopens_at = self.connects_at = math.inf
+        #: worth another look then
+        self.look_at = math.inf
+        #: breakers, throttled credentials, connects: when the earliest lets somebody in
+        self.reopens_at = self.paced_at = self.connects_at = math.inf
         self.refused: Outcome | None = None
+        #: upstreams that an operator took out
+        self.disabled: list[str] = []
+        #: this bot's own calls have failed there, and only they
+        self.barred = False
 
 
 def seek(call: Seeker, now: float) -> None:
     """Start the attempt that the call's policy wants, on the first candidate that can take it; else wait, else end."""
     policy = call.policy
+    if not policy.made and call.route.is_unreachable(policy.deadline, now):
+        if now < policy.deadline:
+            usual_ms = round(1000 * call.route.usual(now))
+            left_ms = round(1000 * (policy.deadline - now))
+            problem = f"the first token usually takes {usual_ms} ms, and {left_ms} ms are left"
+            call.fail("deadline_unreachable", problem, retry_after=0.0)
+        return
     prospects = _Prospects()
     for index in policy.candidates(now):
         if _try(call, index, prospects, now):
@@ -70,9 +97,9 @@ def seek(call: Seeker, now: float) -> None:
         else:
             policy.give_up_backup()
     elif prospects.may_come:
-        call.wait(prospects.may_come, prospects.reopens_at, now)
-    elif policy.retry_is_due_later(now):
-        call.wait([], math.inf, now)
+        call.wait(prospects.may_come, min(prospects.reopens_at, prospects.look_at), now)
+    elif prospects.look_at < math.inf or policy.retry_is_due_later(now):
+        call.wait([], prospects.look_at, now)
     else:
         _nobody(call, prospects, now)
 
@@ -81,27 +108,36 @@ def _try(call: Seeker, index: int, prospects: _Prospects, now: float) -> bool:
     """Start an attempt on target `index`; False, and what may come of it later, when that cannot be had now."""
     target, policy = call.route.targets[index], call.policy
     pool, breaker = target.pool, target.breaker
+    if not pool.gate.has_room(call.lane, now):
+        _no_room(call, target, prospects, now)
+        return False
     lost = call.lost_connections
     avoid = frozenset(key for name, key in lost if name == pool.name) if lost else _NONE
-    while connection := pool.lease(avoid=avoid):
-        permit = breaker.admit(now)
+    not_on = call.asked_on(pool.name) if policy.attempts else _NONE
+    while connection := pool.lease(avoid=avoid, not_on=not_on):
+        permit = breaker.admit(now, call.lane)
         if isinstance(permit, Refusal):
             pool.leased(connection)
-            prospects.reopens_at = min(prospects.reopens_at, now + permit.retry_after)
-            if not call.on_receipt and not policy.attempts and breaker.state(now) == "half_open":
-                prospects.may_come.append(target)  # one trial at a time: who waits already may wait for its end
+            _breaker_refused(call, target, permit, prospects, now)
             return False
         paid = policy.made > 0 and not call.replays
         if paid and not target.budget.withdraw(now):
             breaker.give_back(permit)
             pool.leased(connection)
             return False
-        if call.start(index, target, connection, permit, now):
+        barred_for = target.blame.refused_for(call.peer.holder, now)
+        if not barred_for and call.start(index, target, connection, permit, now):
             return True
-        # The connection turned out to be gone: nothing was sent. The next one, if there is one.
+        # Barred, or the connection turned out to be gone: nothing was sent.
         breaker.give_back(permit)
         if paid:
             target.budget.give_back()
+        if barred_for:
+            pool.leased(connection)
+            prospects.reopens_at = min(prospects.reopens_at, now + barred_for)
+            prospects.barred = True
+            return False
+        target.blame.give_back(call.peer.holder, now)
     if pool.refusal is not None:
         prospects.refused = prospects.refused or pool.refusal
         return False
@@ -111,8 +147,36 @@ def _try(call: Seeker, index: int, prospects: _Prospects, now: float) -> bool:
         if breaker.state(now) != "open":
             prospects.may_come.append(target)
         else:
-            prospects.reopens_at = min(prospects.reopens_at, breaker.next_wakeup_at())
+            prospects.reopens_at = min(prospects.reopens_at, now + breaker.retry_after(now))
     return False
+
+
+def _no_room(call: Seeker, target: TargetRuntime, prospects: _Prospects, now: float) -> None:
+    """The upstream takes no further attempt of this lane now, whatever connections stand."""
+    gate = target.pool.gate
+    if not gate.enabled:
+        prospects.disabled.append(target.pool.name)
+    elif not gate.is_open(now):
+        paced_at = gate.throttle.ready_at
+        prospects.paced_at = min(prospects.paced_at, paced_at)
+        prospects.refused = prospects.refused or gate.throttled_by
+        if paced_at + (target.times.usual(now) or 0.0) < call.policy.deadline:
+            prospects.look_at = min(prospects.look_at, paced_at)
+    elif target.breaker.state(now) == "open":
+        prospects.reopens_at = min(prospects.reopens_at, now + target.breaker.retry_after(now))
+    else:
+        prospects.may_come.append(target)  # an attempt that ends makes room
+
+
+def _breaker_refused(call: Seeker, target: TargetRuntime, refusal: Refusal, prospects: _Prospects, now: float) -> None:
+    again_at = now + refusal.retry_after
+    prospects.reopens_at = min(prospects.reopens_at, again_at)
+    if not refusal.soon or call.policy.attempts:
+        return
+    if not call.on_receipt:
+        prospects.may_come.append(target)  # one trial at a time: who waits already may wait for its end
+    elif refusal.retry_after < _A_MOMENT:
+        prospects.look_at = min(prospects.look_at, again_at)
 
 
 def _nobody(call: Seeker, prospects: _Prospects, now: float) -> None:
@@ -123,10 +187,25 @@ def _nobody(call: Seeker, prospects: _Prospects, now: float) -> None:
     reopens_at, connects_at = prospects.reopens_at, prospects.connects_at
     if first is not None:
         call.fail_as(first)
+    elif prospects.paced_at < math.inf:
+        call.fail(
+            "upstream_rate_limited",
+            "every target that could answer was told to wait, until after the deadline",
+            retry_after=max(0.0, prospects.paced_at - now),
+        )
     elif refused is not None:
         call.fail_as(refused)
+    elif prospects.barred:
+        call.fail(
+            "breaker_open",
+            "calls of this bot have failed again and again where others' are answered",
+            retry_after=max(0.0, reopens_at - now),
+        )
     elif reopens_at < math.inf:
         call.fail("breaker_open", "every target's breaker is open", retry_after=max(0.0, reopens_at - now))
+    elif connects_at == math.inf and prospects.disabled:
+        names = ", ".join(prospects.disabled)
+        call.fail("no_connection", f"disabled by the operator: upstream {names}", retry_after=1.0)
     else:
         call.fail(
             "no_connection",

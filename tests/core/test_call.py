@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from msgspec import structs
 
 from sidecar.core.attempt_state import AttemptState
-from sidecar.core.call import FIRST_DELTA_SHARE, MAX_ATTEMPTS, Call, Due, End, Seek, State, Wait
+from sidecar.core.call import FIRST_DELTA_SHARE, MAX_ATTEMPTS, Call, State
 from sidecar.core.outcome import (
     CANCELLED,
     DEADLINE,
@@ -23,6 +23,7 @@ from sidecar.core.outcome import (
     classify,
 )
 from sidecar.core.transitions import IllegalTransition
+from sidecar.core.verdict import Due, End, Seek, Wait
 from sidecar.errors import ConnectionLost, UpstreamError
 
 LOST = classify(ConnectionLost())
@@ -41,7 +42,7 @@ def call(targets: int = 2, *, deadline: float = 10.0, jitter: float = 0.5, **set
     """A call that was admitted at 0."""
     made = Call(
         **{"first_delta_timeout": 1.0, "idle_timeout": 0.5, "restart": False, **settings},
-        targets=targets, deadline=deadline, jitter=lambda: jitter,
+        order=range(targets), deadline=deadline, jitter=lambda: jitter,
     )  # fmt: skip
     made.admitted()
     return made
@@ -52,7 +53,7 @@ def call(targets: int = 2, *, deadline: float = 10.0, jitter: float = 0.5, **set
 
 def test_nothing_starts_in_the_queue() -> None:
     """Before admission no attempt is wanted, and asking for one changes nothing."""
-    queued = Call(targets=1, deadline=1, first_delta_timeout=1, idle_timeout=1, restart=False, jitter=lambda: 0.0)
+    queued = Call(order=(0,), deadline=1, first_delta_timeout=1, idle_timeout=1, restart=False, jitter=lambda: 0.0)
     before = repr(queued)
     with pytest.raises(IllegalTransition):
         queued.started(0, 0.0)
@@ -197,7 +198,7 @@ def test_a_retry_whose_time_has_come_does_not_wake_itself() -> None:
 def test_untried_targets_come_first() -> None:
     """In order of preference; a lost one again after its backoff, behind them."""
     tried = call(3)
-    assert tried.candidates(0.0) == [0, 1, 2]
+    assert list(tried.candidates(0.0)) == [0, 1, 2]
     attempt = tried.started(0, 0.0)
     assert tried.candidates(0.0) == [1, 2]
     assert isinstance(tried.lost(attempt, LOST, 1.0, committed=False), Seek)
@@ -344,14 +345,17 @@ class CallLife(RuleBasedStateMachine):
         stream=st.booleans(),
         deadline=st.sampled_from([0.1, 2.0, 30.0]),
         jitter=st.floats(0, 0.999),
+        backup_after=st.sampled_from([math.inf, 0.05, 0.9]),
     )
-    def begin(self, routed: int, *, restart: bool, stream: bool, deadline: float, jitter: float) -> None:
+    def begin(
+        self, routed: int, *, restart: bool, stream: bool, deadline: float, jitter: float, backup_after: float
+    ) -> None:
         """A call that has just come in."""
         self.now = 0.0
         self.restart, self.stream = restart, stream
         self.call = Call(
-            targets=routed, deadline=deadline, first_delta_timeout=1.0, idle_timeout=0.5, restart=restart,
-            jitter=lambda: jitter,
+            order=range(routed), deadline=deadline, first_delta_timeout=1.0, idle_timeout=0.5, restart=restart,
+            jitter=lambda: jitter, backup_after=backup_after,
         )  # fmt: skip
         self.committed = False
         self.silent: set[int] = set()
@@ -374,9 +378,10 @@ class CallLife(RuleBasedStateMachine):
     @rule(choice=st.integers(0, 9))
     def start(self, choice: int) -> None:
         """An attempt on one of the candidates."""
-        candidates = self.call.candidates(self.now)
+        candidates = list(self.call.candidates(self.now))
         assert len(set(candidates)) == len(candidates)
-        untried = [target for target in candidates if not self.call.tried(target)]
+        asked = [attempt.target for attempt in self.call.attempts]
+        untried = [target for target in candidates if not self.call.tried(target) and target not in asked]
         assert candidates[: len(untried)] == sorted(untried), "untried ones first, in order of preference"
         if not self.call.seeking:
             self._illegal(lambda: self.call.started(0, self.now))
@@ -384,7 +389,7 @@ class CallLife(RuleBasedStateMachine):
             target = candidates[choice % len(candidates)]
             assert target not in self.silent, "a silent target is not asked again"
             if self.call.attempts:
-                assert target not in self.lost, "a backup goes to an untried target"
+                assert target not in self.lost or target in asked, "a backup goes where nothing was lost"
             attempt = self.call.started(target, self.now)
             assert attempt.number == self.call.made
 
@@ -479,7 +484,14 @@ class CallLife(RuleBasedStateMachine):
                 assert due.attempt.overtaken
                 self.silent.add(due.attempt.target)
                 wanted = self.call.want_backup()
-                assert wanted == bool(self.call.candidates(self.now) and self.call.made < MAX_ATTEMPTS)
+                if not self.call.seeking:
+                    assert not self.call.candidates(self.now) or self.call.made >= MAX_ATTEMPTS
+                assert not wanted or self.call.candidates(self.now)
+            elif due.clock == "backup":
+                assert due.attempt in self.call.attempts
+                assert due.attempt is not self.call.winner
+                if self.call.want_backup(twice=True):
+                    assert self.call.candidates(self.now)
             elif due.clock == "idle":
                 assert due.attempt is self.call.winner is not None
                 self.lose(self.call.attempts.index(due.attempt), IDLE_TIMEOUT)
@@ -514,7 +526,8 @@ class CallLife(RuleBasedStateMachine):
         now = self.call
         assert self.ends == (0 if self._alive() else 1), "exactly one end"
         assert now.made <= MAX_ATTEMPTS
-        assert len({attempt.target for attempt in now.attempts}) == len(now.attempts)
+        targets = [attempt.target for attempt in now.attempts]
+        assert all(targets.count(target) <= 2 for target in targets), "a backup on another connection, no third"
         assert now.winner is None or not self._alive() or now.winner in now.attempts
         assert not (now.seeking and now.winner)
         assert now.next_wakeup_at() <= now.deadline

@@ -17,7 +17,7 @@ class FakePool:
         self.connects_at = 0.0
         self.pokes = 0
 
-    def has_free_slot(self) -> bool:
+    def can_take(self, lane: str, now: float) -> bool:
         """See `Pool`."""
         return self.slots > 0
 

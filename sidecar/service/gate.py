@@ -1,0 +1,69 @@
+"""May an upstream be given an attempt now: the operator's word, its credential's patience, room under its limit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+from sidecar.core.concurrency import ConcurrencyLimit
+from sidecar.core.outcome import Kind, Outcome
+from sidecar.core.throttle import Throttle
+from sidecar.wire import Lane
+
+#: Seconds after an exit call for which room is kept for the next one.
+EXITS_REMEMBERED: Final = 3600.0
+
+
+class Gate:
+    """One upstream's.
+
+    Args:
+        maximum: attempts at once, at most.
+        adaptive: the limit follows what the upstream can take; else it stays at `maximum`.
+        jitter: 0 <= x < 1.
+    """
+
+    __slots__ = ("_adaptive", "_exits_until", "enabled", "limit", "throttle", "throttled_by")
+
+    def __init__(self, maximum: int, *, adaptive: bool, jitter: Callable[[], float]) -> None:
+        #: False: an operator took the upstream out
+        self.enabled = True
+        self.limit = ConcurrencyLimit(maximum)
+        self.throttle = Throttle(jitter=jitter)
+        #: the last 429; None once something was answered after it
+        self.throttled_by: Outcome | None = None
+        self._adaptive = adaptive
+        self._exits_until = -math.inf
+
+    def is_open(self, now: float) -> bool:
+        """Neither an operator nor the upstream has said that nothing is to come now."""
+        return self.enabled and (self.throttled_by is None or self.throttle.ready_at <= now)
+
+    def has_room(self, lane: Lane, now: float) -> bool:
+        """Whether it is open, and has room for an attempt of `lane`.
+
+        Room is kept for exit calls while there are any: from one on, for an hour.
+        """
+        if not self.enabled or (self.throttled_by is not None and self.throttle.ready_at > now):
+            return False
+        if lane == "exit":
+            self._exits_until = now + EXITS_REMEMBERED
+        elif now >= self._exits_until:
+            lane = "exit"  # nobody to keep room for
+        return self.limit.has_room(lane) or not self._adaptive
+
+    def released(self, outcome: Outcome, now: float, *, slow: bool) -> None:
+        """An attempt is over. `slow`: it was overtaken by its full first-delta timeout."""
+        self.limit.released(outcome, slow=slow)
+        if outcome.throttles:
+            self.throttle.throttled(outcome, now)
+            self.throttled_by = outcome
+        elif self.throttled_by is not None and outcome.kind is Kind.SUCCESS:
+            self.throttle.succeeded(now)
+            if self.throttle.ready_at <= now:
+                self.throttled_by = None
+
+    def throttled_for(self, now: float) -> float:
+        """Seconds until the credential may be used again; 0 when it may."""
+        return 0.0 if self.throttled_by is None else max(0.0, self.throttle.ready_at - now)

@@ -1,0 +1,96 @@
+"""What an attempt's end, or a connect's, means to those who remember: breaker, blame, limits, times, metrics.
+
+All of them read the one classification of `core.outcome`; what only the clock and the route can know (was it waited for
+long enough?) is added here, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from msgspec import structs
+
+from sidecar.core.outcome import CANCELLED, DEADLINE_COUNTED, FIRST_DELTA_TIMEOUT, IDLE_TIMEOUT, Kind, Outcome
+from sidecar.service.accounting import Accounting
+from sidecar.service.attempt import Attempt
+from sidecar.service.pool import Pool
+from sidecar.service.routes import TargetRuntime
+
+
+class Judge:
+    """See the module.
+
+    Args:
+        accounting: what is counted and said.
+    """
+
+    def __init__(self, accounting: Accounting) -> None:
+        self._accounting = accounting
+
+    def record(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
+        """An attempt is over, however."""
+        target, state = attempt.target, attempt.state
+        if outcome.kind is Kind.SUCCESS and not state.overtaken:
+            target.blame.succeeded(attempt.call.peer.holder, now)
+            self._tell(attempt, outcome, now, slow=False)
+            return
+        route = attempt.call.route.config
+        # An impatient bot's own clocks say nothing about the upstream: the route's are the measure.
+        until = now if state.first_content_at is None else state.first_content_at
+        waited = until - state.sent_at
+        long_enough = waited >= route.first_delta_timeout_ms / 1000
+        if outcome is DEADLINE_COUNTED and not long_enough:
+            # ... or what this target usually needs.
+            late = target.times.quantile(0.95, now)
+            if late is None or waited < 2 * late:
+                outcome = CANCELLED
+        elif outcome is FIRST_DELTA_TIMEOUT and not long_enough:
+            outcome = CANCELLED
+        elif outcome is IDLE_TIMEOUT and now - state.last_content_at < route.idle_timeout_ms / 1000:
+            outcome = structs.replace(outcome, counts_against_breaker=False)
+        if state.first_content_at is None:
+            if outcome.kind is Kind.IGNORED or outcome is DEADLINE_COUNTED or outcome is FIRST_DELTA_TIMEOUT:
+                target.times.observe_at_least(waited, now)  # it was stopped while silent
+            elif outcome.counts_against_breaker or outcome.kind is Kind.THROTTLED:
+                target.times.failed(now)
+        if outcome.counts_against_breaker and not target.blame.failed(attempt.call.peer.holder, now):
+            # This bot fails again and again where others are answered: no fault of the upstream's.
+            outcome = structs.replace(outcome, kind=Kind.IGNORED, counts_against_breaker=False)
+        elif outcome.kind is Kind.SUCCESS:
+            target.blame.succeeded(attempt.call.peer.holder, now)
+        self._tell(attempt, outcome, now, slow=state.overtaken and long_enough)
+
+    def forget(self, attempt: Attempt, now: float) -> None:
+        """An attempt whose call went wrong by our own doing: as if it had never been."""
+        attempt.target.breaker.give_back(attempt.permit)
+        attempt.target.pool.released(CANCELLED, now, slow=False)
+
+    def _tell(self, attempt: Attempt, outcome: Outcome, now: float, *, slow: bool) -> None:
+        target = attempt.target
+        breaker = target.breaker
+        before = breaker.state(now)
+        breaker.record(attempt.permit, outcome, now, slow=slow)
+        target.pool.released(outcome, now, slow=slow)
+        self._accounting.attempt_ended(attempt, outcome)
+        if before != "closed" or outcome.counts_against_breaker or slow:
+            self._say_moved(target, before, now)
+
+    def on_connect(self, pool: Pool, targets: Iterable[TargetRuntime], outcome: Outcome | None, now: float) -> None:
+        """A connect of `pool` worked (None) or failed: every breaker of the upstream is told."""
+        seen: set[int] = set()
+        for target in targets:
+            if target.pool is pool and id(target.breaker) not in seen:
+                seen.add(id(target.breaker))
+                before = target.breaker.state(now)
+                if outcome is None:
+                    target.breaker.connected(now)
+                else:
+                    target.breaker.connect_failed(outcome, now)
+                self._say_moved(target, before, now)
+
+    def _say_moved(self, target: TargetRuntime, before: str, now: float) -> None:
+        after = target.breaker.state(now)
+        target.pool.prober.wake()
+        if after != before:
+            self._accounting.breaker_moved(before, after, upstream=target.pool.name, model=target.model)
+            target.pool.look_again()

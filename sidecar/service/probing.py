@@ -1,0 +1,82 @@
+"""Probes an upstream whose breaker has waited its time: a fresh connect and a ping, before a bot's call is risked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NoReturn, Protocol
+
+import trio
+
+from sidecar.core.breaker import Breaker
+from sidecar.errors import ConnectionLost
+from sidecar.service.connection import Connection
+
+
+class Probed(Protocol):
+    """The pool, as seen from here."""
+
+    breakers: list[Breaker]
+
+    async def open_one(self) -> Connection:
+        """A connect now; what comes back has no `websocket` when it failed."""
+        ...
+
+    def may_open_at(self) -> float:
+        """The earliest instant for a connect; inf while none is to be made."""
+        ...
+
+    def look_again(self) -> None:
+        """Calls that wait for this upstream look again."""
+        ...
+
+
+class Prober:
+    """One task per upstream, asleep while no breaker waits for a probe. One probe serves all of its breakers.
+
+    Args:
+        pool: makes the connects, after its own backoff.
+        clock: the loop's time.
+        pong_timeout: seconds.
+    """
+
+    def __init__(self, pool: Probed, clock: Callable[[], float], *, pong_timeout: float) -> None:
+        self._pool, self._clock, self._pong_timeout = pool, clock, pong_timeout
+        self._woken = trio.Event()
+
+    def wake(self) -> None:
+        """A breaker has moved, or the pool may connect earlier than it said."""
+        self._woken.set()
+
+    async def run(self) -> NoReturn:
+        """Probe for ever."""
+        pool = self._pool
+        while True:
+            self._woken = trio.Event()
+            now = self._clock()
+            wanted_at = min((breaker.probe_due_at() for breaker in pool.breakers), default=math.inf)
+            due_at = max(wanted_at, pool.may_open_at())
+            if due_at > now:
+                with trio.move_on_at(due_at):
+                    await self._woken.wait()
+                continue
+            waiting = [breaker for breaker in pool.breakers if breaker.probe_due_at() <= now]
+            for breaker in waiting:
+                breaker.probe_started(now)
+            stands = await self._probe()
+            now = self._clock()
+            for breaker in waiting:
+                breaker.probe_ended(now, stands)
+            if stands:
+                pool.look_again()
+
+    async def _probe(self) -> bool:
+        connection = await self._pool.open_one()
+        websocket = connection.websocket
+        if websocket is None:
+            return False
+        try:
+            connection.rtt = await websocket.ping(self._pong_timeout)
+        except ConnectionLost:
+            return False
+        return True
