@@ -160,7 +160,8 @@ def _list(*, as_json: bool) -> int:
         for one in SCENARIOS.values():
             if one.kind == kind:
                 print(f"  {one.name:<{width}}  {one.line}")
-    print("close_NNNN and http_NNN exist for every code; a row `http_503*3,ok` and shares `ok@0.9+cut@0.1` mix them.")
+    print("close_NNNN and http_NNN exist for every code, toxic_latency-slicer-reset and the like for every mix;")
+    print("a row `http_503*3,ok` and shares `ok@0.9+cut@0.1` mix scenarios.")
     return 0
 
 

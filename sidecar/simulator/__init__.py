@@ -1,8 +1,9 @@
 """The relay that misbehaves on demand: `sidecar sim`. The daemon never imports it.
 
 Reading order: `behaviour` (what a healthy answer looks like) and `scenarios` (what may go wrong, by name);
-`frames`, `link` (bytes below and at the WebSocket); `voices` (the two dialects' frames); `fates` (how one call is
-answered); `session` (one connection), `door` (the handshake and what may go wrong in it), `relay` (the server).
+`frames`, `link`, `toxics` (bytes below and at the WebSocket); `voices` (the two dialects' frames); `fates` (how one
+call is answered); `session` (one connection), `door` (the handshake and what may go wrong in it), `relay` (the
+server), `control` (how it is steered while it runs).
 """
 
 from __future__ import annotations

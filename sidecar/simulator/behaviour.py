@@ -41,6 +41,8 @@ class Behaviour(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         shape: of error frames, the five seen in the wild.
         envelope: how `chat` sends a chunk: bare, as `{id, data}`, or with a `data: ` prefix.
         size_bytes: of what a giant frame, endless fragments or a zstd bomb come to before the relay gives up.
+        link_latency_s, link_jitter_s, link_bytes_per_s, link_slow_close_s, link_after_bytes, link_slice_bytes: of the
+            ``toxic_...`` scenarios, see `toxics`.
         id: the name under which `Counters.attempts` counts this call; None: the head of its prompt.
     """
 
@@ -61,6 +63,12 @@ class Behaviour(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     shape: Literal["nested", "headers_top", "flat", "no_status", "no_type"] = "nested"
     envelope: Literal["bare", "wrapped", "sse"] = "bare"
     size_bytes: Annotated[int, Meta(ge=1, le=1 << 32)] = 64 << 20
+    link_latency_s: Seconds = 0.05
+    link_jitter_s: Seconds = 0.05
+    link_bytes_per_s: Annotated[float, Meta(ge=1)] = 20_000
+    link_slow_close_s: Seconds = 1.0
+    link_after_bytes: Annotated[int, Meta(ge=0)] = 8000
+    link_slice_bytes: Annotated[int, Meta(ge=1)] = 16
     id: str | None = None
 
     @property

@@ -14,6 +14,7 @@ from typing import Final, NoReturn
 import trio
 
 from sidecar.simulator.counters import Counters
+from sidecar.simulator.toxics import Toxic
 
 _WRITE: Final = 256 << 10
 _TCP_ESTABLISHED: Final = 1
@@ -41,6 +42,8 @@ class Link:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls: ssl.SSLObject | None = None
         self._last = False
+        self._finishing = trio.Event()
+        self._toxic: Toxic | None = None
         self.closed = False
 
     async def secure(self, context: ssl.SSLContext) -> None:
@@ -118,6 +121,13 @@ class Link:
     def _push(self, data: bytes | memoryview) -> None:
         if not data or self.closed or self._last:
             return
+        if self._toxic is not None:
+            self._toxic.put(data)
+        else:
+            self._pass(data)
+
+    def _pass(self, data: bytes | memoryview) -> None:
+        """To the kernel, or behind what it did not take."""
         sent = 0
         if not self._pending:
             try:
@@ -149,7 +159,7 @@ class Link:
     async def drained(self, below: int = _WRITE) -> None:
         """Wait until less than `below` bytes are waiting for the kernel. A checkpoint in any case."""
         await trio.lowlevel.checkpoint()
-        while len(self._pending) >= below and not self.closed:
+        while self.backlog >= below and not self.closed:
             await self._waiting.park()
 
     async def run(self) -> NoReturn:
@@ -171,12 +181,37 @@ class Link:
                 self._waiting.unpark_all()
             self._pushed = trio.Event()
             if self._last:
-                self.finish()
+                self._shut()
 
     @property
     def backlog(self) -> int:
-        """Bytes waiting for the kernel to take them."""
-        return len(self._pending)
+        """Bytes waiting for a bad line, or for the kernel to take them."""
+        return len(self._pending) + (self._toxic.size if self._toxic is not None else 0)
+
+    def deliver(self, data: bytes) -> None:
+        """What comes out of a bad line."""
+        if not self.closed:
+            self._pass(data)
+            self._waiting.unpark_all()
+
+    def poison(self, toxic: Toxic) -> None:
+        """From here all that is sent goes over a bad line; `worsen` must run."""
+        self._toxic = toxic
+
+    async def worsen(self) -> None:
+        """The bad line, its end too: returns after EOF, not before."""
+        assert self._toxic is not None
+        toxic = self._toxic
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(toxic.run)
+            await self._finishing.wait()
+            await toxic.emptied()
+            if toxic.silent:
+                await trio.sleep_forever()
+            await trio.sleep(toxic.line.slow_close_s)
+            self._toxic = None
+            self._shut()
+            nursery.cancel_scope.cancel()
 
     @property
     def abandoned(self) -> bool:
@@ -190,7 +225,11 @@ class Link:
     def finish(self) -> None:
         """EOF to the client, without TLS's or WebSocket's farewell; reading goes on, or the kernel would say RST."""
         self._last = True
-        if not self.closed and not self._pending:
+        self._finishing.set()
+        self._shut()
+
+    def _shut(self) -> None:
+        if not self.closed and not self._pending and self._toxic is None:
             try:
                 self._sock.shutdown(socket.SHUT_WR)
             except OSError:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import random
 import socket
 import ssl
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from typing import Final, Literal, NoReturn
 
 import trio
@@ -19,6 +21,7 @@ from sidecar.simulator.link import Link
 from sidecar.simulator.metronome import Metronome
 from sidecar.simulator.scenarios import Plan
 from sidecar.simulator.session import Session
+from sidecar.simulator.toxics import Line, Toxic, line_of
 
 _DOOR_TIMEOUT: Final = 15.0
 _GROUPS: Final = 1000
@@ -283,7 +286,7 @@ class Relay:
                 return
             name = self._judge(link, knock)
             number = self._note("connect", knock, name)
-            if name in _OPEN:
+            if name is not None and (name in _OPEN or name.startswith("toxic_")):
                 await self._converse(link, knock, name)
             elif name is not None:
                 self._refused(name)
@@ -338,14 +341,37 @@ class Relay:
         counters.max_open = max(counters.max_open, counters.open)
         if name != "ok":
             counters.scenarios[name] = counters.scenarios.get(name, 0) + 1
-        link.send(door.switching(knock.websocket_key, f"req_{self.digits(counters.handshakes)}"))
+        yes = door.switching(knock.websocket_key, f"req_{self.digits(counters.handshakes)}")
         self._sessions.add(session)
         self._links.pop(link, None)  # from here the session ends it
         max_age_s = self.max_age_s
         if name in ("expiry", "expiring"):
             max_age_s = _EXPIRY if max_age_s is None else max_age_s
+        run = partial(session.run, knock.early, max_age_s=max_age_s, warn=name == "expiring", deaf=name == "deaf")
+        line = line_of(name, behaviour)
         try:
-            await session.run(knock.early, max_age_s=max_age_s, warn=name == "expiring", deaf=name == "deaf")
+            if line is None:
+                link.send(yes)
+                await run()
+            else:
+                await self._converse_badly(line, link, session, yes, run)
         finally:
             self._sessions.discard(session)
             counters.open -= 1
+
+    async def _converse_badly(
+        self, line: Line, link: Link, session: Session, yes: bytes, run: Callable[[], Awaitable[None]]
+    ) -> None:
+        """As `run`, all that is said, from the answer to the upgrade on, going over a bad line."""
+
+        def end(how: str) -> None:
+            session.reset() if how == "reset" else session.eof()
+
+        dice = random.Random(self.seed * 1_000_003 + self.counters.handshakes)
+        link.poison(Toxic(line, dice=dice, clock=trio.current_time, deliver=link.deliver, end=end))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.worsen)
+            link.send(yes)
+            await run()
+            await trio.sleep(line.slow_close_s)
+            nursery.cancel_scope.cancel()

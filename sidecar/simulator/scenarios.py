@@ -19,6 +19,8 @@ from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct
 
+from sidecar.simulator.toxics import TOXICS
+
 Kind: TypeAlias = Literal["door", "call", "mix"]
 
 
@@ -48,6 +50,7 @@ _DOOR: Final = {
     "deaf": "the connection opens, then nothing is read any more, not even a ping",
     "expiry": "after max_age_s (10 when the relay has none) websocket_connection_limit_reached, then close 1000",
     "expiring": "as expiry, with a connection_expiring warning at half of that age",
+    **{f"toxic_{name}": f"a bad line: {line}" for name, line in TOXICS.items()},
 }
 _CALL: Final = {
     "ok": "answers",
@@ -119,10 +122,12 @@ SCENARIOS: Final[dict[str, Scenario]] = {
 
 _HALF: Final = ("silent", "late", "cut")
 _CODED: Final = re.compile(r"(close_(1\d{3}|[34]\d{3})|http_[345]\d\d)")
+_ANY_TOXIC: Final = "|".join(TOXICS)
+_TOXIC: Final = re.compile(f"toxic_({_ANY_TOXIC})(-({_ANY_TOXIC}))*")
 
 
 def scenario(name: str) -> Scenario:
-    """The scenario of that name; ``close_NNNN`` and ``http_NNN`` exist for every code.
+    """The scenario of that name; ``close_NNNN`` and ``http_NNN`` exist for every code, ``toxic_A-B-C`` for every mix.
 
     Raises:
         ValueError: there is none.
@@ -131,6 +136,8 @@ def scenario(name: str) -> Scenario:
     if found is None and _CODED.fullmatch(name):
         door = name.startswith("http_")
         found = Scenario(name=name, kind="door" if door else "call", line="as the code says")
+    if found is None and _TOXIC.fullmatch(name):
+        found = Scenario(name=name, kind="door", line="a bad line in several ways at once")
     if found is None:
         raise ValueError(f"no scenario is named {name!r}: see `sidecar sim --list`")
     return found
