@@ -1,19 +1,13 @@
 """The breaker: it trips for what counts, lets one trial at a time through, and believes no stale news."""
 
-# ruff: noqa: D102  (a state machine's rules are named for what they do)
-
 import math
-import random
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sidecar.core import outcome as o
-from sidecar.core.breaker import TRANSITIONS, Breaker, Permit, Refusal
+from sidecar.core.breaker import PATIENCE, TRANSITIONS, Breaker, Permit, Refusal
 from sidecar.core.transitions import IllegalTransition
-from sidecar.errors import ConnectFailed, ConnectionLost, UpstreamError
+from sidecar.errors import ConnectFailed, ConnectionLost, UpgradeRefused, UpstreamError
 
 FAILURE = o.classify(ConnectionLost())
 THROTTLED = o.classify(UpstreamError("slow down", status=429))
@@ -279,88 +273,6 @@ def test_an_illegal_transition_raises_and_changes_nothing():
     assert repr(it) == before
 
 
-class BreakerMachine(RuleBasedStateMachine):
-    """Any history of calls, in any order of endings."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = 0.0
-        self.out = []
-        self.it = Breaker("x", jitter=random.Random(7).random, trial_timeout=20)
-        self.trial_given_at = None
-        self.tripped_at = None
-
-    @rule(gap=st.floats(0, 40))
-    def wait(self, gap):
-        self.now += gap
-
-    @rule()
-    def ask(self):
-        state = self.it.state(self.now)
-        said = self.it.admit(self.now)
-        if isinstance(said, Refusal):
-            assert state != "closed"
-            assert 0 < said.retry_after <= 30.2
-            return
-        assert said.trial == (state == "half_open")
-        if said.trial:
-            out = [trial for trial, at in self.out if trial.trial and self.now < at + 20]
-            assert not out, "two trials at once"
-        self.out.append((said, self.now))
-
-    @precondition(lambda self: self.out)
-    @rule(which=st.integers(0), slow=st.booleans(), what=st.sampled_from([o.SUCCESS, FAILURE, FAILURE, REJECTED]))
-    def end(self, which, slow, what):
-        permit, _ = self.out.pop(which % len(self.out))
-        before = self.it.statistics(self.now)
-        self.it.record(permit, what, self.now, slow=slow)
-        after = self.it.statistics(self.now)
-        if after.trips > before.trips:
-            assert 1 <= self.it.next_wakeup_at() - self.now <= 30 + 1e-9
-        if what is FAILURE and after.stale == before.stale:
-            self.a_run_is_by_chance()
-
-    def a_run_is_by_chance(self):
-        """Closed in spite of five failures in a row: only where enough outcomes before them say what is usual."""
-        said = self.it.statistics(self.now)
-        if said.state == "closed" and said.consecutive_failures >= 5:
-            assert said.total - said.consecutive_failures >= 10
-
-    @precondition(lambda self: self.out)
-    @rule(which=st.integers(0))
-    def never_used(self, which):
-        self.it.give_back(self.out.pop(which % len(self.out))[0])
-
-    @rule(good=st.booleans())
-    def connect(self, good):
-        if good:
-            self.it.connected(self.now)
-        else:
-            self.it.connect_failed(NO_WAY_IN, self.now)
-            self.a_run_is_by_chance()
-
-    @invariant()
-    def counts_are_sane(self):
-        said = self.it.statistics(self.now)
-        assert 0 <= said.failures <= said.total
-        assert 0 <= said.slow <= said.total
-        if said.state == "closed":
-            assert said.next_wakeup_at == math.inf
-
-    def teardown(self):
-        """Whatever happened, two good trials close it."""
-        self.now += 60
-        for _ in range(2):
-            permit = self.it.admit(self.now)
-            assert isinstance(permit, Permit)
-            self.it.record(permit, o.SUCCESS, self.now)
-        assert self.it.state(self.now) == "closed"
-
-
-BreakerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
-TestBreakerMachine = BreakerMachine.TestCase
-
-
 def test_a_run_that_chance_brings_is_no_outage():
     """At a share of one failure in six, five in a row do not trip it, and a run that chance does not bring does."""
     it = breaker()
@@ -371,3 +283,254 @@ def test_a_run_that_chance_brings_is_no_outage():
         assert it.state(6.1) == "closed", run
     one(it, FAILURE, 6.2)
     assert it.state(6.3) == "open"
+
+
+# ---------------------------------------------------------------------- Retry-After
+
+
+def test_a_retry_after_is_a_floor_of_the_open_time():
+    """503 with Retry-After: nobody asks before that, nor all at the same instant after it; believed up to the cap."""
+    for asked, until in ((0.1, 1.5), (8.0, 8.0 * 1.1), (3600.0, 30.0 * 1.1)):
+        it = breaker()
+        for _ in range(5):
+            one(it, o.classify(UpstreamError("later", status=503, retry_after=asked)), 0)
+        assert it.next_wakeup_at() == pytest.approx(until)
+    it = breaker()
+    for _ in range(5):
+        it.connect_failed(o.classify(UpgradeRefused(503, {"retry-after": "8"})), 0)
+    assert it.next_wakeup_at() == pytest.approx(8.8)
+
+
+# ---------------------------------------------------------------------- lanes
+
+
+def half_open(**fields):
+    """A breaker that is half-open from 1.5 on, and has not been asked yet."""
+    it = tripped(**fields)
+    if fields.get("probed"):
+        it.probe_started(1.5)
+        it.probe_ended(1.5, ok=True)
+    return it
+
+
+@pytest.mark.parametrize("probed", [False, True])
+@pytest.mark.parametrize(("lane", "patience"), [("research", 0.0), ("entry", 0.1), ("exit", 0.25)])
+def test_a_trial_is_kept_from_those_who_have_more_to_lose(lane, patience, probed):
+    """Research at once, an entry after 0.1 s, an exit after 0.25 s; until then they are told to look again soon."""
+    it = half_open(probed=probed)
+    if patience:
+        said = it.admit(1.5, lane)
+        assert said.soon
+        assert said.retry_after == pytest.approx(patience + 0.015), "a little later, so that it does not look twice"
+        assert isinstance(it.admit(1.5 + patience - 0.001, lane), Refusal)
+    assert it.admit(1.5 + patience + 1e-9, lane).trial
+    assert PATIENCE[lane] == patience
+
+
+def test_with_exits_only_it_closes_all_the_same():
+    """Two trials, a quarter of a second each: what research never comes for goes to exits."""
+    it = half_open()
+    now = 1.5
+    for _ in range(2):
+        said = it.admit(now, "exit")
+        assert said.soon
+        now += said.retry_after
+        trial = it.admit(now, "exit")
+        assert trial.trial
+        it.record(trial, o.SUCCESS, now)
+    assert it.state(now) == "closed"
+    assert now < 1.5 + 0.6
+
+
+def test_a_trial_given_back_unused_is_not_kept_anew():
+    """As if it had never been asked for: an exit that waited its quarter of a second need not wait another."""
+    it = half_open()
+    trial = it.admit(2, "exit")
+    it.give_back(trial)
+    assert it.admit(2, "exit").trial
+
+
+def test_a_lost_trial_is_free_from_its_expiry_on():
+    """The next one is kept for research from then, not from when somebody asks."""
+    it = half_open(trial_timeout=20)
+    it.admit(2)
+    assert it.admit(22.1, "exit").soon
+    assert it.admit(22.26, "exit").trial
+
+
+def test_where_the_clock_stands_still_an_exit_waits_and_research_goes():
+    """No time, no patience: the refusal is finite, and a lower lane is not held up by it."""
+    it = half_open()
+    for _ in range(100):
+        assert 0 < it.admit(1.5, "exit").retry_after < 0.3
+    assert it.admit(1.5, "research").trial
+
+
+def test_lanes_mean_nothing_to_a_closed_or_an_open_breaker():
+    """Closed everybody passes, open nobody, and "soon" is not said."""
+    for lane in PATIENCE:
+        assert isinstance(breaker().admit(0, lane), Permit)
+        assert tripped().admit(0.5, lane) == Refusal(1.1)
+
+
+# ---------------------------------------------------------------------- probes
+
+
+def test_with_probes_no_call_is_risked_before_one_succeeded():
+    """Its time over, a probe is due; until it has succeeded every call is refused, with a wait that can be waited."""
+    it = tripped(probed=True)
+    assert it.probe_due_at() == 1.5
+    for now in (1.5, 100.0):
+        assert it.state(now) == "open"
+        assert it.admit(now) == Refusal(0.75)
+    it.probe_started(100)
+    assert it.admit(100) == Refusal(0.75)
+    assert repr(it) == "<Breaker openai/gpt open probe failures=5 trips=1>"
+    it.probe_ended(100.1, ok=True)
+    assert it.state(100.1) == "half_open"
+    assert it.probe_due_at() == math.inf
+    assert it.admit(100.1).trial
+    assert it.statistics(100.1).probes == 1
+
+
+def test_a_failed_probe_keeps_it_open_for_longer():
+    """As a failed trial does, and no call paid for it; nor is it another trip."""
+    it = tripped(probed=True)
+    now, waits = 1.5, []
+    for _ in range(5):
+        it.probe_started(now)
+        it.probe_ended(now, ok=False)
+        assert it.state(now) == "open"
+        waits.append(it.probe_due_at() - now)
+        now = it.probe_due_at()
+    assert waits == pytest.approx([3, 6, 12, 22.5, 22.5])
+    assert it.statistics(now).trips == 1
+
+
+def test_a_failed_trial_asks_for_another_probe():
+    """A connect and a ping work, and calls do not: open for longer, and a probe before the next trial."""
+    it = half_open(probed=True)
+    one(it, FAILURE, 2)
+    assert it.probe_due_at() == it.next_wakeup_at() == pytest.approx(5)
+    assert it.admit(6) == Refusal(0.75)
+
+
+def test_without_probes_none_is_ever_due():
+    """A pool that asks is told so, and what it says of one changes nothing."""
+    it = tripped()
+    assert it.probe_due_at() == math.inf
+    it.probe_started(2)
+    it.probe_ended(2, ok=False)
+    assert it.admit(2).trial
+    assert breaker(probed=True).probe_due_at() == math.inf, "closed"
+
+
+def test_a_lost_probe_expires():
+    """One that never ends does not keep it open for good: the next is due then, and the lost one is void."""
+    it = tripped(probed=True, trial_timeout=20)
+    it.probe_started(2)
+    assert it.probe_due_at() == it.next_wakeup_at() == 22
+    it.probe_started(10)
+    assert it.statistics(10).probes == 1, "one at a time"
+    it.probe_ended(22, ok=True)
+    assert it.state(22) == "open"
+    it.probe_started(22)
+    it.probe_ended(23, ok=True)
+    assert it.state(23) == "half_open"
+
+
+def test_a_probe_that_was_not_due_says_nothing():
+    """Too early, or of another breaker of the same pool: neither its end nor its beginning is this one's business."""
+    for it in (tripped(probed=True), breaker(probed=True)):
+        before = it.state(1)
+        it.probe_started(1)
+        for ok in (True, False):
+            it.probe_ended(1.2, ok=ok)
+        assert it.state(1.2) == before
+        assert it.statistics(1.2).probes == 0
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_a_probe_ends_once(ok):
+    """A second end, or one after a trip or a close, changes nothing."""
+    it = half_open(probed=True)
+    it.probe_ended(1.6, ok=ok)
+    assert it.state(1.6) == "half_open"
+    one(it, FAILURE, 2)
+    due = it.probe_due_at()
+    it.probe_ended(2.1, ok=ok)
+    assert (it.state(2.1), it.probe_due_at()) == ("open", due)
+    it.probe_started(due)
+    it.probe_ended(due, ok=True)
+    for _ in range(2):
+        one(it, o.SUCCESS, due + 1)
+    it.probe_ended(due + 1, ok=ok)
+    assert it.state(due + 1) == "closed"
+
+
+def test_the_first_connect_after_an_outage_of_connects_makes_a_probe_due_and_no_more():
+    """A connect is half of a probe: a ping is asked for before a call is risked."""
+    it = breaker(probed=True)
+    for _ in range(5):
+        it.connect_failed(NO_WAY_IN, 0)
+    it.connected(0.2)
+    assert it.probe_due_at() == 0.2
+    assert isinstance(it.admit(0.2), Refusal)
+    it.probe_started(0.2)
+    it.probe_ended(0.3, ok=True)
+    assert it.admit(0.3).trial
+
+
+def test_a_connect_that_works_while_a_probe_is_out_is_not_its_end():
+    """The probe's own connect, or another's: the ping is still to come."""
+    it = tripped(probed=True)
+    it.probe_started(2)
+    it.connected(2.1)
+    assert it.state(2.1) == "open"
+    assert isinstance(it.admit(2.1), Refusal)
+    it.probe_ended(2.2, ok=False)
+    due = it.probe_due_at()
+    assert due == pytest.approx(5.2)
+    it.connected(3)
+    assert it.probe_due_at() == due, "there was a way in, and it did not help: it waits its time"
+
+
+def test_a_connect_that_fails_is_a_probe_that_failed():
+    """Its time over, nobody probed yet, and no way in: open for longer, and ended by the next connect."""
+    it = tripped(probed=True)
+    it.connect_failed(NO_WAY_IN, 1.5)
+    assert it.probe_due_at() == pytest.approx(4.5)
+    it.connect_failed(NO_WAY_IN, 2)
+    assert it.probe_due_at() == pytest.approx(4.5), "before its time, it says nothing new"
+    it.connected(2.5)
+    assert it.probe_due_at() == 2.5
+
+
+def test_a_probe_whose_connect_failed_counts_once():
+    """The pool tells of the connect and of the probe's end: one failure; and a connect that works ends the wait."""
+    it = tripped(probed=True)
+    it.probe_started(2)
+    it.connect_failed(NO_WAY_IN, 2.1)
+    assert it.probe_due_at() == 32, "the probe's end is yet to be told"
+    it.probe_ended(2.1, ok=False)
+    assert it.probe_due_at() == pytest.approx(5.1)
+    it.connected(3)
+    assert it.probe_due_at() == 3
+
+
+def test_a_half_open_breaker_needs_no_permit_for_a_failed_connect():
+    """It counts neither as a trial nor as a refusal, whether one is out or not."""
+    it = half_open()
+    trial = it.admit(2)
+    it.connect_failed(NO_WAY_IN, 2.1)
+    it.record(trial, o.SUCCESS, 2.2)
+    it.connect_failed(NO_WAY_IN, 2.3)
+    said = it.statistics(2.3)
+    assert (said.state, said.trials, said.refused, said.trips) == ("open", 1, 0, 2)
+
+
+def test_a_waiting_call_without_a_connection_is_told_when_to_come_again():
+    """`retry_after` is what a refusal would say, whatever the state."""
+    it = tripped(probed=True)
+    assert it.retry_after(0.5) == pytest.approx(1.1)
+    assert it.retry_after(50) == 0.75
