@@ -22,6 +22,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import trio
@@ -39,6 +40,7 @@ from sidecar.logs import get_logger
 from sidecar.metrics import Metrics
 from sidecar.service import shown
 from sidecar.service.accounting import Accounting
+from sidecar.service.brakes import Brakes
 from sidecar.service.clients import Clients
 from sidecar.service.control import Handler, show
 from sidecar.service.dispatcher import Dispatcher
@@ -51,7 +53,7 @@ from sidecar.transport.bot_port import BotPort
 from sidecar.transport.dial import dial, parse_url, tls_context_of
 from sidecar.transport.pump import Pump
 from sidecar.version import __version__
-from sidecar.wire import Lane, Limits, Report
+from sidecar.wire import Limits, Report
 
 #: Seconds that a bot has to read its last messages when the daemon goes.
 FAREWELL: Final = 1.0
@@ -71,6 +73,7 @@ class Daemon:
         mono_us, wall_us: CLOCK_MONOTONIC and wall clock, microseconds.
         dice: for every jitter and every id.
         session: changes with every start.
+        halt_file: which lanes an operator has halted, kept over restarts; None: in memory only.
     """
 
     def __init__(
@@ -85,19 +88,20 @@ class Daemon:
         wall_us: Callable[[], int],
         dice: random.Random,
         session: str,
+        halt_file: Path | None = None,
     ) -> None:
         self.config = config
         self.session = session
         self.metrics = Metrics()
         self.log = get_logger()
         self.pulse = Pulse(clock)
+        self.drain = trio.Event()
         self._clock = clock
         self._mono_us = mono_us
         self._started_at = clock()
         jitter = dice.random
         turn = Turn(clock)
         self.clients = Clients(config, jitter=jitter)
-        self.brakes = _NoBrakes()
         self.pump = Pump(flush=turn.flush, clock=clock)
         self.pools: dict[str, Pool] = {}
         self.breakers: dict[tuple[str, str], Breaker] = {}
@@ -114,8 +118,9 @@ class Daemon:
             outbound=turn,
             accounting=Accounting(self.metrics, self.log, frozenset(route.name for route in config.route)),
             clients=self.clients,
-            brakes=self.brakes,
         )
+        self.brakes = Brakes(halt_file, end=self.dispatcher.end_lanes, log=self.log)
+        self.dispatcher.attach(self.brakes)
         for upstream in config.upstream:
             address = parse_url(upstream.url)
             resource = address.resource
@@ -201,13 +206,15 @@ class Daemon:
         async with trio.open_nursery() as sockets:
             await sockets.start(self.frontend.run)
             sockets.start_soon(self.pulse.run)
+            await sockets.start(self.brakes.run)
             async with trio.open_nursery() as upstreams:
                 await upstreams.start(self.pump.run)
                 await upstreams.start(self.dispatcher.clocks.run)
                 for pool in self.pools.values():
                     await upstreams.start(pool.run)
+                upstreams.start_soon(self._until, shutdown)
                 task_status.started()
-                await shutdown.wait()
+                await self.drain.wait()
                 await self._drain()
                 upstreams.cancel_scope.cancel()
             self.frontend.flush()
@@ -215,6 +222,14 @@ class Daemon:
                 while self.frontend.statistics().congested:
                     await trio.sleep(0.01)
             sockets.cancel_scope.cancel()
+
+    async def _until(self, shutdown: trio.Event) -> None:
+        await shutdown.wait()
+        self.drain.set()
+
+    def request_drain(self) -> None:
+        """An operator's word, with the effect of SIGTERM."""
+        self.drain.set()
 
     async def _drain(self) -> None:
         dispatcher = self.dispatcher
@@ -293,13 +308,6 @@ def _breaker(name: str, upstream: Upstream, jitter: Callable[[], float]) -> Brea
 def _budget(upstream: Upstream) -> RetryBudget:
     settings = upstream.retry_budget
     return RetryBudget(capacity=settings.attempts, per_second=settings.per_second, per_first_attempt=settings.per_call)
-
-
-class _NoBrakes:
-    halted: frozenset[Lane] = frozenset()
-
-    def message(self, lane: Lane) -> str:
-        return f"lane {lane} is halted"
 
 
 def _call_ids(wall_us: Callable[[], int], dice: random.Random) -> Callable[[], str]:

@@ -49,9 +49,8 @@ class Halted(Protocol):
 
     halted: frozenset[Lane]
 
-    def message(self, lane: Lane) -> str:
-        """Who stopped this lane, and why."""
-        ...
+    #: for the bot
+    message: str
 
 
 class DispatcherStatistics(Struct, frozen=True, kw_only=True):
@@ -79,7 +78,6 @@ class Dispatcher:
         outbound: flushed at the end of each sweep of the clocks.
         accounting: what is counted and said.
         clients: who may ask what.
-        brakes: which lanes an operator has halted.
     """
 
     def __init__(
@@ -96,7 +94,6 @@ class Dispatcher:
         outbound: Outbound,
         accounting: Accounting,
         clients: Clients,
-        brakes: Halted,
     ) -> None:
         self.routes = routes
         self.clock = clock
@@ -122,10 +119,14 @@ class Dispatcher:
         self._outbound = outbound
         self._accounting = accounting
         self._clients = clients
-        self._brakes = brakes
+        self._brakes: Halted
         self._judge = Judge(accounting)
         self._of_uid: dict[int, int] = {}  # calls in flight and queued
         self._log = accounting.log
+
+    def attach(self, brakes: Halted) -> None:
+        """Which lanes an operator has halted: asked for each call, from the first one on."""
+        self._brakes = brakes
 
     # ------------------------------------------------------------------ a call comes in
 
@@ -154,7 +155,7 @@ class Dispatcher:
             return self._refuse(call, peer, allowed)
         lane, own_limit = allowed
         if lane in self._brakes.halted:
-            return self._refuse(call, peer, terminals.refusal(call, "halted", self._brakes.message(lane)))
+            return self._refuse(call, peer, terminals.refusal(call, "halted", self._brakes.message))
         if own_limit is not None and self._of_uid.get(peer.uid, 0) >= own_limit:
             problem = f"{own_limit} calls of uid {peer.uid} are in flight and queued, its limit"
             return self._turn_away(call, peer, "overloaded", problem, self._admission.retry_after())

@@ -166,12 +166,16 @@ class Pool:
         self._look_again = True
         self._wake.set()
 
+    @property
+    def enabled(self) -> bool:
+        """No operator took it out."""
+        return self.gate.enabled
+
     def set_enabled(self, enabled: bool) -> None:  # noqa: FBT001  (the one thing there is to say)
         """An operator's word: without calls, and without connections once those that run are over; or as before."""
         if enabled == self.gate.enabled:
             return
         self.gate.enabled = enabled
-        self._log.warning("upstream.enabled" if enabled else "upstream.disabled", upstream=self.name)
         if not enabled:
             for connection in list(self.connections.values()):
                 if connection.state != "CONNECTING":
