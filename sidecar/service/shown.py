@@ -1,17 +1,20 @@
-"""What `sidecar show` is told: snapshots of upstreams, calls and stats, as plain data. No prompt, no text, no key."""
+"""What `sidecar show` is told: snapshots of upstreams, calls, clients and stats, plain data. No prompt and no key."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import msgspec
 
 from sidecar.core.breaker import Breaker
 from sidecar.metrics import Metrics
+from sidecar.service.clients import Clients
 from sidecar.service.dispatcher import Dispatcher
 from sidecar.service.frontend import Frontend
 from sidecar.service.pool import Pool
+from sidecar.service.ports import Peer
 from sidecar.service.pulse import Pulse
 
 
@@ -26,13 +29,54 @@ class Parts(Protocol):
     breakers: dict[tuple[str, str], Breaker]
 
 
-def sections(daemon: Parts, clock: Callable[[], float]) -> dict[str, Callable[[], list[Any]]]:
-    """What may be shown -> its data now, for `control.show`. `clock`: the loop's time."""
-    return {
+def sections(
+    daemon: Parts, clock: Callable[[], float], clients: Clients | None = None
+) -> dict[str, Callable[[], list[Any]]]:
+    """What may be shown -> its data now, for `control.show`. `clock`: the loop's time; `clients`: where there are."""
+    shown: dict[str, Callable[[], list[Any]]] = {
         "upstreams": lambda: _upstreams(daemon, clock()),
         "calls": lambda: _calls(daemon, clock()),
         "stats": lambda: _stats(daemon, clock()),
     }
+    if clients is not None:
+        shown["clients"] = lambda: clients_now(clients, daemon.dispatcher.calls.values(), clock())
+    return shown
+
+
+class CallOfSomebody(Protocol):
+    """What a call says for `clients_now`."""
+
+    @property
+    def admitted(self) -> bool | None:
+        """In flight, or waiting; None: neither any more."""
+        ...
+
+    @property
+    def peer(self) -> Peer:
+        """Whose it is."""
+        ...
+
+
+def clients_now(clients: Clients, calls: Iterable[CallOfSomebody], now: float) -> list[dict[str, Any]]:
+    """One row per user: what it may do and what it does. `uid` "*" is the rule for everybody without a row."""
+    in_flight: Counter[int | None] = Counter()
+    queued: Counter[int | None] = Counter()
+    for call in calls:
+        if call.admitted is not None:
+            (in_flight if call.admitted else queued)[call.peer.uid] += 1
+    return [
+        {
+            "uid": "*" if row.uid is None else row.uid,
+            "lanes": list(row.lanes),
+            "in_flight": in_flight[row.uid],
+            "queued": queued[row.uid],
+            "max_calls_in_flight": row.max_calls_in_flight,
+            "calls_last_minute": row.calls_last_minute,
+            "max_calls_per_minute": row.max_calls_per_minute,
+            "refused": row.refused,
+        }
+        for row in clients.statistics(now)
+    ]
 
 
 def _upstreams(daemon: Parts, now: float) -> list[dict[str, Any]]:
