@@ -110,7 +110,8 @@ class FirstDeltaTimes:
         answers = self._answers_at
         if len(answers) < FEW or answers[0] < now - self._window:
             return None
-        return self.quantile(0.5, now)
+        ordered = self._look(now)
+        return ordered[(len(ordered) - 1) // 2] if len(ordered) >= FEW else None
 
     def quantile(self, q: float, now: float) -> float | None:
         """By nearest rank, in seconds; None with fewer than `FEW` samples. 0 <= q <= 1."""
