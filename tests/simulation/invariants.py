@@ -1,0 +1,434 @@
+"""What must hold in every run: proto/wire.md's invariants, and what an upstream and an operator may expect.
+
+`Watch` is told of everything as it happens: what bots are told, what is written to upstreams, what the daemon logs.
+It knows the daemon only by that, except `at_rest`, which looks for what is left inside when nothing runs.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import trio
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from tests.simulation.bots import CallRecord, Connection
+    from tests.simulation.service import Request
+    from tests.simulation.world import World
+
+#: Seconds within which the upstream work of a call that ended is stopped (invariant 6).
+STOPPED_WITHIN = 0.1
+#: Microseconds by which a terminal may be late in virtual time, where code takes none: roundings.
+LATE_US = 5
+EPSILON = 1e-6
+
+
+class Broken(Struct, frozen=True):
+    """One invariant that did not hold; `at` in seconds since the run began."""
+
+    invariant: str
+    at: float
+    what: str
+
+
+class _Bucket:
+    """A retry budget as it should be; more generous than the product's where it cannot be seen from outside."""
+
+    def __init__(self, capacity: float, per_second: float, per_call: float, now: float) -> None:
+        self.capacity, self.per_second, self.per_call = capacity, per_second, per_call
+        self.balance, self.at = capacity, now
+
+    def add(self, amount: float, now: float) -> float:
+        """-> balance."""
+        self.balance = min(self.capacity, self.balance + self.per_second * (now - self.at))
+        self.at = now
+        self.balance = min(self.capacity, self.balance + amount)
+        return self.balance
+
+
+class Watch:
+    """See the module."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.broken: list[Broken] = []
+        self.last_at = trio.current_time()
+        self.ended_ids: set[str] = set()
+        self.by_tag: dict[str, list[Request]] = {}
+        self._budgets: dict[str, _Bucket] = {}
+        #: (upstream, model) -> when its breaker opened; while it is not closed
+        self._open_since: dict[tuple[str, str], float] = {}
+        self._trials: dict[tuple[str, str], list[Request]] = {}
+        self._session_of_daemon = ""
+        self._was_killed = False
+
+    # ------------------------------------------------------------------ saying so
+
+    def break_(self, invariant: str, what: str) -> None:
+        """An invariant does not hold."""
+        at = trio.current_time() - self.world.started_at
+        if self.world.tracing:
+            self.world.note(f"BROKEN {invariant}: {what}")
+        self.broken.append(Broken(invariant, at, what))
+
+    def crashed(self, error: BaseException) -> None:
+        """An exception left the daemon, or the simulation."""
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        frames = "".join(traceback.format_exception(error, limit=-4))
+        self.broken.append(Broken("no crash", self.last_at - self.world.started_at, frames))
+
+    def _check(self, holds: bool, invariant: str, what: object) -> None:
+        if not holds:
+            self.break_(invariant, str(what))
+
+    # ------------------------------------------------------------------ the daemon
+
+    def daemon_starts(self) -> None:
+        """A new process: nothing is remembered."""
+        now = trio.current_time()
+        self._open_since.clear()
+        self._trials.clear()
+        for upstream in self.world.config.upstream:
+            budget: dict[str, float] = dict(self.world.schedule_budget(upstream.name))
+            self._budgets[upstream.name] = _Bucket(budget["attempts"], budget["per_second"], budget["per_call"], now)
+
+    def killed(self) -> None:
+        """The process is gone from one instant to the next."""
+        self._was_killed = True
+
+    def daemon_ended(self, *, killed: bool) -> None:
+        """No connection of its is left, and (unless it was killed) no call without a terminal."""
+        self.last_at = trio.current_time()
+        for service in self.world.services.values():
+            for session in service.sessions:
+                if session.link.closed_at is None:
+                    session.link.closed_at = trio.current_time()
+                    self.break_("nothing left", f"connection {session} is left open by a daemon that has ended")
+        if not killed:
+            for record in self.world.records.values():
+                if record.state == "accepted" and record.connection.slow_at is None:
+                    self.break_("one terminal", f"the daemon drained without a terminal for {record}")
+                elif record.state == "sent" and record.sent_at < trio.current_time() - 1.5:
+                    self.break_("one terminal", f"{record} was never answered")
+        self._was_killed = False
+
+    def logged(self, entry: dict[str, Any]) -> None:
+        """The daemon's own word."""
+        event = entry["event"]
+        if event == "call.internal_error":
+            self.break_("no crash", f"internal error: {entry}")
+        elif event.startswith("breaker."):
+            key = (entry["upstream"], entry["model"])
+            if event == "breaker.closed":
+                self._open_since.pop(key, None)
+                self._trials.pop(key, None)
+            elif event == "breaker.opened":
+                # What was written in this very step belongs to the time before.
+                self._open_since[key] = trio.current_time()
+                self._trials[key] = [request for request in self._trials.get(key, ()) if self._runs(request)]
+
+    # ------------------------------------------------------------------ upstreams
+
+    def written(self, request: Request) -> None:
+        """The daemon wrote a request to an upstream."""
+        world, now = self.world, trio.current_time()
+        service = request.session.service
+        before = self.by_tag.setdefault(request.tag, [])
+        record = world.records.get(request.tag)
+        if world.tracing:
+            world.note(f"{service.name} is sent {request.tag} #{len(before) + 1} on {request.session}")
+        world.counts["attempts"] += 1
+        if record is None:
+            self.break_("route", f"a request of no call: {request.body}")
+            return
+        self._check(
+            record.ended_at is None or now <= record.ended_at + EPSILON,
+            "stopped upstream", f"{request} is sent for {record}, which ended at {record.ended_at}",
+        )  # fmt: skip
+        late_us = world.mono_us() - record.deadline_us
+        self._check(late_us <= LATE_US, "expired not sent", f"{request} is sent {late_us} us after the deadline")
+        route = next(
+            (route for route in world.config.route if route.name == record.fields.get("route", "default")), None
+        )
+        models = [] if route is None else [t.model for t in route.targets if t.upstream == service.name]
+        self._check(request.model in models, "route", f"{request}: {request.model} is not of the route: {models}")
+        maximum = getattr(route, "max_attempts", 3)
+        self._check(len(before) < maximum, "attempts", f"{request} is attempt {len(before) + 1} of {record}")
+        bucket = self._budgets[service.name]
+        if not before:
+            bucket.add(bucket.per_call, now)
+        else:
+            world.counts["extra attempts"] += 1
+            self._spend(bucket, request, before, now)
+        before.append(request)
+        self._trial(request, (service.name, request.model), now)
+
+    def _spend(self, bucket: _Bucket, request: Request, before: list[Request], now: float) -> None:
+        """An attempt after the first is paid for, unless the one before it was never taken up by its upstream."""
+        running = [other for other in before if self._runs(other)]
+        if not running and any(other.how in ("ignored", "auth") for other in before):
+            self.world.counts["replays"] += 1
+            return
+        if running:
+            self.world.counts["attempts beside another"] += 1
+        balance = bucket.add(0.0, now)
+        self._check(balance >= 1 - 1e-6, "budget", f"{request} is sent at a balance of {balance:.3f}, after {before}")
+        bucket.add(-1.0, now)
+
+    def _runs(self, request: Request) -> bool:
+        """Somebody still waits for it, as far as the upstream's side can tell."""
+        if request.ended_at is not None or request.session.link.closed_at is not None:
+            return False
+        record = self.world.records.get(request.tag)
+        if record is None or record.ended_at is not None:
+            return False
+        # Another attempt of the same call has brought content: this one has been stopped, its frames are dropped.
+        return not any(
+            other is not request and other.content_at is not None and request.content_at is None
+            for other in self.by_tag[request.tag]
+        )
+
+    def _trial(self, request: Request, key: tuple[str, str], now: float) -> None:
+        opened_at = self._open_since.get(key)
+        if opened_at is None or now <= opened_at:
+            return
+        self.world.counts["trials"] += 1
+        trials = self._trials.setdefault(key, [])
+        trials[:] = [trial for trial in trials if self._runs(trial) and now - trial.written_at < 29.9]
+        self._check(not trials, "one trial", f"{request} is sent while {trials} runs; {key} opened at {opened_at}")
+        trials.append(request)
+
+    # ------------------------------------------------------------------ bots
+
+    def told(self, connection: Connection, message: dict[str, Any]) -> None:
+        """A bot is sent a message."""
+        kind, name = message["type"], message.get("id")
+        now = trio.current_time()
+        if self.world.tracing:
+            self.world.note(f"bot {connection.bot.plan.number} is told {_brief(message)}")
+        if kind in ("welcome", "pong", "report"):
+            return
+        if kind == "accepted":
+            self._accepted(connection, message, now)
+        elif kind == "failed" and message.get("call_id") is None:
+            self._refused(connection, message)
+        else:
+            record = connection.open.get(str(name))
+            if record is None and connection.bot.plan.request:
+                record = self._unannounced(connection, message)
+            if record is None:
+                self.break_("one terminal", f"{message} for a call that is not open")
+            elif kind == "delta":
+                self._check(message["seq"] == record.seq, "shape", f"{record}: seq {message['seq']}, not {record.seq}")
+                self._check(bool(message["text"]), "shape", f"{record}: an empty delta")
+                record.seq += 1
+                record.text.append(message["text"])
+            elif kind == "restarted":
+                self.world.counts["restarts"] += 1
+                self._check(record.fields.get("on_lost") == "restart", "no stitching", f"{record}: restarted unasked")
+                record.seq = 0
+                record.restarts += 1
+                record.text.clear()
+            else:
+                self._ended(connection, record, message, now)
+
+    def _accepted(self, connection: Connection, message: dict[str, Any], now: float) -> None:
+        asked = connection.asked.get(message["id"])
+        if not asked:
+            self.break_("shape", f"accepted, and nobody asked: {message}")
+            return
+        record = asked.popleft()
+        if not asked:
+            del connection.asked[message["id"]]
+        self._check(message["id"] not in connection.open, "shape", f"accepted twice: {message}")
+        connection.open[message["id"]] = record
+        record.state, record.accepted, record.accepted_at = "accepted", message, now
+        record.call_id = message["call_id"]
+        told_us = message["deadline_mono_us"]
+        self._check(abs(told_us - record.deadline_us) <= LATE_US, "by the deadline", f"{record}: {message}")
+        record.deadline_us = told_us
+
+    def _unannounced(self, connection: Connection, message: dict[str, Any]) -> CallRecord | None:
+        """A REQ gets one reply, the terminal: it was accepted without a word."""
+        asked = connection.asked.get(message["id"])
+        if not asked:
+            return None
+        record = asked.popleft()
+        if not asked:
+            del connection.asked[message["id"]]
+        connection.open[record.id] = record
+        record.state, record.call_id = "accepted", message["call_id"]
+        return record
+
+    def _refused(self, connection: Connection, message: dict[str, Any]) -> None:
+        self._check(message.get("phase") is None and not message.get("attempts"), "shape", message)
+        self._check(isinstance(message["retryable"], bool), "shape", message)
+        asked = connection.asked.get(str(message.get("id")))
+        self.world.counts["end refused " + message["code"]] += 1
+        if not asked:
+            return  # garbage
+        record = asked.popleft()
+        if not asked:
+            del connection.asked[message["id"]]
+        self._settled(record, message, "refused")
+        self._check(message["code"] != "internal", "no crash", message)
+
+    def _settled(self, record: CallRecord, message: dict[str, Any], state: str) -> None:
+        record.state, record.terminal, record.ended_at = state, message, trio.current_time()
+
+    def lost(self, record: CallRecord) -> None:
+        """Its connection is gone."""
+        self.world.counts["end daemon_lost" if self.world.port is None else "end bot left"] += 1
+
+    def _ended(self, connection: Connection, record: CallRecord, message: dict[str, Any], now: float) -> None:
+        """The terminal of an accepted call."""
+        world = self.world
+        del connection.open[record.id]
+        code = message.get("code", "done")
+        world.counts[f"end {code}"] += 1
+        if message.get("backup_used"):
+            world.counts["backup used"] += 1
+        self._settled(record, message, "ended")
+        self._check(message["call_id"] == record.call_id, "one terminal", f"{record}: {message}")
+        self._check(record.call_id not in self.ended_ids, "one terminal", f"{record}: a second terminal: {message}")
+        self.ended_ids.add(str(record.call_id))
+        late_us = world.mono_us() - record.deadline_us
+        if connection.slow_at is None:
+            self._check(late_us <= LATE_US, "by the deadline", f"{record} ends {late_us} us late: {message}")
+        if code == "deadline_exceeded":
+            self._check(late_us >= -1, "never early", f"{record} ends {-late_us} us before its deadline: {message}")
+        if code == "cancelled":
+            self._check(record.cancelled_at is not None, "shape", f"{record} is cancelled, and nobody asked for it")
+        self._check(message.get("deltas", 0) == record.seq, "shape", f"{record}: {record.seq} deltas, {message}")
+        timing = message["timing"]
+        self._check(0 <= timing["queued_us"] <= timing["total_us"], "shape", message)
+        self._check(0 <= (timing["overhead_us"] or 0) < 2_000, "shape", f"overhead in virtual time: {message}")
+        requests = self.by_tag.get(record.tag, [])
+        self._check(message.get("attempts", 0) >= len(requests), "attempts", f"{len(requests)} were sent: {message}")
+        text = message.get("text") if record.fields.get("stream") is False else "".join(record.text)
+        if code == "done":
+            self._answer(record, message, text or "", requests)
+        else:
+            self._check(code != "internal", "no crash", message)
+            self._check(message.get("partial", False) == bool(record.seq), "shape", message)
+            self._check(message["phase"] in ("queue", "connect", "first_delta", "stream"), "shape", message)
+            self._check(not message["retryable"] or message.get("attempts", 0) <= 1, "shape", message)
+            if text:
+                self._part(record, text, requests)
+
+    def _answer(self, record: CallRecord, message: dict[str, Any], text: str, requests: list[Request]) -> None:
+        """A `done` is the whole answer of one attempt, of the upstream it names."""
+        if text:
+            source = self._source(record, text, requests)
+            sources = [] if source is None else [source]
+        else:
+            sources = [request for request in requests if request.finished and (request.junk or not request.pieces)]
+        self._check(bool(sources), "no false end", f"{record}: done, and no attempt ended so: {message}, {requests}")
+        for source in sources[:1]:
+            whole = "".join(source.pieces)
+            right = whole.startswith(text) if source.junk else whole == text
+            self._check(
+                source.finished and right, "no false end", f"{record}: done with {text!r}, {source} sent {whole!r}"
+            )
+            if text:
+                told = (message["upstream"], message["model"])
+                self._check(told == (source.session.service.name, source.model), "no stitching", f"{told}, {source}")
+
+    def _part(self, record: CallRecord, text: str, requests: list[Request]) -> None:
+        """A partial text is the beginning of one attempt's."""
+        source = self._source(record, text, requests)
+        if source is not None:
+            whole = "".join(source.pieces)
+            self._check(
+                whole.startswith(text) or source.junk, "no stitching", f"{record}: {text!r} is not of {whole!r}"
+            )
+
+    def _source(self, record: CallRecord, text: str, requests: list[Request]) -> Request | None:
+        """The attempt whose text it is: every piece says so."""
+        numbers = {piece.partition(":")[0] for piece in text.split()}
+        sources = [request for request in requests if str(request.number) in numbers]
+        if len(numbers) != 1 or len(sources) != 1:
+            self.break_("no stitching", f"{record}: text of {sorted(numbers)}, attempts {requests}: {text!r}")
+            return None
+        return sources[0]
+
+    # ------------------------------------------------------------------ afterwards
+
+    def at_rest(self) -> None:
+        """No call runs: nothing of one is left inside."""
+        daemon = self.world.daemon
+        self.last_at = trio.current_time()
+        for record in self.world.records.values():
+            if record.state in ("sent", "accepted"):
+                self.break_("one terminal", f"{record} has none at rest: {record.fields}")
+        if daemon is None or daemon.dispatcher.calls:
+            return
+        dispatcher = daemon.dispatcher
+        statistics = dispatcher.statistics()
+        rest = (statistics.in_flight, statistics.queued, statistics.parked)
+        self._check(rest == (0, 0, 0), "nothing left", statistics)
+        self._check(statistics.accepted == statistics.done + statistics.failed, "nothing left", statistics)
+        for name, pool in daemon.pools.items():
+            self._check(pool.waiting() == 0, "nothing left", f"{name}: calls wait")
+            for connection in pool.connections.values():
+                self._check(connection.active == 0, "nothing left", connection)
+                if connection.state in ("READY", "CONNECTING"):
+                    self._check(connection.taken == 0, "nothing left", connection)
+                if connection.free:
+                    self._check(connection.in_rotation, "nothing left", f"{connection} is free, and out of rotation")
+            for connection in pool._free._queue:
+                self._check(
+                    connection in pool.connections.values(), "nothing left", f"{connection} is gone, and queued"
+                )
+        for breaker in daemon.breakers.values():
+            self._check(breaker._trial is None, "nothing left", breaker)
+        for heap in dispatcher.parking._heaps.values():
+            for entry in heap:
+                self._check(not entry[4].parked_in, "nothing left", entry[4])
+        for _, _, item in dispatcher.clocks._heap:
+            self._check(item.ended, "nothing left", item)
+
+    def at_the_end(self) -> None:
+        """Looks back over the whole run: was upstream work of ended calls stopped in time?"""
+        self.last_at = trio.current_time()
+        for requests in self.by_tag.values():
+            for request in requests:
+                self._stopped(request)
+
+    def _stopped(self, request: Request) -> None:
+        """A call's end, or another attempt's content, stops an attempt; alone on its connection, by closing it."""
+        record = self.world.records[request.tag]
+        ends = [record.ended_at] if record.ended_at is not None else []
+        ends += [
+            other.content_at
+            for other in self.by_tag[request.tag]
+            if other is not request and other.content_at is not None and request.content_at is None
+            and other.content_at >= request.written_at and not other.junk
+        ]  # fmt: skip
+        if not ends:
+            return
+        end = min(ends)
+        link = request.session.link
+        over_at = min(
+            at for at in (request.ended_at, request.finished_at, link.closed_at, float("inf")) if at is not None
+        )
+        if over_at <= end + STOPPED_WITHIN or request.junk or record.connection.slow_at is not None:
+            return
+        others = [
+            other
+            for other in request.session.requests
+            if other is not request
+            and other.written_at <= end + EPSILON
+            and self.world.records[other.tag].ended_at is not None
+            and self.world.records[other.tag].ended_at > end  # type: ignore[operator]
+            and (other.ended_at is None or other.ended_at > end - EPSILON)
+        ]
+        self._check(bool(others), "stopped upstream", f"{request} of {record} runs on after {end}, until {over_at}")
+
+
+def _brief(message: dict[str, Any]) -> str:
+    skipped = ("type", "id", "timing", "usage", "wall_us", "call_id", "session", "pid", "recv_mono_us")
+    rest = " ".join(f"{key}={value}" for key, value in message.items() if key not in skipped and value is not None)
+    return f"{message['type']} {message.get('id')} {rest}"[:400]

@@ -1,0 +1,257 @@
+"""From a seed to a schedule: everything that a run is given, as data, drawn before it begins.
+
+Nothing here knows the daemon's inside. What happens while it runs (which script a request meets) is drawn from dice
+of their own, so a schedule can be made smaller piece by piece (`shrink`) and still fails for the same reason.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from msgspec import Struct, structs
+
+from tests.simulation.moods import FINE, MOODS, Mood
+from tests.simulation.network import GOOD, Toxics
+
+
+class Phase(Struct, frozen=True, kw_only=True):
+    """From an instant on: how an upstream answers, what connects meet, and on what networks."""
+
+    at: float
+    mood: Mood = FINE
+    connects: tuple[str, ...] = ("fine",)
+    toxics: tuple[Toxics, ...] = (GOOD,)
+
+
+class Blow(Struct, frozen=True, kw_only=True):
+    """Something that happens once to an upstream: cut, reset, go_away, silence, rotate.
+
+    `wait`: for how long the old key is good as well.
+    """
+
+    at: float
+    what: str
+    wait: float = 0.0
+
+
+class UpstreamPlan(Struct, frozen=True, kw_only=True):
+    """One upstream."""
+
+    name: str
+    config: dict[str, Any]
+    key: str
+    rtt: float
+    phases: list[Phase]
+    blows: list[Blow]
+
+
+class Step(Struct, frozen=True, kw_only=True):
+    """What a bot does, after a pause: call, cancel, leave, ping, hello, probe, garbage, duplicate, stop, read."""
+
+    after: float
+    do: str
+    call: dict[str, Any] = {}
+    which: int = 0
+
+
+class BotPlan(Struct, frozen=True, kw_only=True):
+    """One bot, on one connection at a time.
+
+    Args:
+        capacity: messages it takes unread before it is full; None: any number.
+        reads_every: seconds between two reads where `capacity` is given.
+        request: a REQ socket: an envelope before each message, `stream` is false.
+    """
+
+    number: int
+    uid: int
+    pid: int
+    encoding: str
+    batch: bool
+    request: bool
+    capacity: int | None
+    reads_every: float
+    starts_at: float
+    steps: list[Step]
+
+
+class Deed(Struct, frozen=True, kw_only=True):
+    """What an operator does: drain or kill (the daemon comes back after `wait`)."""
+
+    at: float
+    what: str
+    wait: float = 0.0
+    arguments: dict[str, Any] = {}
+
+
+class Schedule(Struct, frozen=True, kw_only=True):
+    """A run. `calm_at`: from then on every upstream and network is well."""
+
+    seed: int
+    frontend: dict[str, Any]
+    route: dict[str, Any]
+    upstreams: list[UpstreamPlan]
+    bots: list[BotPlan]
+    deeds: list[Deed]
+    calm_at: float
+
+
+CONNECTS = [
+    ("refused",), ("tls",), ("503",), ("401",), ("429",), ("301",), ("garbage",), ("eof",), ("reset",), ("mute",),
+    ("black_hole",), ("fine", "refused"), ("fine", "fine", "503", "mute"),
+    ("fine", "refused", "401", "429", "garbage", "eof"),
+]  # fmt: skip
+
+
+def draw(seed: int) -> Schedule:
+    """The schedule of a seed."""
+    dice = random.Random(f"schedule {seed}")
+    length = dice.choice([0.5, 1.0, 2.0, 2.0, 4.0, 8.0])
+    names = "abc"[: dice.choices([1, 2, 3], [2, 3, 1])[0]]
+    upstreams = [_upstream(name, dice, length) for name in names]
+    return Schedule(
+        seed=seed,
+        frontend={
+            "max_calls_in_flight": dice.choice([1, 2, 4, 256, 256]),
+            "queue_max": dice.choice([0, 2, 16, 512]),
+            "drain_timeout_s": dice.choice([0.0, 0.3, 5.0]),
+            "stall_timeout_s": dice.choice([0.5, 5.0]),
+        },
+        route={
+            "timeout_ms": 2000,
+            "first_delta_timeout_ms": dice.choice([30, 150, 500, 5000]),
+            "idle_timeout_ms": dice.choice([20, 120, 800]),
+        },
+        upstreams=upstreams,
+        bots=[_bot(number, dice, length) for number in range(dice.choice([1, 1, 2, 3, 5]))],
+        deeds=_deeds(dice, length),
+        calm_at=length,
+    )
+
+
+def _upstream(name: str, dice: random.Random, length: float) -> UpstreamPlan:
+    warm = dice.choice([0, 1, 2, 3])
+    slots = dice.choice([1, 1, 1, 3])
+    config = {
+        "dialect": dice.choice(["responses", "chat"]),
+        "warm_connections": warm,
+        "max_connections": max(warm, dice.choice([1, 2, 4, 8])) or 1,
+        "calls_per_connection": slots,
+        "max_age_s": dice.choice([1, 5, 3300, 3300]),
+        "connect_timeout_s": dice.choice([0.3, 2.0]),
+        "upgrade_timeout_s": dice.choice([0.3, 5.0]),
+        "ping_interval_s": dice.choice([0.3, 2.0, 10.0]),
+        "pong_timeout_s": dice.choice([0.2, 5.0]),
+    }
+    phases = [_phase(0.0, dice)]
+    for _ in range(dice.choice([0, 1, 1, 2])):
+        phases.append(_phase(dice.uniform(0, length), dice))
+    phases.sort(key=lambda phase: phase.at)
+    blows = [
+        Blow(
+            at=dice.uniform(0, length),
+            what=dice.choice(["cut", "reset", "go_away", "silence", "rotate", "rotate"]),
+            wait=dice.choice([0.0, 0.0, 0.5]),
+        )
+        for _ in range(dice.choice([0, 0, 1, 2]))
+    ]
+    return UpstreamPlan(
+        name=name,
+        config=config,
+        key=f"key-{name}-0",
+        rtt=dice.choice([0.0, 0.001, 0.02]),
+        phases=phases,
+        blows=sorted(blows, key=lambda blow: blow.at),
+    )
+
+
+def _phase(at: float, dice: random.Random) -> Phase:
+    kind = dice.random()
+    mood = MOODS[dice.choice(sorted(MOODS))] if kind < 0.6 else FINE
+    if dice.random() < 0.1:
+        mood = structs.replace(mood, poison=f"b{dice.randrange(3)}.")
+    connects = ("fine",) if dice.random() < 0.65 else dice.choice(CONNECTS)
+    toxics = (GOOD,) if dice.random() < 0.6 else (_toxics(dice), _toxics(dice))
+    return Phase(at=at, mood=mood, connects=connects, toxics=toxics)
+
+
+def _toxics(dice: random.Random) -> Toxics:
+    """One to three of them at once."""
+    fields: dict[str, Any] = {}
+    for _ in range(dice.choice([1, 1, 2, 3])):
+        name, values = dice.choice(
+            [
+                ("latency", [0.01, 0.1, 0.4]), ("jitter", [0.01, 0.2]), ("bandwidth", [500.0, 5_000.0, 100_000.0]),
+                ("slices", [1, 3, 50]), ("silent_after", [0.05, 0.5, 2.0]), ("reset_after", [0.05, 0.5, 2.0]),
+                ("limit", [50, 300, 2000]), ("slow_close", [0.1, 3.0]),
+            ]
+        )  # fmt: skip
+        fields[name] = dice.choice(values)
+    return Toxics(**fields)
+
+
+def _bot(number: int, dice: random.Random, length: float) -> BotPlan:
+    request = dice.random() < 0.1
+    slow = dice.random() < 0.15 and not request
+    steps = []
+    for _ in range(dice.choice([1, 3, 6, 12, 24])):
+        kind = dice.random()
+        after = dice.choice([0.0, 0.0, 0.0, 0.01, 0.05, length / 8])
+        if kind < 0.78:
+            steps.append(Step(after=after, do="call", call=_call(dice, request)))
+        elif kind < 0.87:
+            steps.append(Step(after=after, do="cancel", which=dice.randrange(8)))
+        elif kind < 0.90:
+            steps.append(Step(after=after, do="leave"))
+        elif kind < 0.92 and slow:
+            steps.append(Step(after=after, do=dice.choice(["stop", "read"])))
+        else:
+            steps.append(
+                Step(after=after, do=dice.choice(["ping", "probe", "garbage", "duplicate"]), which=dice.randrange(8))
+            )
+    user = dice.randrange(3)
+    return BotPlan(
+        number=number,
+        uid=1000 + user,
+        pid=4000 + number,
+        encoding=dice.choice(["json", "msgpack"]),
+        batch=dice.random() < 0.3 and not request,
+        request=request,
+        capacity=dice.choice([1, 2, 5]) if slow else None,
+        reads_every=dice.choice([0.01, 0.1, 0.6]) if slow else 0.0,
+        starts_at=dice.choice([0.0, 0.0, 0.05, length / 4]),
+        steps=steps,
+    )
+
+
+def _call(dice: random.Random, request: bool) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "timeout_ms": dice.choice([1, 30, 200, 700, 700, 1500, 2500]),
+        "lane": dice.choice(["exit", "entry", "entry", "research"]),
+    }
+    if request or dice.random() < 0.2:
+        fields["stream"] = False
+    if dice.random() < 0.4:
+        fields["on_lost"] = "restart"
+    if dice.random() < 0.2:
+        fields["first_delta_timeout_ms"] = dice.choice([10, 50, 300])
+    if dice.random() < 0.1:
+        fields["idle_timeout_ms"] = dice.choice([10, 50, 300])
+    if dice.random() < 0.03:
+        fields["long"] = dice.choice([3_000, 100_000])
+    if dice.random() < 0.05:
+        fields["route"] = "nowhere"
+    if dice.random() < 0.1:
+        fields["late"] = dice.choice([0.01, 0.5])  # it was sent so many seconds ago
+    return fields
+
+
+def _deeds(dice: random.Random, length: float) -> list[Deed]:
+    if dice.random() < 0.8:
+        return []
+    return [
+        Deed(
+            at=dice.uniform(0, length), what=dice.choice(["drain", "drain", "kill"]), wait=dice.choice([0.0, 0.05, 1.0])
+        )
+    ]
