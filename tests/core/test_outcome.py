@@ -300,6 +300,135 @@ def test_the_documented_table_is_fresh():
     assert documented.endswith("\n\n" + table), f"stale; regenerate it: {generate_outcomes.COMMAND}"
 
 
+# ---------------------------------------------------------------------- what resilience asks of the table
+
+
+def closed(code):
+    """A connection closed by its server with this code."""
+    return classify(ConnectionLost(code, how="close"))
+
+
+#: What was seen, and what it must mean while nothing is committed: may the call go on (and where), does it count.
+EVENTS = [
+    ("TCP refused", classify(ConnectFailed("tcp", "refused")), "backoff", True),
+    ("TLS failed", classify(ConnectFailed("tls", "bad certificate")), "backoff", True),
+    ("EOF", classify(ConnectionLost(how="eof")), "backoff", True),
+    ("1006", closed(1006), "backoff", True),
+    ("1001", closed(1001), "now", False),
+    ("1012", closed(1012), "now", False),
+    ("1008", closed(1008), "next_target", False),
+    ("401 at the door", refused(401), "next_target", False),
+    ("403 at the door", refused(403), "next_target", False),
+    ("401 in a frame", error(status=401), "next_target", False),
+    ("403 in a frame", error(status=403), "next_target", False),
+    ("1009", closed(1009), "never", False),
+    ("400", error(status=400), "never", False),
+    ("404", error(status=404), "never", False),
+    ("413", error(status=413), "never", False),
+    ("422", error(status=422), "never", False),
+    ("content filter", error("content_filter"), "never", False),
+    ("context length", error("context_length_exceeded"), "never", False),
+    ("1011", closed(1011), "backoff", True),
+    *((f"{status} in a frame", error(status=status), "backoff", True) for status in (500, 502, 503, 504, 529)),
+    *((f"{status} at the door", refused(status), "backoff", True) for status in (500, 502, 503, 504, 529)),
+    ("1013", closed(1013), "backoff", True),
+    ("429", error(status=429, retry_after=2.0), "backoff", False),
+    ("429 at the door", refused(429, {"retry-after": "2"}), "backoff", False),
+    ("402", error(status=402), "next_target", False),
+    ("429 by quota", error("insufficient_quota", status=429), "next_target", False),
+    ("429 by credit", error(status=429, message="insufficient credit"), "next_target", False),
+    ("closed without an end of the answer", closed(1000), "backoff", True),
+    ("malformed frame", classify(MalformedFrame("not JSON")), "backoff", True),
+    ("idle timeout", o.IDLE_TIMEOUT, "backoff", True),
+    ("first-delta timeout", o.FIRST_DELTA_TIMEOUT, "next_target", True),
+    ("a bot's cancel", o.CANCELLED, "never", False),
+    ("a deadline shorter than usual", o.deadline(counted=False), "never", False),
+    ("a deadline after a long silence", o.deadline(counted=True), "never", True),
+    ("answered", o.SUCCESS, "never", False),
+]
+
+
+@pytest.mark.parametrize(("said", "retry", "counted"), [row[1:] for row in EVENTS], ids=[row[0] for row in EVENTS])
+def test_every_event_means_what_it_should(said, retry, counted):
+    """The table of events: where the call may go on while nothing is committed, and whether it counts."""
+    assert (said.retry, said.counts_against_breaker) == (retry, counted)
+
+
+def test_who_tried_with_a_changed_credential_may_once_more():
+    """401, 403 and 1008 say that it is the credential, so that the pool can look whether there is a newer one."""
+    for said in (refused(401), refused(403), error(status=401), closed(1008), error("invalid_api_key")):
+        assert said.credential_refused
+    for _, said, _, counted in EVENTS:
+        assert not (said.credential_refused and counted), "a bad key is no outage"
+
+
+def test_only_a_429_paces_the_credential():
+    """It speaks of who asks. 1013 and 503 speak of the server, with a Retry-After or without: the breaker's business."""
+    for said in (error(status=429), refused(429), closed(4429), error("rate_limit_exceeded"), error(type="tokens")):
+        assert said.throttles
+        assert said.overload
+        assert not said.counts_against_breaker
+    for said in (
+        closed(1013), error(status=503, retry_after=5.0), refused(503, {"retry-after": "5"}), error("insufficient_quota"),
+        error(status=529), o.SUCCESS, o.CANCELLED,
+    ):  # fmt: skip
+        assert not said.throttles
+
+
+def test_overload_is_said_by_status_code_or_close():
+    """429, 503, 529, 1013 and the words for them ask for fewer calls at once; an ordinary error, a cut, a 400 do not."""
+    for said in (
+        error(status=503), error(status=529), refused(503), refused(529), closed(1013), closed(4503), closed(4529),
+        error("overloaded_error"), error("engine_overloaded"), error("503"), error("bad_gateway", status=503),
+        error(type="server_error", status=503), error("slow_down"),
+    ):  # fmt: skip
+        assert said.overload
+        assert said.retry == "backoff"
+    for said in (
+        error(status=500), error(status=502), error("bad_gateway", status=502), error(status=400), closed(1006),
+        closed(1011), closed(1001), o.IDLE_TIMEOUT, o.FIRST_DELTA_TIMEOUT, o.CANCELLED, o.SUCCESS, o.DEADLINE_COUNTED,
+        error("content_filter", status=503), classify(ConnectFailed("tcp", "refused")),
+    ):  # fmt: skip
+        assert not said.overload
+
+
+def test_kinds_and_flags_agree():
+    """In both tables: throttled is overload, what paces is throttled, what is ignored or rejected is none of them."""
+    rows = [(rule.seen, rule.kind, rule.counted, rule.overload, rule.throttles, rule.retry) for rule in o.RULES]
+    rows += [
+        (seen, said.kind, said.counts_against_breaker, said.overload, said.throttles, said.retry)
+        for seen, said in o.OWN
+    ]
+    for seen, kind, counted, overload, throttles, retry in rows:
+        assert overload or kind is not Kind.THROTTLED, seen
+        assert kind is Kind.THROTTLED or not throttles, seen
+        assert counted == (kind is Kind.FAILURE) or kind is Kind.THROTTLED, seen
+        if kind in {Kind.REJECTED, Kind.IGNORED, Kind.SUCCESS}:
+            assert not (counted or overload), seen
+        if kind is Kind.REJECTED:
+            assert retry in {"never", "next_target"}, seen
+
+
+def test_a_hurry_of_the_bots_says_nothing_of_the_upstream():
+    """A clock of ours that ran for less than its route's time: the same end for the call, and nothing counted."""
+    for said in (o.FIRST_DELTA_TIMEOUT, o.DEADLINE_COUNTED, o.IDLE_TIMEOUT):
+        hurried = o.by_impatience(said)
+        assert hurried.kind is Kind.IGNORED
+        assert not hurried.counts_against_breaker
+    assert o.by_impatience(o.IDLE_TIMEOUT).retry == o.IDLE_TIMEOUT.retry
+    assert o.by_impatience(o.IDLE_TIMEOUT).retire_connection
+    for said in (o.SUCCESS, o.CANCELLED, o.DEADLINE, error(status=503)):
+        assert o.by_impatience(said) is said
+
+
+def test_every_outcome_of_the_file_is_printed():
+    """No constant of the classifier is missing in its second table."""
+    constants = {id(value) for value in vars(o).values() if isinstance(value, o.Outcome)}
+    assert constants == {id(said) for _, said in o.OWN}
+    rules = {id(value) for value in vars(o).values() if isinstance(value, o.Rule)}
+    assert rules == {id(rule) for rule in o.RULES}
+
+
 texts = st.one_of(st.none(), st.text(max_size=80))
 
 

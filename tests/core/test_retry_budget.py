@@ -1,10 +1,16 @@
 """The retry budget: it starts full, is never negative, and bounds what failures may add."""
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+# ruff: noqa: D102  (a state machine's rules are named for what they do)
 
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from sidecar.core.breaker import Breaker
+from sidecar.core.outcome import classify
 from sidecar.core.retry import RetryBudget
+from sidecar.errors import ConnectionLost
 
 
 def test_it_starts_full_and_runs_dry():
@@ -67,3 +73,99 @@ def test_the_books_balance(history):
         assert 0 <= budget.balance(now) <= 10
     said = budget.statistics(now)
     assert said.withdrawn <= 10 + now + 0.1 * said.deposits + 1e-6
+
+
+class BudgetMachine(RuleBasedStateMachine):
+    """One budget, shared by retries, backup requests and restarts; some of them are never made after all."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = 0.0
+        self.it = RetryBudget(capacity=4, per_second=0.5, per_first_attempt=0.25)
+        #: (instant, +1 paid, -1 given back, 0 deposit)
+        self.log = []
+        self.paid = 0
+
+    @rule(gap=st.one_of(st.just(0.0), st.floats(0, 20)))
+    def wait(self, gap):
+        self.now += gap
+
+    @rule(times=st.integers(1, 8))
+    def first_attempt(self, times):
+        for _ in range(times):
+            self.it.deposit(self.now)
+            self.log.append((self.now, 0))
+
+    @rule(what=st.sampled_from(["retry", "backup", "restart"]), times=st.integers(1, 6))
+    def further(self, what, times):
+        for _ in range(times):
+            before = self.it.balance(self.now)
+            paid = self.it.withdraw(self.now)
+            assert paid == (before >= 1), what
+            if paid:
+                self.paid += 1
+                self.log.append((self.now, 1))
+
+    @precondition(lambda self: self.paid)
+    @rule()
+    def never_made(self):
+        self.paid -= 1
+        self.it.give_back()
+        self.log.append((self.now, -1))
+
+    @invariant()
+    def it_is_between_nothing_and_full(self):
+        assert 0 <= self.it.balance(self.now) <= 4
+
+    def teardown(self):
+        """Over any time: no more further attempts than were there, came by time, and were earned by first ones."""
+        for start, (begin, _) in enumerate(self.log):
+            made = earned = 0
+            for at, what in self.log[start:]:
+                made += max(what, 0)
+                earned += 0.25 if what == 0 else 1 if what == -1 else 0
+                assert made <= 4 + 0.5 * (at - begin) + earned + 1e-6
+
+
+BudgetMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestBudget = BudgetMachine.TestCase
+
+
+@given(st.integers(0, 30), st.integers(0, 30))
+def test_what_is_given_back_never_makes_it_more_than_full(withdrawn, given_back):
+    """Given back twice, or for nothing: never above the capacity."""
+    budget = RetryBudget()
+    for _ in range(withdrawn):
+        budget.withdraw(0)
+    for _ in range(given_back):
+        budget.give_back()
+    assert budget.balance(0) == min(10, max(0, 10 - withdrawn) + given_back)
+
+
+def calls_lost_until_it_trips(capacity, consecutive=5):
+    """Calls to a dead primary beside a healthy secondary, each failing over once if the secondary's budget pays."""
+    primary = Breaker("primary", consecutive=consecutive, jitter=lambda: 0.5)
+    budget = RetryBudget(capacity=capacity, per_second=0, per_first_attempt=0)
+    permits = [primary.admit(0) for _ in range(2 * consecutive)]  # in flight together when the first one fails
+    lost = 0
+    for permit in permits:
+        primary.record(permit, classify(ConnectionLost()), 0)
+        lost += not budget.withdraw(0)
+    assert primary.state(0) == "open"
+    return lost
+
+
+def test_a_budget_of_twice_the_threshold_outlasts_the_breakers_patience():
+    """The rule of its smallest size: until the breaker has tripped, every call that was in flight can fail over."""
+    assert calls_lost_until_it_trips(10) == 0
+    assert calls_lost_until_it_trips(3) == 7
+
+
+def test_a_first_attempt_that_answers_pays_for_later_ones():
+    """A tenth each: after a hundred answered calls the budget is full again, however empty it was."""
+    budget = RetryBudget(per_second=0)
+    while budget.withdraw(0):
+        pass
+    for _ in range(100):
+        budget.deposit(0)
+    assert budget.balance(0) == pytest.approx(10)
