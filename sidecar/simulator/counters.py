@@ -24,7 +24,8 @@ class Note(NamedTuple):
 
     Args:
         at_us: CLOCK_MONOTONIC microseconds.
-        event: a connection's ``connect`` (its upgrade was read, whatever comes of it) and ``gone``; a call's ``call``,
+        event: a connection's ``connect`` (its upgrade was read, whatever comes of it; with the scenario ``tls_failed``:
+            it was accepted) and ``gone``; a call's ``call``,
             and its end: ``finished``, ``stopped`` or ``cut``, see `Counters`.
         group: what stands before the dialect in its path, ``""`` for nothing.
         name: of the call, see `Behaviour.id`; ``""`` for a connection.

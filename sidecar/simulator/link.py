@@ -45,6 +45,8 @@ class Link:
         self._finishing = trio.Event()
         self._toxic: Toxic | None = None
         self.closed = False
+        #: of the connection, for the journal
+        self.number = 0
 
     async def secure(self, context: ssl.SSLContext) -> None:
         """The server's side of a TLS handshake.

@@ -247,6 +247,7 @@ class Relay:
 
     async def _welcome(self, link: Link) -> None:
         self.counters.accepted += 1
+        link.number = self.counters.accepted
         plan = self._plans[""]
         scope = trio.CancelScope()
         self._links[link] = scope
@@ -256,7 +257,7 @@ class Relay:
                     nursery.start_soon(link.run)
                     if plan.expression == "refuse":
                         self._refused("refuse")
-                        self._note("connect", None, "refuse")
+                        self._note("connect", link, None, "refuse")
                     else:
                         await self._handshake(link)
                     with trio.move_on_after(1.0):
@@ -272,11 +273,17 @@ class Relay:
 
     async def _handshake(self, link: Link) -> None:
         """From the first byte to the last; OSError is the client's going."""
-        knock, name, number = None, None, 0
+        knock, name = None, None
         try:
             with trio.move_on_after(_DOOR_TIMEOUT):
                 if self._tls is not None:
-                    await link.secure(self._tls)
+                    began = self.mono_us()
+                    try:
+                        await link.secure(self._tls)
+                    except OSError:
+                        self._note("connect", link, None, "tls_failed", at_us=began)
+                        self._note("gone", link, None, "tls_failed")
+                        return
                 knock = await door.listen_at_door(link)
             if knock is None:
                 return
@@ -285,7 +292,7 @@ class Relay:
                 link.send(control.answer_to(self, knock.path, knock.query))
                 return
             name = self._judge(link, knock)
-            number = self._note("connect", knock, name)
+            self._note("connect", link, knock, name)
             if name is not None and (name in _OPEN or name.startswith("toxic_")):
                 await self._converse(link, knock, name)
             elif name is not None:
@@ -293,17 +300,22 @@ class Relay:
                 await door.misbehave(name, link, knock, self.behaviour.retry_after_s)
         except (OSError, trio.ClosedResourceError):
             pass
-        if number:
-            self._note("gone", knock, name, number)
+        if knock is not None:
+            self._note("gone", link, knock, name)
 
     def _note(
-        self, event: Literal["connect", "gone"], knock: door.Knock | None, name: str | None, number: int = 0
-    ) -> int:
-        """Into the journal; returns the connection's number."""
+        self,
+        event: Literal["connect", "gone"],
+        link: Link,
+        knock: door.Knock | None,
+        name: str | None,
+        *,
+        at_us: int | None = None,
+    ) -> None:
+        """A line of a connection's in the journal."""
         group = "" if knock is None else knock.group
-        number = number or self.counters.accepted
-        self.counters.journal.append(Note(self.mono_us(), event, group, "", name or "", number))
-        return number
+        at_us = self.mono_us() if at_us is None else at_us
+        self.counters.journal.append(Note(at_us, event, group, "", name or "", link.number))
 
     def _judge(self, link: Link, knock: door.Knock) -> str | None:
         """What befalls this connection; None: it was answered already."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
 import subprocess
 import threading
 import time
@@ -20,6 +21,9 @@ DIALECTS = {"responses": "/v1/responses", "chat": "/v1/chat"}
 #: A call beside the fault may take so long, seconds.
 UNHARMED_S = 2.0
 BESIDE = "beside"
+_TRUSTING = ssl.create_default_context()
+_TRUSTING.check_hostname = False
+_TRUSTING.verify_mode = ssl.CERT_NONE  # a simulator of our own, whose certificate is wrong on purpose
 
 
 @dataclass
@@ -56,8 +60,8 @@ class Pair:
     queries: tuple[str, str]
     more: tuple[str, str]
     route_more: str
-    #: instead of the primary's URL at the first simulator
-    url: str | None = None
+    #: which simulators play its upstreams
+    sides: tuple[int, int] = (0, 1)
 
     @property
     def primary(self) -> str:
@@ -78,7 +82,8 @@ class Case:
         self.began = time.monotonic()
         self.since_us = int(1e6 * self.began)
         self.heal_within: float | None = None
-        self.heals = True
+        #: connections of the time of the fault end with it
+        self.kills = False
         self._calls: list[Told] = []
 
     def must(self, condition: bool, problem: str) -> bool:
@@ -107,7 +112,7 @@ class Case:
 
     def events(self, side: int, *events: str) -> list[dict[str, Any]]:
         """Of the journal of the simulator of the first (0) or the second target, since the case began."""
-        return [note for note in self.stage.journal(side, self.pair.name, self.since_us) if note["event"] in events]
+        return [note for note in self.stage.journal(side, self.pair, self.since_us) if note["event"] in events]
 
     def asked(self, side: int, call: Told | None = None) -> int:
         """How many calls (of this one) an upstream has seen."""
@@ -142,7 +147,8 @@ class Stage(Processes):
         self.sims: list[subprocess.Popen[bytes]] = []
         self.scores: list[Score] = []
         self.serving: subprocess.Popen[bytes] | None = None
-        self.environment: dict[str, str] = {}
+        #: simulators that speak TLS
+        self.secured: set[int] = set()
         self._pairs: list[Pair] = []
         self._tell = tell
         self._beside: list[Told] = []
@@ -166,10 +172,10 @@ class Stage(Processes):
     def pair(
         self, name: str, dialect: str = "responses", *, targets: int = 2, one: str = "ok", two: str = "ok",
         query: str = "", query_two: str = "", more: str = "", more_two: str = "", route_more: str = "",
-        url: str | None = None,
+        sides: tuple[int, int] = (0, 1),
     ) -> Pair:  # fmt: skip
         """A route named `name`: its first upstream plays the scenario `one`, its second `two`."""
-        pair = Pair(name, dialect, targets, (one, two), (query, query_two), (more, more_two), route_more, url)
+        pair = Pair(name, dialect, targets, (one, two), (query, query_two), (more, more_two), route_more, sides)
         self._pairs.append(pair)
         return pair
 
@@ -180,9 +186,9 @@ class Stage(Processes):
             listed = []
             for side, name in list(enumerate((pair.primary, pair.secondary)))[: pair.targets]:
                 query = f"?{pair.queries[side]}" if pair.queries[side] else ""
-                url = f"ws://127.0.0.1:{self.ports[side]}{path}{query}"
-                if pair.url is not None and side == 0:
-                    url = pair.url
+                at = pair.sides[side]
+                scheme, host = ("wss", "localhost") if at in self.secured else ("ws", "127.0.0.1")
+                url = f"{scheme}://{host}:{self.ports[at]}{path}{query}"
                 text += f'[[upstream]]\nname = "{name}"\nurl = "{url}"\ndialect = "{pair.dialect}"\n'
                 text += f"warm_connections = 2\nmax_connections = 8\n{pair.more[side]}\n"
                 listed.append(f'{{ upstream = "{name}", model = "model-{side + 1}" }}')
@@ -199,7 +205,7 @@ class Stage(Processes):
             for side in range(pair.targets):
                 if pair.scenarios[side] != "ok":
                     self.steer(pair, pair.scenarios[side], side=side)
-        self.serving = self.daemon(self._configuration(), ready=False, **self.environment)
+        self.serving = self.daemon(self._configuration(), ready=False)
         names = {pair.name for pair in self._pairs if ready or pair.name == BESIDE}
         until(lambda: self._ready(names), self.serving, self.folder / "daemon.log")
         stop = threading.Event()
@@ -259,8 +265,7 @@ class Stage(Processes):
             if sum(connects):
                 score.attempts += f" ({' + '.join(map(str, connects))} connects)"
             score.seconds = time.monotonic() - case.began
-            if case.heals:
-                self._heal(trader, case)
+            self._heal(trader, case)
         except (AssertionError, OSError, KeyError) as error:
             score.problems.append(f"could not be played: {error!r:.300}")
         score.seconds = score.seconds or time.monotonic() - case.began
@@ -271,6 +276,8 @@ class Stage(Processes):
         pair = case.pair
         for side in range(pair.targets):
             self.steer(pair, "ok", side=side)
+            if case.kills:
+                self.control(pair.sides[side], "_kill", upstream=pair.name)
         patience = case.heal_within
         if patience is None:
             patience = 0.0 if pair.targets > 1 else 12.0
@@ -292,16 +299,19 @@ class Stage(Processes):
 
     def control(self, side: int, path: str, **query: str | int) -> dict[str, Any]:
         """Ask a simulator something."""
-        url = f"http://127.0.0.1:{self.ports[side]}/{path}?{urllib.parse.urlencode(query)}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        scheme = "https" if side in self.secured else "http"
+        url = f"{scheme}://127.0.0.1:{self.ports[side]}/{path}?{urllib.parse.urlencode(query)}"
+        with urllib.request.urlopen(url, timeout=10, context=_TRUSTING if side in self.secured else None) as answer:
             said: dict[str, Any] = json.load(answer)
         return said
 
     def steer(self, pair: Pair, scenario: str, *, side: int = 0) -> None:
         """From now on this befalls the calls and connections of a pair's first or second upstream."""
-        self.control(side, "_scenario", name=scenario, upstream=pair.name)
+        self.control(pair.sides[side], "_scenario", name=scenario, upstream=pair.name)
 
-    def journal(self, side: int, label: str, since_us: int) -> list[dict[str, Any]]:
-        """What a simulator noted of an upstream."""
-        said: list[dict[str, Any]] = self.control(side, "_journal", upstream=label, since_us=since_us)["journal"]
+    def journal(self, side: int, pair: Pair, since_us: int) -> list[dict[str, Any]]:
+        """What a simulator noted of a pair's first or second upstream; of a secured one: of all it plays."""
+        at = pair.sides[side]
+        label = {} if at in self.secured else {"upstream": pair.name}
+        said: list[dict[str, Any]] = self.control(at, "_journal", since_us=since_us, **label)["journal"]
         return said

@@ -22,10 +22,10 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).parents[2])
 
 from sidecar import __version__
-from tests.end_to_end import score_calls
+from tests.end_to_end import score_ways
 from tests.end_to_end.score_stage import Score, Stage
 
-ROWS = {**score_calls.ROWS}
+ROWS = score_ways.ROWS
 #: So many rows at once: most of their time they wait.
 AT_ONCE = 4
 
