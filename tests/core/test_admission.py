@@ -210,7 +210,7 @@ class AdmissionMachine(RuleBasedStateMachine):
             self.shed(said, key, full)
             return
         if isinstance(said, Unreachable):
-            assert self.left >= 7, "of a guess nobody is told that it cannot make it"
+            assert self.left >= 8, "of a guess nobody is told that it cannot make it"
             assert usual is not None
             assert said.key == key
             assert said.retry_after > 0
@@ -222,7 +222,7 @@ class AdmissionMachine(RuleBasedStateMachine):
                 assert self.now + waits[lane] + usual > deadline
             self.outcomes["unreachable"] += 1
             return
-        assert usual is None or self.left < 7 or self.now + usual <= deadline
+        assert usual is None or self.left < 8 or self.now + usual <= deadline
         self.waiting[key] = (rank, deadline, key, lane, holder)
         if full:
             self.shed(said, loser, "displaced")
@@ -401,6 +401,20 @@ def test_a_call_that_cannot_make_it_is_told_so_at_once():
     assert it.statistics().unreachable == 2
 
 
+def test_of_a_guess_nobody_is_told_that_it_cannot_make_it():
+    """Only when eight calls have left is `hold` known well enough."""
+    it = Admission(1, 9, jitter=lambda: 0.0, hold=100)
+    for number in range(9):
+        it.offer(number, "entry", 9, 0)
+        said = it.offer("late", "entry", 0.01, 0, usual=0.0)
+        if number < 8:
+            assert said == Queued()
+            it.remove("late")
+            it.leave(number, 0)
+        else:
+            assert isinstance(said, Unreachable)
+
+
 def test_what_is_passed_over_does_not_stand_before_anybody():
     """Calls of a holder at its share do not count for another that has to queue, too."""
     it = settled(2.0, limit=4, queue=100)
@@ -446,6 +460,18 @@ def test_who_has_long_gone_keeps_no_place_free():
         assert isinstance(it.offer(f"a{number}", "entry", 1999, 1000, holder="alone"), Admitted)
     assert isinstance(it.offer("a4", "entry", 1999, 1000, holder="alone"), Queued)
     assert it.leave("a0") == ["a4"]
+
+
+def test_who_is_alone_again_does_not_overtake_itself():
+    """Its calls that wait for its share to shrink go before those that come after, though there is no share any more."""
+    it = Admission(4, 4, jitter=lambda: 0.5)
+    it.offer("other", "entry", 9, 0, holder="other")
+    it.leave("other", 0)
+    for number in range(3):
+        assert isinstance(it.offer(f"a{number}", "entry", 1999, 1, holder="flood"), Admitted)
+    assert isinstance(it.offer("a3", "entry", 1999, 1, holder="flood"), Queued), "three of four"
+    assert isinstance(it.offer("a4", "entry", 1999, 100, holder="flood"), Queued), "a place is free, but a3 is first"
+    assert it.leave("a0", 100) == ["a3", "a4"]
 
 
 def test_holders_that_are_over_leave_no_trace():
