@@ -463,7 +463,7 @@ def test_who_has_long_gone_keeps_no_place_free():
 
 
 def test_who_is_alone_again_does_not_overtake_itself():
-    """Its calls that wait for its share to shrink go before those that come after, though there is no share any more."""
+    """Its calls that wait for its share to shrink go before those that come after, though it has no share any more."""
     it = Admission(4, 4, jitter=lambda: 0.5)
     it.offer("other", "entry", 9, 0, holder="other")
     it.leave("other", 0)
