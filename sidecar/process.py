@@ -8,16 +8,19 @@ import gc
 import os
 import signal
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import trio
 
 import sidecar.daemon as composition
 from sidecar.config import Config
+from sidecar.core.halt import in_order
 from sidecar.logs import configure, get_logger
 from sidecar.service.control import Control
 from sidecar.service.pulse import feed_watchdog
 from sidecar.transport import endpoint as places
+from sidecar.transport import halt_file
 from sidecar.transport.endless import INTERVAL, EndlessGuard
 from sidecar.transport.sd_notify import Notifier, watchdog_interval
 from sidecar.transport.zmq_ping import Pinger
@@ -35,6 +38,10 @@ def first_line(config: Config, endpoint: str) -> str:
     """What an operator wants to see first: where, who may connect, how many calls at once."""
     who = f"group {config.frontend.group}" if config.frontend.group else f"uid {os.geteuid()} only"
     return f"sidecar: {endpoint} · {who} · {config.frontend.max_calls_in_flight} calls at once"
+
+
+def _because(reason: str) -> str:
+    return f" ({reason})" if reason else ""
 
 
 async def serve(
@@ -87,7 +94,10 @@ async def serve(
         places.open_to_group(endpoint, frontend.group)
         places.open_to_group(control_endpoint, None)
         seams = composition.real_clocks()
-        daemon = composition.Daemon(config, port, environ=dict(environ), dial=composition.real_dial, **seams)
+        halts = place_of_halts(config, environ, instance, log)
+        daemon = composition.Daemon(
+            config, port, environ=dict(environ), dial=composition.real_dial, halt_file=halts, **seams
+        )
         daemon.pump.heed(port.fileno())
         control = Control(
             control_port, daemon.handlers(), session=daemon.session, mono_us=seams["mono_us"], wall_us=seams["wall_us"]
@@ -103,14 +113,37 @@ async def serve(
             gc.collect()
             gc.freeze()
             say(first_line(config, endpoint))
-            notifier.ready(f"serving {endpoint}")
-            log.info("ready", endpoint=endpoint, group=frontend.group, calls_at_once=frontend.max_calls_in_flight)
+            halted = ", ".join(in_order(daemon.brakes.halted))
+            if halted:
+                say(f"sidecar: HALTED: {halted}, by {halts}{_because(daemon.brakes.reason)} · sidecar resume")
+            notifier.ready(f"serving {endpoint}" + (f", HALTED: {halted}" if halted else ""))
+            log.info(
+                "ready",
+                endpoint=endpoint,
+                group=frontend.group,
+                calls_at_once=frontend.max_calls_in_flight,
+                halt_file=None if halts is None else str(halts),
+            )
             interval = watchdog_interval(environ)
             if interval is not None:
                 pinger = Pinger(endpoint)
                 stack.callback(pinger.close)
                 nursery.start_soon(feed_watchdog, notifier, interval, lambda: pinger.round_trip(interval))
         log.info("stopped")
+
+
+def place_of_halts(config: Config, environ: Mapping[str, str], instance: str | None, log: Any) -> Path | None:
+    """The halt file, in a folder that is made where it is not there.
+
+    One that cannot be written is said, and is looked at all the same: somebody else may write it. One that cannot even
+    be looked at halts everything if it was chosen; a mere default is done without (None).
+    """
+    place = halt_file.place(config.frontend.halt_file, environ, instance=instance)
+    problem = "no state directory is known" if place is None else halt_file.prepare(place)
+    if problem:
+        log.warning("halt.not_kept", reason=f"a halt will not outlive this daemon: {problem}")
+    chosen = config.frontend.halt_file is not None or environ.get("STATE_DIRECTORY")
+    return None if place is not None and not chosen and isinstance(halt_file.look(place), int) else place
 
 
 async def _run(

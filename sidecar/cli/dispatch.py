@@ -15,7 +15,11 @@ COMMANDS: Final = {
     "probe": "health, over ZeroMQ",
     "sim": "the simulated relay alone: answers in every dialect, misbehaves on demand",
     "bench": "open-loop load: percentiles, costs, comparison of two results",
-    "show": "what is going on: upstreams, calls, stats",
+    "show": "what is going on: upstreams, calls, clients, stats",
+    "halt": "stop lanes at once: their calls fail, running ones are ended; holds over restarts",
+    "resume": "let halted lanes go on",
+    "upstream": "take an upstream out of service, and in again",
+    "drain": "finish what is in flight, take nothing new, end",
 }
 
 

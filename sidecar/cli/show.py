@@ -1,9 +1,10 @@
 """`sidecar show`: what is going on, asked at the control endpoint.
 
-The exchange is one JSON message each way: ``{"type": "show", "what": "upstreams" | "calls" | "stats"}`` and
+The exchange is one JSON message each way: ``{"type": "show", "what": "upstreams" | "calls" | "clients" | "stats"}`` and
 ``{"type": "shown", "what": ..., "data": [...]}``, or ``{"type": "failed", ...}`` as a refusal.
 
-The data of ``upstreams`` and ``calls`` is a list of maps: one row of a table each, columns in the order of their keys.
+The data of ``upstreams``, ``calls`` and ``clients`` is a list of maps: one row of a table each, columns in the order of
+their keys.
 The data of ``stats`` is a flat list of metrics::
 
     {"name": "sidecar_calls_total", "help": "Calls ended, by outcome.", "type": "counter" | "gauge" | "histogram",
@@ -19,20 +20,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Final
 
-from sidecar.client.endpoint import control_endpoint, find_endpoint, look, socket_path
-from sidecar.client.zmtp import UnansweredError, ask
+from sidecar.cli import asking
+from sidecar.client.zmtp import UnansweredError
 from sidecar.errors import ConfigurationError, EndpointError
 
-WHAT: Final = ("upstreams", "calls", "stats")
+WHAT: Final = ("upstreams", "calls", "clients", "stats")
 _WIDEST: Final = 160
-#: Where the template unit puts an instance.
-_UNIT_ENDPOINT: Final = "ipc:///run/sidecar-{}/sidecar.sock"
 
 
 def run(argv: list[str]) -> int:
@@ -41,28 +38,21 @@ def run(argv: list[str]) -> int:
     parser.add_argument("what", choices=WHAT)
     parser.add_argument("--json", action="store_true", help="the data as it came")
     parser.add_argument("--format", choices=("text", "prometheus"), default="text", help="prometheus: stats only")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--endpoint", help="the bots' endpoint, or the control endpoint itself (*.control.sock)")
-    where.add_argument("--control", metavar="IPC", help="the control endpoint, whatever its name")
-    where.add_argument("-c", "--config", type=Path, metavar="FILE", help="the daemon's file: where it fixes a path")
-    parser.add_argument("--instance", metavar="NAME", help="with -c: as `sidecar serve --instance` takes it")
-    parser.add_argument("--timeout-ms", type=float, default=1000)
+    asking.add_options(parser)
     options = parser.parse_args(argv)
     if options.format == "prometheus" and options.what != "stats":
         parser.error("--format prometheus is for stats")
-    if options.instance is not None and options.config is None:
-        parser.error("--instance goes with -c")
+    timeout = asking.timeout_of(parser, options)
     try:
-        control = options.control
-        if options.config is not None:
-            control = _control_in(options.config, options.instance)
-        data = fetch(options.endpoint, options.what, timeout=options.timeout_ms / 1000, control=control)
+        data = fetch(asking.control_of(options), options.what, timeout=timeout, named=options.control is not None)
     except (UnansweredError, EndpointError, ConfigurationError) as problem:
         print(f"sidecar show: {problem}", file=sys.stderr)
-        return 3
-    except ValueError as problem:
+        return asking.NO_DAEMON
+    except asking.RefusedError as problem:
         print(f"sidecar show: {problem}", file=sys.stderr)
-        return 1
+        return asking.REFUSED
+    if options.what == "clients":
+        data = with_names(data)
     if options.json:
         print(json.dumps(data, indent=2))
     elif options.what == "stats":
@@ -72,48 +62,33 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _control_in(path: Path, instance: str | None) -> str:
-    """The control endpoint of a daemon that reads this file, in this environment but for systemd's folder.
-
-    Raises:
-        ConfigurationError: the file is wrong.
-    """
-    from sidecar.config import load, path_of
-    from sidecar.transport.endpoint import control_of
-
-    frontend = load(path_of(path, instance), environ=os.environ).frontend
-    if frontend.control_endpoint is not None:
-        return frontend.control_endpoint
-    endpoint = frontend.endpoint or os.environ.get("SIDECAR_ENDPOINT")
-    if endpoint is None and instance is not None:
-        endpoint = _UNIT_ENDPOINT.format(instance)
-    return control_of(find_endpoint(endpoint))
-
-
-def fetch(endpoint: str | None, what: str, *, timeout: float, control: str | None = None) -> Any:
-    """The data; asked at `control` if given, else at the control endpoint beside the bots' `endpoint`.
+def fetch(control: str, what: str, *, timeout: float, named: bool = False) -> list[dict[str, Any]]:
+    """The data, asked at this control endpoint; `named`: by the operator.
 
     Raises:
         UnansweredError: nobody there.
-        EndpointError: the endpoint is unusable.
-        ValueError: the daemon refused, or its answer cannot be read.
+        RefusedError: the daemon refused, or its answer cannot be read.
     """
-    found = find_endpoint(control or endpoint)
-    if control is None and not found.endswith(".control.sock"):
-        found = control_endpoint(found)
-    obstacle = look(found)
-    if obstacle is not None:
-        hint = "" if control else ". Is control_endpoint configured? Then name it with --control, or the file with -c"
-        raise UnansweredError(obstacle.message + hint)
-    payload = ask(socket_path(found), json.dumps({"type": "show", "what": what}).encode(), timeout=timeout)
-    try:
-        answer = json.loads(payload)
-    except RecursionError:
-        raise ValueError("the answer cannot be read") from None
-    if not isinstance(answer, dict) or answer.get("type") != "shown" or not isinstance(answer.get("data"), list):
-        reason = answer.get("message") if isinstance(answer, dict) else answer
-        raise ValueError(f"the daemon did not show {what}: {reason}")
-    return answer["data"]
+    answer = asking.request(control, {"type": "show", "what": what}, answer="shown", timeout=timeout, named=named)
+    data = answer.get("data")
+    if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
+        raise asking.RefusedError(f"the daemon showed no {what} that can be read")
+    return data
+
+
+def with_names(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `clients` with the users' names, which this command looks up: a directory of users may be slow."""
+    import pwd
+
+    def name_of(uid: object) -> str | None:
+        if not isinstance(uid, int):
+            return "everybody else" if uid == "*" else None
+        try:
+            return pwd.getpwuid(uid).pw_name
+        except (KeyError, OverflowError):
+            return None
+
+    return [{"uid": row.get("uid"), "user": name_of(row.get("uid")), **row} for row in rows]
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:

@@ -7,7 +7,7 @@ remembered of a user is forgotten when nothing was heard of it for `MEMORY` seco
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from msgspec import UNSET, Struct
@@ -93,10 +93,13 @@ class Clients:
         self._users: dict[int, _User] = {}
         self._sweep_from = _FEW
 
-    def examine(self, call: Call, peer: Peer, now: float) -> tuple[Lane, int | None] | Failed:
+    def examine(
+        self, call: Call, peer: Peer, now: float, halted: Collection[Lane] = ()
+    ) -> tuple[Lane, int | None] | Failed:
         """The lane a call runs in and its user's own limit of calls in flight and queued; or the refusal.
 
-        Asked once per call, after everything that speaks against the call itself: what passes counts as a call.
+        Asked once per call, after everything that speaks against the call itself: what passes counts as a call, unless
+        its lane is halted.
         """
         user = self._users.get(peer.uid) or self._meet(peer.uid, now)
         user.seen_at = now
@@ -108,6 +111,8 @@ class Clients:
             allowed = ", ".join(user.rule.lanes)
             problem = f"lane: {lane} is not for the bots of uid {peer.uid}; they may use {allowed}"
             return terminals.refusal(call, "invalid_request", problem)
+        if lane in halted:
+            return lane, None  # it goes no further: bots that knock at a halted lane keep their calls for another one
         if user.rate is not None:
             wait = user.rate.take(now)
             if wait:

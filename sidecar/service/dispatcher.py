@@ -150,7 +150,7 @@ class Dispatcher:
             return self._refuse(call, peer, terminals.refusal(call, "deadline_exceeded", problem))
         if self.draining:
             return self._turn_away(call, peer, "draining", "the daemon is shutting down", 0.5 * (0.5 + self._jitter()))
-        allowed = self._clients.examine(call, peer, now)
+        allowed = self._clients.examine(call, peer, now, self._brakes.halted)
         if isinstance(allowed, Failed):
             return self._refuse(call, peer, allowed)
         lane, own_limit = allowed

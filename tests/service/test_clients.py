@@ -135,6 +135,15 @@ def test_silent_users_are_forgotten_and_memory_is_bounded() -> None:
     assert all(user >= 10 * MOST for user in of._users)
 
 
+def test_a_halted_lane_uses_up_nothing() -> None:
+    """A bot that asks in vain for entries can still place its exits."""
+    of = clients(per_minute=1)
+    for _ in range(100):
+        assert of.examine(call(), peer(7), 0.0, {"entry", "research"}) == ("entry", None)
+    assert of.examine(call("exit"), peer(7), 0.0, {"entry", "research"}) == ("exit", None)
+    assert isinstance(of.examine(call("exit"), peer(7), 0.0, {"entry", "research"}), Failed)
+
+
 def test_statistics_name_rules_and_callers() -> None:
     """Each user with a rule, called or not, each other one that called, and the rule for everybody else at the end."""
     of = clients(Client(user=7, lanes=("exit",), max_calls_in_flight=5), per_minute=100)

@@ -1,0 +1,39 @@
+"""`sidecar drain`: as SIGTERM does, for those who may not send one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from sidecar.cli import asking
+from sidecar.client.zmtp import UnansweredError
+from sidecar.errors import ConfigurationError, EndpointError
+
+
+def run(argv: list[str]) -> int:
+    """Exit status: 0 it drains, 1 refused, 3 no daemon."""
+    parser = argparse.ArgumentParser(
+        prog="sidecar drain",
+        description="Take no new calls, finish those in flight for at most drain_timeout_s, and end, as SIGTERM does. "
+        "A service manager that restarts the daemon whenever it ends will start it anew: to stop it there, use that.",
+    )
+    parser.add_argument("--json", action="store_true", help="the answer as it came")
+    asking.add_options(parser)
+    options = parser.parse_args(argv)
+    timeout = asking.timeout_of(parser, options)
+    try:
+        answer = asking.request(asking.control_of(options), {"type": "drain"}, answer="draining", timeout=timeout)
+    except (UnansweredError, EndpointError, ConfigurationError) as problem:
+        print(f"sidecar drain: {problem}", file=sys.stderr)
+        return asking.NO_DAEMON
+    except asking.RefusedError as problem:
+        print(asking.printable(f"sidecar drain: {problem}"), file=sys.stderr)
+        return asking.REFUSED
+    if options.json:
+        print(json.dumps(answer))
+    else:
+        print(
+            f"draining: {answer.get('in_flight')} calls have {answer.get('timeout_s')} s to end; then the daemon ends"
+        )
+    return asking.DONE

@@ -1,0 +1,44 @@
+"""`sidecar upstream disable|enable NAME`: take an upstream out of service, and in again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from sidecar.cli import asking
+from sidecar.client.zmtp import UnansweredError
+from sidecar.errors import ConfigurationError, EndpointError
+
+
+def run(argv: list[str]) -> int:
+    """Exit status: 0 done, 1 refused, 3 no daemon."""
+    parser = argparse.ArgumentParser(
+        prog="sidecar upstream",
+        description="Take an upstream out of service or in again. Disabled, it gets no further calls; those it answers "
+        "now go on. The daemon forgets this when it restarts: for good, change the configuration.",
+    )
+    parser.add_argument("what", choices=("disable", "enable"))
+    parser.add_argument("name", metavar="NAME", help="as the configuration has it")
+    parser.add_argument("--json", action="store_true", help="the answer as it came")
+    asking.add_options(parser)
+    options = parser.parse_args(argv)
+    timeout = asking.timeout_of(parser, options)
+    fields = {"type": "upstream", "name": options.name, "enabled": options.what == "enable"}
+    try:
+        answer = asking.request(asking.control_of(options), fields, answer="upstream", timeout=timeout)
+    except (UnansweredError, EndpointError, ConfigurationError) as problem:
+        print(f"sidecar upstream: {problem}", file=sys.stderr)
+        return asking.NO_DAEMON
+    except asking.RefusedError as problem:
+        print(asking.printable(f"sidecar upstream: {problem}"), file=sys.stderr)
+        return asking.REFUSED
+    if options.json:
+        print(json.dumps(answer))
+        return asking.DONE
+    print(asking.printable(f"{options.name}: {options.what}d, until the daemon restarts"))
+    without = answer.get("without")
+    if isinstance(without, list) and without:
+        routes = ", ".join(map(str, without))
+        print(asking.printable(f"note: nothing is left to serve route {routes}"), file=sys.stderr)
+    return asking.DONE
