@@ -38,7 +38,7 @@ from sidecar.credentials import CredentialReader
 from sidecar.dialects import DIALECTS
 from sidecar.logs import get_logger
 from sidecar.metrics import Metrics
-from sidecar.service import shown
+from sidecar.service import orders, shown
 from sidecar.service.accounting import Accounting
 from sidecar.service.brakes import Brakes
 from sidecar.service.clients import Clients
@@ -285,7 +285,14 @@ class Daemon:
 
     def handlers(self) -> dict[str, Handler]:
         """What operators may ask at the control endpoint: message type -> its handler."""
-        return {"show": show(shown.sections(self, self._clock))}
+        return {
+            "show": show(shown.sections(self, self._clock, self.clients)),
+            **orders.halting(self.brakes),
+            **orders.switching(self.pools, self.config.route, self.log),
+            **orders.draining(
+                self.request_drain, lambda: len(self.dispatcher.calls), self.config.frontend.drain_timeout_s
+            ),
+        }
 
 
 def _breaker(name: str, upstream: Upstream, jitter: Callable[[], float]) -> Breaker:
