@@ -217,10 +217,8 @@ class Daemon:
                 await self.drain.wait()
                 await self._drain()
                 upstreams.cancel_scope.cancel()
-            self.frontend.flush()
             with trio.move_on_after(FAREWELL):
-                while self.frontend.statistics().congested:
-                    await trio.sleep(0.01)
+                await self.frontend.farewell()
             sockets.cancel_scope.cancel()
 
     async def _until(self, shutdown: trio.Event) -> None:

@@ -25,6 +25,8 @@ from sidecar.wire import Call, Cancel, Encoding, Failed, Hello, Ping, Pong, Prob
 RECEIVE_LIMIT: Final = 16
 #: Maps after which a glance from within another task's step takes no further message; an array is taken whole.
 GLANCE_LIMIT: Final = 4
+#: Seconds between two looks whether all is said.
+FAREWELL_INTERVAL: Final = 0.01
 #: Connections of one uid that are heard; calls of any further one are refused.
 MAX_CONNECTIONS_PER_UID: Final = 1024
 
@@ -152,6 +154,15 @@ class Frontend:
                     self._depart(peer)
         outbound.clear()
         port.settle()
+
+    async def farewell(self) -> None:
+        """The end of a drain: hear bots out and answer, take nothing new, wait until what is said has left.
+
+        So a bot's message is answered, or its send fails and it knows that nobody has it. Bounded by who calls.
+        """
+        self.flush()
+        while not self._port.hush() or self._taking or self._watch.congested:
+            await trio.sleep(FAREWELL_INTERVAL)
 
     # ------------------------------------------------------------------------------------------- in
 

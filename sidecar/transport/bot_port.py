@@ -64,6 +64,15 @@ class BotPort(Protocol):
         """To be called once after a run of sends, before the next await: libzmq's send may eat the owner's wake."""
         ...
 
+    def hush(self) -> bool:
+        """Take no new connection, and nothing that is sent from now on: the end of a drain. May be called again.
+
+        What was sent before is received still, and `send` goes on. A bot that sends later is told so by its own
+        system (EPIPE), and knows that nobody has the message. True when nothing more can come. Libzmq's ROUTER goes
+        on taking what comes, and those who send in its last moment are not told.
+        """
+        ...
+
     def unread_bytes(self, routing_id: bytes) -> int:
         """Bytes the kernel holds for this peer, about: 0 when it has taken everything, or is not known."""
         ...

@@ -216,6 +216,10 @@ class RouterPort:
         if self._get(_EVENTS) & _POLLIN or self._departed:  # a glance may have come upon a departure
             os.eventfd_write(self._wake_fd, 1)
 
+    def hush(self) -> bool:
+        """See `BotPort.hush`. An `unbind` would end the connections, too: everybody is heard until all is closed."""
+        return not self._get(_EVENTS) & _POLLIN
+
     def unread_bytes(self, routing_id: bytes) -> int:
         """See `BotPort.unread_bytes`; as the kernel accounts it, overhead included."""
         known = self._known.get(routing_id)

@@ -39,6 +39,7 @@ class Peer:
         routing_id: empty until it has shaken hands.
         address: the kernel's word at accept, ``localhost:uid:gid:pid``.
         blocked: the kernel takes nothing now.
+        deaf: it was heard to its end, and may read on.
         rest, owed: what goes out when it does: the rest of a message, and one PONG after it.
         queued: what was read waits to be gone through.
         met: a message of it was handed on.
@@ -46,8 +47,8 @@ class Peer:
     """
 
     __slots__ = (
-        "address", "blocked", "due", "fd", "gone", "met", "owed", "pid", "queued", "rest", "routing_id", "socket",
-        "zmtp",
+        "address", "blocked", "deaf", "due", "fd", "gone", "met", "owed", "pid", "queued", "rest", "routing_id",
+        "socket", "zmtp",
     )  # fmt: skip
 
     def __init__(self, made: socket.socket, zmtp: Zmtp) -> None:
@@ -56,7 +57,7 @@ class Peer:
         self.address = f"localhost:{uid}:{gid}:{self.pid}"
         self.routing_id = self.owed = b""
         self.rest = _EMPTY
-        self.blocked = self.queued = self.met = self.gone = False
+        self.blocked = self.deaf = self.queued = self.met = self.gone = False
         self.due = 0
 
 
@@ -103,20 +104,39 @@ class Peers:
             raise EndpointError(f"cannot bind ipc://{path}: {error.strerror or error}") from error
         self.epoll.register(self._listener.fileno(), select.EPOLLIN)
 
+    def hush(self) -> None:
+        """Nobody new, and nothing new from those who are here: what they have sent can be read, to its end."""
+        self._stop_listening()
+        for peer in self.by_fd.values():
+            try:
+                peer.socket.shutdown(socket.SHUT_RD)
+            except OSError:
+                pass  # shut already
+
+    def deafen(self, peer: Peer) -> None:
+        """It was heard to its end: that is not to wake us again. That it is gone is told still."""
+        peer.deaf = True
+        self.epoll.modify(peer.fd, select.EPOLLOUT if peer.blocked else 0)
+
     def close(self, linger: float) -> None:
         """Close the listener, remove its file, hand over what is left for `linger` seconds at most, close the rest."""
-        self._listener.close()
-        if self._path:
-            try:
-                os.unlink(self._path)  # noqa: PTH108 - as it was given
-            except OSError:
-                pass  # somebody was faster
+        self._stop_listening()
         if linger > 0:
             self._linger(linger)
         for peer in tuple(self.by_fd.values()):
             self.part(peer)
         self.epoll.close()
         self._ticker.close()
+
+    def _stop_listening(self) -> None:
+        self._listener.close()
+        self._resting = False
+        path, self._path = self._path, ""
+        if path:
+            try:
+                os.unlink(path)  # noqa: PTH108 - as it was given
+            except OSError:
+                pass  # somebody was faster
 
     def happened(self, fd: int) -> None:
         """A descriptor that is no connection's is ready."""
@@ -133,7 +153,7 @@ class Peers:
     def block(self, peer: Peer, rest: memoryview = _EMPTY) -> None:
         """The kernel takes nothing for it now; `rest` goes first when it does."""
         peer.blocked, peer.rest = True, rest
-        self.epoll.modify(peer.fd, select.EPOLLIN | select.EPOLLOUT)
+        self.epoll.modify(peer.fd, select.EPOLLOUT if peer.deaf else select.EPOLLIN | select.EPOLLOUT)
 
     def resume(self, peer: Peer) -> None:
         """The kernel has room again: first what it did not take."""
@@ -149,7 +169,7 @@ class Peers:
             self.shut(peer)
             return
         peer.rest, peer.blocked = _EMPTY, False
-        self.epoll.modify(peer.fd, select.EPOLLIN)
+        self.epoll.modify(peer.fd, 0 if peer.deaf else select.EPOLLIN)
 
     def write(self, peer: Peer, data: bytes) -> None:
         """A few bytes of our own: greeting, READY, PONG, ERROR. Dropped when the kernel takes nothing."""

@@ -52,7 +52,7 @@ class ZmtpPort:
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._ready: deque[Peer] = deque()  # those that are `queued`
         self._woken = False  # the owner is being woken
-        self._closed = False
+        self._hushed = self._closed = False
 
     def __enter__(self) -> ZmtpPort:
         return self
@@ -139,7 +139,10 @@ class ZmtpPort:
         except OSError:
             data = b""
         if not data:
-            self._peers.part(peer)
+            if self._hushed:
+                self._peers.deafen(peer)  # heard to its end; what it still has to read is not
+            else:
+                self._peers.part(peer)
             return
         peer.due = 0
         if peer.zmtp.feed(data):
@@ -210,6 +213,17 @@ class ZmtpPort:
 
     def settle(self) -> None:
         """See `BotPort.settle`: nothing is eaten here."""
+
+    def hush(self) -> bool:
+        """See `BotPort.hush`.
+
+        A shut reading side of a Unix socket gives what is in it still, then the end; a send to it fails from that
+        instant on. No message can lie between the two.
+        """
+        if not self._hushed:
+            self._hushed = True
+            self._peers.hush()
+        return not self._ready and all(peer.deaf for peer in self._peers.by_fd.values())
 
     def unread_bytes(self, routing_id: bytes) -> int:
         """See `BotPort.unread_bytes`; as the kernel accounts it, overhead included, and what it has not taken."""

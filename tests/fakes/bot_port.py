@@ -48,6 +48,7 @@ class FakeBotPort:
         self._woken = trio.Event()
         self._numbers: Iterator[int] = itertools.count(1)
         self.settled = 0
+        self.hushed = False
 
     def connect(
         self, *, uid: int = 1000, pid: int = 4711, capacity: int | None = None, routing_id: bytes | None = None
@@ -58,7 +59,9 @@ class FakeBotPort:
         return FakeBot(self, identity, f"localhost:{uid}:{uid}:{pid}", capacity)
 
     def deliver(self, bot: FakeBot, frames: list[bytes]) -> None:
-        """A bot sent something."""
+        """A bot sent something; to a hushed port nothing can be sent any more."""
+        if self.hushed:
+            return
         self._messages.append((bot, frames))
         self.wake()
 
@@ -115,6 +118,11 @@ class FakeBotPort:
     def settle(self) -> None:
         """See `BotPort`."""
         self.settled += 1
+
+    def hush(self) -> bool:
+        """See `BotPort`."""
+        self.hushed = True
+        return not self._messages
 
     def unread_bytes(self, routing_id: bytes) -> int:
         """See `BotPort`; what the test says."""

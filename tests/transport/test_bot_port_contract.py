@@ -306,3 +306,22 @@ async def test_a_departure_that_a_glance_comes_upon_is_told(rig: Rig) -> None:
             while not told:
                 await trio.sleep(0.001)
     assert told == [gone.routing_id]
+
+
+async def test_a_hushed_port_still_answers(rig: Rig) -> None:
+    """The end of a drain: nothing is left to receive, and what was received can be answered, and read."""
+    bot = rig.bot()
+    bot.send(b"first")
+    (first,) = await receive(rig.port, 1)
+
+    async def own() -> None:
+        while True:
+            await rig.port.receive_batch(10)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(own)
+        await until(rig.port.hush)
+        assert rig.port.send(first.routing_id, b"answer") is Sent.SENT
+        rig.port.settle()
+        assert await until(bot.read) == [b"answer"]
+        nursery.cancel_scope.cancel()

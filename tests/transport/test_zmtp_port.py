@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -133,6 +134,63 @@ async def echoing(port: ZmtpPort) -> AsyncIterator[list[Incoming]]:
         nursery.start_soon(own)
         yield seen
         nursery.cancel_scope.cancel()
+
+
+# ------------------------------------------------------------------------------------------------ the end of a drain
+
+
+async def test_between_what_is_answered_and_what_fails_lies_nothing(port: ZmtpPort, path: str) -> None:
+    """What was sent before the hush is received and answered; a send after it fails; the end comes at the close."""
+    with Raw(path) as peer:
+        async with echoing(port) as seen:
+            await until(lambda: peer.read() or peer.dealer.ready)
+            peer.send(frame(b"met"))
+            await until(lambda: seen)
+        for number in range(3):  # nobody receives now
+            peer.send(frame(b"m%d" % number))
+        assert not port.hush()
+        assert not Path(path).exists()
+        with pytest.raises(BrokenPipeError):
+            peer.socket.send(frame(b"late"))
+        async with echoing(port):
+            await until(port.hush)
+            got: list[bytes] = []
+            await until(lambda: got.extend(peer.read()) or len(got) == 4)
+        assert got == [b"met", b"m0", b"m1", b"m2"]
+        assert not peer.ended
+        port.close()
+        await until(lambda: peer.read() or peer.ended)
+
+
+async def test_a_hushed_port_rests_and_hears_of_departures(port: ZmtpPort, path: str) -> None:
+    """The end of what was heard wakes nobody again; that a bot goes does; one that is full is sent the rest."""
+    with Raw(path) as full, Raw(path) as leaver:
+        async with echoing(port) as seen:
+            for count, peer in enumerate((full, leaver), start=1):
+                await until(lambda peer=peer: peer.read() or peer.dealer.ready)
+                peer.send(frame(b"hello"))
+                await until(lambda count=count: len(seen) == count)
+        blocked, gone = (incoming.routing_id for incoming in seen)
+        while port.send(blocked, b"x" * 4000) is Sent.SENT:
+            pass
+        port.hush()
+        with trio.move_on_after(0.1):
+            while True:
+                await port.receive_batch(10)
+        assert port.hush()
+        assert not select.select([port.fileno()], [], [], 0)[0]
+        leaver.socket.close()
+        assert await departed(port) == [gone]
+        got: list[bytes] = []
+
+        def sent() -> bool:
+            got.extend(full.read())
+            port.receive_now(10)
+            return port.send(blocked, b"last") is Sent.SENT
+
+        await until(sent)
+        await until(lambda: got.extend(full.read()) or got[-1] == b"last")
+        assert {len(payload) for payload in got[1:-1]} == {4000}
 
 
 # ------------------------------------------------------------------------------------------------ who it is
