@@ -1,8 +1,9 @@
 """Times to first delta of one target: what is usual, what is late, and what the target costs compared to others.
 
-Quantiles are of the last `SAMPLES` at most, none older than the window. An attempt that was stopped while silent is in
-them with the time it was given: it took longer, so it stands where it belongs as long as the quantile asked for lies
-below, and the slow are not forgotten because nobody waited for them.
+Quantiles are of the last `SAMPLES` at most, none older than the window; the median is of the last `RECENT` of these, so
+that a target that has become slower or quicker as a whole is soon known for it. An attempt that was stopped while
+silent is in them with the time it was given: it took longer, so it stands where it belongs as long as the quantile
+asked for lies below, and the slow are not forgotten because nobody waited for them.
 
 Sources: Finagle's PeakEwma (up at once, down with time), Linkerd (a refusal scored as 5 s of latency, or else the
 fastest rejecter looks best), The Tail at Scale (a backup request after the 95th percentile).
@@ -12,12 +13,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from itertools import islice
 from typing import Final
 
 from msgspec import Struct
 
-#: Samples kept.
+#: Samples kept, and how many of them make the median.
 SAMPLES: Final = 256
+RECENT: Final = 32
 #: Samples that a quantile needs; as many answers `usual` needs.
 FEW: Final = 8
 #: Samples that `backup_after` needs.
@@ -54,7 +57,7 @@ class FirstDeltaTimes:
 
     __slots__ = (
         "_answered", "_answers_at", "_at", "_decay", "_failed", "_failing", "_failing_at", "_fresh", "_looked_at",
-        "_ordered", "_peak", "_peak_at", "_penalty", "_seconds", "_stopped", "_window",
+        "_median", "_ordered", "_peak", "_peak_at", "_penalty", "_seconds", "_stopped", "_window",
     )  # fmt: skip
 
     def __init__(self, *, decay: float = 5.0, penalty: float = 5.0, window: float = 60.0) -> None:
@@ -65,7 +68,8 @@ class FirstDeltaTimes:
         self._at: deque[float] = deque(maxlen=SAMPLES)
         self._answers_at: deque[float] = deque(maxlen=FEW)  # of the last few
         self._ordered: list[float] = []
-        self._fresh = 0  # samples since `_ordered` was made
+        self._median = 0.0
+        self._fresh = 0  # samples since these two were made
         self._looked_at = -math.inf
         self._peak = 0.0
         self._peak_at = -math.inf
@@ -106,12 +110,11 @@ class FirstDeltaTimes:
         self._failing_at = now
 
     def usual(self, now: float) -> float | None:
-        """The median, in seconds; None while fewer than `FEW` answers of the window are known."""
+        """The median of the recent, in seconds; None while fewer than `FEW` answers of the window are known."""
         answers = self._answers_at
         if len(answers) < FEW or answers[0] < now - self._window:
             return None
-        ordered = self._look(now)
-        return ordered[(len(ordered) - 1) // 2] if len(ordered) >= FEW else None
+        return self._median if len(self._look(now)) >= FEW else None
 
     def quantile(self, q: float, now: float) -> float | None:
         """By nearest rank, in seconds; None with fewer than `FEW` samples. 0 <= q <= 1."""
@@ -159,6 +162,8 @@ class FirstDeltaTimes:
                 at.popleft()
                 seconds.popleft()
             self._ordered = sorted(seconds)
+            recent = sorted(islice(seconds, max(0, len(seconds) - RECENT), None))
+            self._median = recent[(len(recent) - 1) // 2] if recent else 0.0
             self._fresh = 0
             self._looked_at = now
         return self._ordered

@@ -49,7 +49,27 @@ def test_quantiles_are_by_nearest_rank():
     random.Random(3).shuffle(values)
     it, now = with_samples(*values)
     assert [it.quantile(q, now + 1) for q in (0, 0.01, 0.5, 0.95, 0.99, 1)] == [0.01, 0.01, 0.5, 0.95, 0.99, 1.0]
-    assert it.usual(now + 1) == 0.5
+
+
+def test_what_is_usual_is_of_the_recent():
+    """A target that becomes slower, or quicker, as a whole: a few answers later that is usual."""
+    it, now = with_samples(*[0.02] * 200)
+    for expected in (2.0, 0.02):
+        for _ in range(16):
+            now += 0.01
+            it.observe(expected, now)
+        assert it.usual(now + 1) == 0.02, "half of the recent: the lower one"
+        for _ in range(16):
+            now += 0.01
+            it.observe(expected, now)
+        assert it.usual(now + 1) == expected
+
+
+def test_after_a_slow_spell_backups_are_prompt_again_at_once():
+    """Two hundred answers took 3 s, the last twenty 20 ms: a backup is due after 60 ms, not after 2 s."""
+    it, now = with_samples(*[3.0] * 200, *[0.02] * 20)
+    assert it.quantile(0.95, now + 1) == 3.0
+    assert it.backup_after(now + 1) == pytest.approx(0.06)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -105,7 +125,7 @@ def test_the_quantile_may_be_chosen():
     now += 1
     assert it.backup_after(now, quantile=0.5) == 0.5
     assert it.backup_after(now, quantile=0.99) == 0.99
-    skewed, now = with_samples(*[0.1] * 50, *[10.0] * 50)
+    skewed, now = with_samples(*[0.1, 10.0] * 50)
     assert skewed.backup_after(now + 1, quantile=0.9) == pytest.approx(0.3)
 
 
