@@ -178,6 +178,7 @@ class Rig:
         return f"""
 [frontend]
 endpoint = "{self.endpoint}"
+halt_file = "halt"
 max_calls_in_flight = {min(100_000, max(256, 4 * most))}
 queue_max = {min(1_000_000, max(512, 8 * most))}
 

@@ -31,6 +31,7 @@ LATE_MS: Final = 100.0
 _CONFIGURATION: Final = """
 [frontend]
 endpoint = "ipc://{folder}/sidecar.sock"
+halt_file = "halt"
 
 [[upstream]]
 name = "relay-a"

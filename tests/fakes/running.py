@@ -37,5 +37,6 @@ class Running:
 
     def environ(self, **extra: str) -> dict[str, str]:
         """Ours without anything that could steer the product."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("SIDECAR_", "XDG_RUNTIME"))}
-        return {**kept, **extra}
+        steering = ("SIDECAR_", "XDG_RUNTIME", "STATE_DIRECTORY")
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(steering)}
+        return {**kept, "XDG_STATE_HOME": str(self.folder / "state"), **extra}
