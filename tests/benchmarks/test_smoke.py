@@ -12,8 +12,8 @@ import pytest
 
 HERE = Path(__file__).parent
 COMMANDS = (
-    "choose_chaos", "client_cost", "control_lag", "deadlines", "footprint", "growth", "guard", "hostile", "hot_path",
-    "hundred_million", "million_tokens", "peers", "ports", "probe_under_load", "short_call", "warmth", "workers",
+    "backup", "choose_chaos", "client_cost", "control_lag", "deadlines", "footprint", "growth", "guard", "hostile",
+    "hot_path", "hundred_million", "million_tokens", "peers", "ports", "probe_under_load", "short_call", "warmth", "workers",
 )  # fmt: skip
 
 
@@ -154,6 +154,14 @@ def test_every_token_came_over_both_sockets() -> None:
     found = run("ports")["medians"]
     assert len(found["stages"]) == 6
     assert all(set(by) == {"libzmq", "native"} for by in found["stages"].values())
+
+
+def test_late_first_tokens_are_rescued_by_backups() -> None:
+    """Over another connection and over another upstream; only routes with backups make attempts beyond one per call."""
+    found = run("backup")["routes"]
+    assert {name: one["codes"] for name, one in found.items()} == {name: {"done": 100} for name in found}
+    assert all((one["backup_used"] > 0) == (", with" in name and "out" not in name) for name, one in found.items())
+    assert set(found["two targets, with"]["upstreams"]) == {"d1", "d2"}
 
 
 def test_every_file_here_is_told_of() -> None:
