@@ -116,7 +116,7 @@ def _all(options: argparse.Namespace, verb: str, lanes: frozenset[Lane], reason:
         return [_failed(f"no daemon at {places}", asking.NO_DAEMON)]
     results = []
     for endpoint in found:
-        where = _place_beside(endpoint)
+        where = place_beside(endpoint)
         result = _ask(asking.control_beside(endpoint), verb, lanes, reason, timeout, where)
         results.append({"endpoint": endpoint, **result})
     return results
@@ -205,7 +205,7 @@ def place_of(options: argparse.Namespace) -> Path:
         configured = _configured(None, options.instance)
         if configured is not None:
             return configured
-    return _place_beside(find_endpoint(endpoint))()
+    return place_beside(find_endpoint(endpoint))()
 
 
 def _configured(path: Path | None, instance: str | None) -> Path | None:
@@ -232,8 +232,11 @@ def _own(instance: str | None) -> Path:
     return found
 
 
-def _place_beside(endpoint: str) -> Callable[[], Path]:
-    """The halt file of the daemon with this endpoint, where the folder of its socket tells."""
+def place_beside(endpoint: str) -> Callable[[], Path]:
+    """Says the halt file of the daemon with this endpoint, where the folder of its socket tells it.
+
+    What it returns raises NotKnown where it does not.
+    """
 
     def place() -> Path:
         folder = os.path.dirname(socket_path(endpoint))  # noqa: PTH120

@@ -36,7 +36,8 @@ def run(argv: list[str]) -> int:
     if options.json:
         print(json.dumps(answer))
         return asking.DONE
-    print(asking.printable(f"{options.name}: {options.what}d, until the daemon restarts"))
+    until = "" if options.what == "enable" else ", until it is enabled or the daemon restarts"
+    print(asking.printable(f"{options.name}: {options.what}d{until}"))
     without = answer.get("without")
     if isinstance(without, list) and without:
         routes = ", ".join(map(str, without))

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.cli.halt import place_beside
+from sidecar.transport import halt_file
+
 FOLDER = Path(__file__).parents[2] / "systemd"
 UNIT = FOLDER / "inference-sidecar.service"
 TEMPLATE = FOLDER / "inference-sidecar@.service"
@@ -78,6 +81,8 @@ def test_the_promises_of_the_documents_stand_in_the_unit() -> None:
     keys = dict(re.findall(r"^(\w+)=(.*)$", UNIT.read_text(), re.MULTILINE))
     assert keys["Type"] == "notify"
     assert keys["RuntimeDirectory"] == "sidecar"
+    assert keys["StateDirectory"] == "sidecar"
+    assert keys["StateDirectoryMode"] == "0700"
     assert keys["RestartPreventExitStatus"] == "78"
     assert keys["Restart"] == "always"
     assert keys["UMask"] == "0077"
@@ -85,6 +90,15 @@ def test_the_promises_of_the_documents_stand_in_the_unit() -> None:
     assert keys["ExecStart"].endswith("python -I -m sidecar serve")
     assert "PrivateUsers" not in keys
     assert f"g {keys['Group']} " in (FOLDER / "sysusers.d" / "inference-sidecar.conf").read_text()
+
+
+def test_a_halt_of_the_unit_is_where_the_command_looks_for_it() -> None:
+    """When the daemon does not answer, the command writes the file that systemd's folder leads the daemon to."""
+    for unit, instance, folder in ((UNIT, None, "sidecar"), (TEMPLATE, "a", "sidecar-a")):
+        keys = dict(re.findall(r"^(\w+)=(.*)$", unit.read_text(), re.MULTILINE))
+        assert keys["StateDirectory"].replace("%i", "a") == keys["RuntimeDirectory"].replace("%i", "a") == folder
+        theirs = halt_file.place(None, {"STATE_DIRECTORY": f"/var/lib/{folder}"}, instance=instance)
+        assert place_beside(f"ipc:///run/{folder}/sidecar.sock")() == theirs
 
 
 def settings(unit: Path) -> list[str]:
@@ -99,6 +113,7 @@ def test_the_template_is_the_unit_but_for_what_names_the_instance() -> None:
         "Description=Inference sidecar for the trading bots of this host",
         "ExecStart=/opt/inference-sidecar/bin/python -I -m sidecar serve",
         "RuntimeDirectory=sidecar",
+        "StateDirectory=sidecar",
         "WantedBy=multi-user.target",
     ]
     assert [line for line in template if line not in plain] == [
@@ -106,6 +121,7 @@ def test_the_template_is_the_unit_but_for_what_names_the_instance() -> None:
         f"PartOf={TARGET.name}",
         "ExecStart=/opt/inference-sidecar/bin/python -I -m sidecar serve --instance %i",
         "RuntimeDirectory=sidecar-%i",
+        "StateDirectory=sidecar-%i",
         f"WantedBy={TARGET.name}",
     ]
     common = [line for line in plain if line in template]
