@@ -81,7 +81,7 @@ class _Slot:
     """The place of one call. `item` is the fast path's key: the item whose deltas need no second look."""
 
     __slots__ = (
-        "announced", "declared", "discarded", "half", "index", "item", "loose", "model", "name", "refusal",
+        "announced", "declared", "discarded", "first", "half", "index", "item", "loose", "model", "name", "refusal",
         "response_id", "seen", "serial", "spare", "taken",
     )  # fmt: skip
 
@@ -94,6 +94,8 @@ class _Slot:
         self.item: object = _CLOSED
         #: Messages that `output_item.added` said to be this answer's.
         self.declared: frozenset[str] = frozenset()
+        #: The item that text came under before it was said to be anybody's.
+        self.first: str | None = None
         #: This server's deltas name other items than it added (a known fault of gateways that translate).
         self.loose = False
         self.response_id: str | None = None
@@ -258,7 +260,7 @@ class ResponsesCodec:
         been added; and a server of which the first item was not among those added may not come back to them.
         """
         if item in slot.declared:
-            if slot.loose:
+            if slot.first is not None and slot.first not in slot.declared:
                 raise MalformedFrame("content of two answers")
             return
         owner = self._owners.of(item)
@@ -266,7 +268,7 @@ class ResponsesCodec:
             return
         if owner is not None or (slot.seen and not slot.loose):
             raise MalformedFrame("content of another answer")
-        slot.loose = bool(slot.declared)
+        slot.loose, slot.first = bool(slot.declared), item
         self._owners.declare(item, slot.serial)
 
     def _created(self, slot: _Slot, response: Named) -> tuple[Event, ...]:

@@ -149,6 +149,25 @@ def test_a_gateway_whose_deltas_name_other_items_is_borne() -> None:
         delta(codec, "BUY", item_id="msg_1")
 
 
+def test_a_stray_before_the_item_is_added_is_found_out() -> None:
+    """Text under an item, then another item is added and speaks: one of the two is somebody else's."""
+    codec = started()
+    assert delta(codec, " STRAY", item_id="msg_0") == [Content(0, " STRAY")]
+    add(codec, "msg_1")
+    with pytest.raises(MalformedFrame, match="two answers"):
+        delta(codec, "BUY", item_id="msg_1")
+
+
+def test_an_item_may_be_added_after_its_first_text() -> None:
+    """Late, but the same: nothing is wrong with it, nor with the next one."""
+    codec = started()
+    assert delta(codec, "HO", item_id="msg_1") == [Content(0, "HO")]
+    add(codec, "msg_1")
+    assert delta(codec, "LD", item_id="msg_1") == [Content(0, "LD")]
+    add(codec, "msg_2")
+    assert delta(codec, "!", item_id="msg_2") == [Content(0, "!")]
+
+
 def test_a_server_that_announces_must_announce_each_answer() -> None:
     """Text without ids before its `response.created` can only be late."""
     codec = started()
