@@ -21,7 +21,8 @@ Rules, in the order of their weight:
 2. `warm` idle spares (READY without a call, or CONNECTING), plus enough for the calls that wait, while there is room.
 3. Replacement first: a connection due for rotation is retired once as many fresh idle spares stand as are wanted; at
    the maximum, once its replacement stands. If nothing can be opened, what works is kept, however old.
-4. Connects wait for their backoff (`core.backoff`), and go out few at a time: `burst` at a healthy start, one after a
+4. Never more connects than their rate allows (`core.connect_rate`), whatever they are for.
+5. Connects wait for their backoff (`core.backoff`), and go out few at a time: `burst` at a healthy start, one after a
    failure or a loss, twice as many after each success. Losing one of many is no outage: while others still stand, the
    replacement waits a moment only (`ConnectBackoff.early_attempt_at`); what we closed ourselves is replaced at once.
 
@@ -37,6 +38,7 @@ from typing import Final, Literal, TypeAlias
 from msgspec import Struct
 
 from sidecar.core.backoff import ConnectBackoff
+from sidecar.core.connect_rate import ConnectRate
 from sidecar.core.outcome import Outcome
 from sidecar.core.transitions import Table
 from sidecar.errors import UpstreamFault
@@ -120,6 +122,8 @@ class PoolPolicy:
         max_age: seconds; rotation falls into the last fifth of them.
         burst: connects at once, at most. Each takes a millisecond or two of the loop, in a round with all the others.
         backoff: of the connects; a default one if None.
+        rate: of the connects; if None as many in a burst, and per second, as there may be connections, 16 at least: so
+            all of them can be replaced at once when all of their calls were given up, and no more.
         jitter: U(0, 1).
     """
 
@@ -132,6 +136,7 @@ class PoolPolicy:
         max_age: float = 3300.0,
         burst: int = 8,
         backoff: ConnectBackoff | None = None,
+        rate: ConnectRate | None = None,
         jitter: Callable[[], float],
     ) -> None:
         if warm < 0 or maximum < 1 or slots < 1 or burst < 1 or max_age <= 0:
@@ -142,6 +147,8 @@ class PoolPolicy:
         self._max_age = max_age
         self._burst = self._at_once = burst
         self._backoff = backoff if backoff is not None else ConnectBackoff()
+        at_once = max(16, maximum)
+        self._rate = rate if rate is not None else ConnectRate(burst=at_once, per_second=at_once, jitter=jitter)
         self._jitter = jitter
         self._turn = jitter()
         self._restless = False  # something is due or drains: any event may matter
@@ -195,7 +202,13 @@ class PoolPolicy:
     @property
     def may_connect_at(self) -> float:
         """The earliest instant at which a connect may start; in the past means now."""
-        return -math.inf if self._owed and self._backoff.only_lost else self._backoff.next_attempt_at
+        at = -math.inf if self._owed and self._backoff.only_lost else self._backoff.next_attempt_at
+        return max(at, self._rate.next_at)
+
+    def opened_beside(self, now: float) -> None:
+        """A connect was started that no decision of this policy asked for: it counts as one."""
+        self._rate.started(now)
+        self._opened += 1
 
     def retire_at_for(self, opened_at: float) -> float:
         """When a connection opened then falls due for rotation: jittered and staggered, never past `max_age`."""
@@ -263,17 +276,9 @@ class PoolPolicy:
         missing = min(self._warm - (-waiting // self._slots) - len(fresh) - connecting, room)
         opens, start_at = 0, math.inf
         if missing > 0:
-            start_at = self._start_at(standing=standing > 0, waiting=waiting)
-            if now >= start_at:
-                at_once, start_at = self._at_once, math.inf
-                if not due and self._at_leisure(len(fresh), waiting):
-                    at_once = 1 if now >= self._leisurely_at else 0
-                    start_at = self._leisurely_at if at_once == 0 else math.inf
-                opens = max(0, min(missing, at_once - connecting))
-                if opens:
-                    self._leisurely_at = now + self._leisure
-            if opens < missing and self._owed and self._backoff.only_lost:
-                opens = max(opens, min(missing, self._owed, self._burst - connecting))
+            opens, start_at = self._to_open(
+                missing, now, idle=len(fresh), connecting=connecting, standing=standing, due=due, waiting=waiting
+            )
         self._owed = max(0, self._owed - opens) if missing > 0 else 0
         self._wake_at = min(next_due, start_at)
         self._restless = due > 0 or draining > 0 or standing > self._maximum
@@ -281,11 +286,32 @@ class PoolPolicy:
         self._retired += len(retire)
         return [*retire, *([_OPEN] * opens)]
 
+    def _to_open(
+        self, missing: int, now: float, *, idle: int, connecting: int, standing: int, due: int, waiting: int
+    ) -> tuple[int, float]:
+        """How many of the missing connections to open now, and when to look at the others."""
+        opens, start_at = 0, self._start_at(standing=standing > 0, waiting=waiting)
+        if now >= start_at:
+            at_once, start_at = self._at_once, math.inf
+            if not due and self._at_leisure(idle, waiting):
+                at_once = 1 if now >= self._leisurely_at else 0
+                start_at = self._leisurely_at if at_once == 0 else math.inf
+            opens = max(0, min(missing, at_once - connecting))
+            if opens:
+                self._leisurely_at = now + self._leisure
+        if opens < missing and self._owed and self._backoff.only_lost:
+            opens = max(opens, min(missing, self._owed, self._burst - connecting))
+        wanted, opens = opens, min(opens, self._rate.room(now))
+        self._rate.started(now, opens)
+        return opens, min(start_at, self._rate.next_at) if opens < wanted else start_at
+
     def _start_at(self, *, standing: bool, waiting: int) -> float:
         """The earliest instant for a connect that is missing: sooner where others stand, thus the upstream does."""
         if not standing:
-            return self._backoff.next_attempt_at
-        return self._backoff.early_attempt_at if waiting else self._backoff.early_spare_at
+            at = self._backoff.next_attempt_at
+        else:
+            at = self._backoff.early_attempt_at if waiting else self._backoff.early_spare_at
+        return max(at, self._rate.next_at)
 
     def _at_leisure(self, idle: int, waiting: int) -> bool:
         """Half of the spares are there, and nobody waits: the others follow one by one.

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, NoReturn
 
 import trio
-from msgspec import structs
 
 from sidecar.compression import ZstdStream
 from sidecar.config import Upstream
@@ -32,13 +31,13 @@ from sidecar.errors import (
 )
 from sidecar.service.connection import Connection
 from sidecar.service.connector import Connector
-from sidecar.service.current_credential import CurrentCredential
 from sidecar.service.free_slots import FreeSlots
 from sidecar.service.gate import Gate
 from sidecar.service.keepalive import Keepalive
-from sidecar.service.pool_statistics import PoolStatistics
+from sidecar.service.pool_statistics import PoolStatistics, statistics_of
 from sidecar.service.ports import Outbound
 from sidecar.service.probing import Prober
+from sidecar.service.refusals import Refusals
 from sidecar.transport.pump import Pump
 from sidecar.transport.websocket import WebSocket
 from sidecar.wire import Lane
@@ -89,8 +88,6 @@ class Pool:
         self.upstream = upstream
         self.dialect = dialect
         self.connections: dict[int, Connection] = {}
-        #: connects refused because of the credential: calls are not parked for this pool
-        self.refusal: Outcome | None = None
         self.last_error: str | None = None
         self.gate = Gate(
             upstream.max_connections * upstream.calls_per_connection,
@@ -101,9 +98,9 @@ class Pool:
         self.breakers: list[Breaker] = []
         self.waiting = waiting
         self._policy = policy
-        self._credential = CurrentCredential(credential, self._move_to_new_credential)
+        self._refusals = Refusals(self, credential, policy, clock, log)
         self._connector = Connector(
-            upstream, self._credential, dial=dial, host=host, resource=resource, pump=pump, outbound=outbound
+            upstream, self._refusals.credential, dial=dial, host=host, resource=resource, pump=pump, outbound=outbound
         )
         self._clock = clock
         self._jitter = jitter
@@ -115,7 +112,6 @@ class Pool:
         self._next_key = 0
         self._wake = trio.Event()
         self._nursery: trio.Nursery | None = None
-        self._rechecking = False
         self._closing = False
         self._compression = upstream.compression == "zstd-stream"
         self._keepalive = Keepalive(
@@ -190,31 +186,15 @@ class Pool:
             how the attempt is judged: to be tried again at once when the key has changed since.
         """
         self.retire(connection, "credential refused")
-        if connection.credential != self._credential.secret:
-            return structs.replace(outcome, retry="now")
-        if self._nursery is not None and not self._rechecking:
-            self._rechecking = True
-            self._nursery.start_soon(self._recheck, outcome)
-        # While the credential is being read anew the call may wait for what comes of it.
-        return structs.replace(outcome, retry="backoff")
+        outcome, recheck = self._refusals.in_an_answer(connection, outcome)
+        if recheck and self._nursery is not None:
+            self._nursery.start_soon(self._refusals.recheck, outcome)
+        return outcome
 
-    async def _recheck(self, outcome: Outcome) -> None:
-        try:
-            changed = await self._credential.reread()
-        finally:
-            self._rechecking = False
-        if changed:
-            self._move_to_new_credential()
-        else:
-            self._log.error("credential.refused", upstream=self.name, reason=outcome.message)
-            self._policy.connect_failed(self._clock(), outcome)
-            self.refusal = outcome
-            for connection in list(self.connections.values()):
-                if connection.credential == self._credential.secret:
-                    self.retire(connection, "credential refused")
-        self._on_capacity(self)
-        self._wake.set()
-        self._outbound.flush()
+    @property
+    def refusal(self) -> Outcome | None:
+        """Why its credential is not used now; None when it is."""
+        return self._refusals.standing
 
     def may_connect_at(self) -> float:
         """The earliest instant at which a call parked now could get a connection; inf for never."""
@@ -242,7 +222,7 @@ class Pool:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            nursery.start_soon(self._credential.watch)
+            nursery.start_soon(self._refusals.credential.watch)
             nursery.start_soon(self._keepalive.run)
             nursery.start_soon(self.prober.run)
             while True:
@@ -279,13 +259,12 @@ class Pool:
         self._look_at_parted()
 
     async def _connect(self, connection: Connection) -> None:
-        """From the decision to a connection that stands, or to the reason why it does not."""
-        fault: UpstreamFault
+        """From the decision to a connection, or to the reason why there is none."""
         self._connecting += 1
         try:
             websocket = await self._connector.open(connection, partial(self._parts, connection))
         except (ConnectFailed, UpgradeRefused) as error:
-            fault = error.with_traceback(None)  # which would hold this frame
+            fault: UpstreamFault = error.with_traceback(None)  # which would hold this frame
         else:
             self._connecting -= 1
             self._stands(connection, websocket)
@@ -296,10 +275,10 @@ class Pool:
 
     def _stands(self, connection: Connection, websocket: WebSocket) -> None:
         self._opened += 1
-        self.refusal = None
+        self._refusals.standing = None
         now = self._clock()
         connection.retire_at = self._policy.retire_at_for(now)
-        if connection.credential != self._credential.secret:
+        if self._refusals.is_outdated(connection):
             connection.retire_at = now  # it was rotated while this one was being made
         self._policy.connected(now)
         if self._was_down:
@@ -315,7 +294,9 @@ class Pool:
 
     async def open_one(self) -> Connection:
         """One connect now, whatever the policy wants. An older spare beyond what is wanted goes for it."""
-        connection = self._new_connection(self._clock())
+        now = self._clock()
+        self._policy.opened_beside(now)
+        connection = self._new_connection(now)
         await self._connect(connection)
         spare = self._free.oldest()
         if connection.state == "READY" and len(self._free) > self.upstream.warm_connections and spare is not None:
@@ -368,37 +349,8 @@ class Pool:
         outcome = classify(fault)
         self._failed += 1
         self.last_error = outcome.message
-        changed = False
-        if outcome.credential_refused:
-            # It may have been found out already, by another connect that was refused with the same old one.
-            unreadable = isinstance(fault, ConnectFailed)
-            changed = connection.credential != self._credential.secret
-            changed = changed or (not unreadable and await self._credential.reread())
-        now = self._clock()
-        if changed:
-            # Rotated under our feet: one immediate try with the new one.
-            self._policy.credential_changed(now)
-            self._log.info("credential.changed", upstream=self.name)
-        else:
-            self._policy.connect_failed(now, outcome)
-            first = self.refusal is None
-            self.refusal = outcome if outcome.credential_refused else None
-            if outcome.credential_refused and first:
-                self._log.error("credential.refused", upstream=self.name, reason=str(fault))
-            else:
-                self._log.warning("connect.failed", upstream=self.name, reason=str(fault))
+        await self._refusals.at_connect(connection, fault, outcome)
         self._on_connect(self, outcome)
-
-    def _move_to_new_credential(self) -> None:
-        now = self._clock()
-        self._log.info("credential.changed", upstream=self.name)
-        for connection in self.connections.values():
-            if connection.credential != self._credential.secret:
-                connection.retire_at = now
-        self._policy.credential_changed(now)
-        self.gate.throttle.credential_changed()
-        self.refusal = None
-        self._wake.set()
 
     # ------------------------------------------------------------------ inside
 
@@ -448,22 +400,7 @@ class Pool:
 
     def statistics(self) -> PoolStatistics:
         """A snapshot for health, metrics and `show upstreams`."""
-        connections, gate = self.connections.values(), self.gate
-        return PoolStatistics(
-            name=self.name,
-            url=self.upstream.url,
-            connections=self.counts(),
-            slots_free=sum(c.free for c in connections),
-            opened=self._opened,
-            failed=self._failed,
-            lost=self._policy.statistics().lost,
-            last_error=self.last_error,
-            rtt=min((c.rtt for c in connections if c.rtt is not None), default=None),
-            credential_refused=self.refusal is not None,
-            compression=self._compression,
-            policy=repr(self._policy),
-            enabled=gate.enabled,
-            attempts_at_once=gate.limit.limit,
-            attempts_in_flight=gate.limit.in_flight,
-            throttled_ms=round(1000 * gate.throttled_for(self._clock())),
-        )
+        return statistics_of(
+            self, self._policy, opened=self._opened, failed=self._failed, compression=self._compression,
+            now=self._clock(),
+        )  # fmt: skip

@@ -2,7 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from msgspec import Struct
+
+from sidecar.config import Upstream
+from sidecar.core.outcome import Outcome
+from sidecar.core.pool_policy import PoolPolicy
+from sidecar.service.connection import Connection
+from sidecar.service.gate import Gate
+
+
+class Counted(Protocol):
+    """The pool, as seen from here."""
+
+    name: str
+    upstream: Upstream
+    connections: dict[int, Connection]
+    gate: Gate
+    last_error: str | None
+
+    @property
+    def refusal(self) -> Outcome | None:
+        """Why its credential is not used now."""
+        ...
+
+    def counts(self) -> dict[str, int]:
+        """Connections by state."""
+        ...
 
 
 class PoolStatistics(Struct, frozen=True, kw_only=True):
@@ -26,3 +53,28 @@ class PoolStatistics(Struct, frozen=True, kw_only=True):
     attempts_in_flight: int
     #: until its credential may be used again
     throttled_ms: int
+
+
+def statistics_of(
+    pool: Counted, policy: PoolPolicy, *, opened: int, failed: int, compression: bool, now: float
+) -> PoolStatistics:
+    """A snapshot."""
+    connections, gate = pool.connections.values(), pool.gate
+    return PoolStatistics(
+        name=pool.name,
+        url=pool.upstream.url,
+        connections=pool.counts(),
+        slots_free=sum(c.free for c in connections),
+        opened=opened,
+        failed=failed,
+        lost=policy.statistics().lost,
+        last_error=pool.last_error,
+        rtt=min((c.rtt for c in connections if c.rtt is not None), default=None),
+        credential_refused=pool.refusal is not None,
+        compression=compression,
+        policy=repr(policy),
+        enabled=gate.enabled,
+        attempts_at_once=gate.limit.limit,
+        attempts_in_flight=gate.limit.in_flight,
+        throttled_ms=round(1000 * gate.throttled_for(now)),
+    )

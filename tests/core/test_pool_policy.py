@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from sidecar.core.connect_rate import ConnectRate
 from sidecar.core.outcome import classify
 from sidecar.core.pool_policy import CONNECTION, LEISURE, ConnectionView, Open, PoolPolicy, Retire
 from sidecar.core.transitions import IllegalTransition
@@ -442,3 +443,30 @@ class PoolMachine(RuleBasedStateMachine):
 
 PoolMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
 TestPoolMachine = PoolMachine.TestCase
+
+
+def test_connects_are_never_more_than_their_rate_allows() -> None:
+    """Whatever they are for: of a hundred connections that we closed ourselves, the bucket's are replaced at once."""
+    rate = ConnectRate(burst=4, per_second=2.0, jitter=lambda: 0.0)
+    policy = PoolPolicy(warm=8, maximum=200, burst=100, rate=rate, jitter=lambda: 0.5)
+    opened_at: list[float] = []
+    now = 0.0
+    for _ in range(200):
+        for _ in range(3):
+            policy.stopped_by_us(now)
+        opened_at += [now] * len(policy.decide(now, [], 3))
+        policy.connected(now)
+        now += 0.05
+    for start in opened_at:
+        assert sum(start <= at <= start + 5.0 for at in opened_at) <= 4 + 2 * 5
+    assert len(opened_at) > 15, "and no fewer for long"
+
+
+def test_a_probe_counts_as_a_connect() -> None:
+    """It is one, whoever asked for it."""
+    rate = ConnectRate(burst=1, per_second=1.0, jitter=lambda: 0.0)
+    policy = PoolPolicy(warm=1, maximum=4, rate=rate, jitter=lambda: 0.5)
+    policy.opened_beside(0.0)
+    assert policy.decide(0.0, [], 1) == []
+    assert policy.may_connect_at > 0.0
+    assert policy.decide(policy.next_wakeup_at(), [], 1) == [Open()]

@@ -1,0 +1,117 @@
+"""What a pool does when its credential is refused, or another one is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from msgspec import structs
+
+from sidecar.core.outcome import Outcome
+from sidecar.core.pool_policy import PoolPolicy
+from sidecar.credentials import CredentialReader
+from sidecar.errors import ConnectFailed, UpstreamFault
+from sidecar.service.connection import Connection
+from sidecar.service.current_credential import CurrentCredential
+from sidecar.service.gate import Gate
+
+
+class Keyed(Protocol):
+    """The pool, as seen from here."""
+
+    name: str
+    connections: dict[int, Connection]
+    gate: Gate
+
+    def retire(self, connection: Connection, reason: str) -> None:
+        """Take it out of service."""
+        ...
+
+    def look_again(self) -> None:
+        """Calls that wait for this upstream look again."""
+        ...
+
+
+class Refusals:
+    """One upstream's credential, and the refusal that holds while it is bad.
+
+    Args:
+        pool: whose credential it is.
+        reader: where it lies; None for an upstream without one.
+        policy: of the pool.
+        clock: the loop's time.
+        log: a bound logger.
+    """
+
+    def __init__(
+        self, pool: Keyed, reader: CredentialReader | None, policy: PoolPolicy, clock: Callable[[], float], log: Any
+    ) -> None:
+        self._pool, self._policy, self._clock, self._log = pool, policy, clock, log
+        self.credential = CurrentCredential(reader, self.move_on)
+        #: why the credential is not used now: calls are not parked for this pool
+        self.standing: Outcome | None = None
+        self._rechecking = False
+
+    def is_outdated(self, connection: Connection) -> bool:
+        """It was authenticated with another secret than the one of now."""
+        return connection.credential != self.credential.secret
+
+    def in_an_answer(self, connection: Connection, outcome: Outcome) -> tuple[Outcome, bool]:
+        """An answer said that the key is bad.
+
+        Returns:
+            how the attempt is judged (to be tried again at once when the key has changed since), and whether the key
+            is to be read anew: then `recheck` is to run.
+        """
+        if self.is_outdated(connection):
+            return structs.replace(outcome, retry="now"), False
+        recheck, self._rechecking = not self._rechecking, True
+        # While the credential is being read anew the call may wait for what comes of it.
+        return structs.replace(outcome, retry="backoff"), recheck
+
+    async def recheck(self, outcome: Outcome) -> None:
+        """Read the key anew: move on to a newer one if there is one, else stop offering this upstream."""
+        try:
+            changed = await self.credential.reread()
+        finally:
+            self._rechecking = False
+        if changed:
+            self.move_on()
+            return
+        self._log.error("credential.refused", upstream=self._pool.name, reason=outcome.message)
+        self._policy.connect_failed(self._clock(), outcome)
+        self.standing = outcome
+        for connection in list(self._pool.connections.values()):
+            if not self.is_outdated(connection):
+                self._pool.retire(connection, "credential refused")
+        self._pool.look_again()
+
+    async def at_connect(self, connection: Connection, fault: UpstreamFault, outcome: Outcome) -> bool:
+        """A connect failed. Whether its key has changed since, so that it is no failure: one immediate try follows."""
+        if outcome.credential_refused:
+            # It may have been found out already, by another connect that was refused with the same old one.
+            unreadable = isinstance(fault, ConnectFailed)
+            if self.is_outdated(connection) or (not unreadable and await self.credential.reread()):
+                self._policy.credential_changed(self._clock())
+                self._log.info("credential.changed", upstream=self._pool.name)
+                return True
+        first = self.standing is None
+        self._policy.connect_failed(self._clock(), outcome)
+        self.standing = outcome if outcome.credential_refused else None
+        if outcome.credential_refused and first:
+            self._log.error("credential.refused", upstream=self._pool.name, reason=str(fault))
+        else:
+            self._log.warning("connect.failed", upstream=self._pool.name, reason=str(fault))
+        return False
+
+    def move_on(self) -> None:
+        """Another key is there: connections of the old one are replaced, and what was said of it holds no more."""
+        now = self._clock()
+        self._log.info("credential.changed", upstream=self._pool.name)
+        for connection in self._pool.connections.values():
+            if self.is_outdated(connection):
+                connection.retire_at = now
+        self._policy.credential_changed(now)
+        self._pool.gate.throttle.credential_changed()
+        self.standing = None
+        self._pool.look_again()
