@@ -220,6 +220,8 @@ class ConnectBackoff:
             self._floor_until = max(self._floor_until, now + outcome.retry_after * (1 + 0.2 * jitter()))
         running = self._delay_until > now
         if running and (self._state == "refused" or not outcome.credential_refused):
+            if self._state == "steady":  # one that was taken in meanwhile
+                self._state = TRANSITIONS.after(self._state, "failed")
             return
         if self._up_since is not None and now - self._up_since >= self._stable_after:
             self._previous = None

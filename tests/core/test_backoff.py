@@ -220,8 +220,10 @@ def test_a_connect_that_fails_while_such_a_wait_runs_grows_nothing():
     backoff.lost(CUT, 0.1, half, lived=0.1)
     at = backoff.next_attempt_at
     backoff.connected(0.12)
+    assert backoff.only_lost
     backoff.failed(FAILED, 0.15, half)
     assert backoff.next_attempt_at == at
+    assert not backoff.only_lost, "nothing is replaced at once while connects fail"
 
 
 def test_sixty_stable_seconds_forget_the_growth():
