@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sidecar.config.model import Config, CredentialSource, Route, Upstream
+from sidecar.config.model import Client, Config, CredentialSource, Frontend, Route, Upstream
 from sidecar.config.presets import PRESETS
 
 
@@ -20,9 +20,13 @@ def describe(config: Config) -> dict[str, Any]:
             "endpoint": frontend.endpoint,
             "who_may_connect": f"group {frontend.group}" if frontend.group else "the daemon's own user only",
             "max_calls_in_flight": frontend.max_calls_in_flight,
+            "exit_reserved_calls": frontend.reserved_for_exit,
             "queue_max": frontend.queue_max,
+            "max_calls_per_minute": frontend.max_calls_per_minute,
+            "halt_file": frontend.halt_file,
         },
         "upstreams": [_upstream(upstream) for upstream in config.upstream],
+        "clients": [_client(client, frontend) for client in _clients(config)],
         "routes": [_route(route, upstreams, frontend.max_calls_in_flight) for route in config.route],
         "warnings": _warnings(config),
     }
@@ -31,6 +35,24 @@ def describe(config: Config) -> dict[str, Any]:
 def calls_at_once(upstream: Upstream) -> int:
     """Calls that all connections of the upstream carry together."""
     return upstream.max_connections * upstream.calls_per_connection
+
+
+def _clients(config: Config) -> list[Client]:
+    """Every rule, and what holds for everybody without one at the end; nothing where nobody is limited."""
+    others = [client for client in config.client if client.user == "*"] or [Client(user="*")]
+    if not config.client and config.frontend.max_calls_per_minute is None:
+        return []
+    return [*(client for client in config.client if client.user != "*"), *others]
+
+
+def _client(client: Client, frontend: Frontend) -> dict[str, Any]:
+    per_minute = client.max_calls_per_minute
+    return {
+        "uid": client.user,
+        "lanes": list(client.lanes),
+        "max_calls_in_flight": client.max_calls_in_flight,
+        "max_calls_per_minute": frontend.max_calls_per_minute if per_minute is None else per_minute,
+    }
 
 
 def _upstream(upstream: Upstream) -> dict[str, Any]:
@@ -71,6 +93,10 @@ def _route(route: Route, upstreams: dict[str, Upstream], most: int) -> dict[str,
         "timeout_ms": route.timeout_ms,
         "first_delta_timeout_ms": route.first_delta_timeout_ms,
         "idle_timeout_ms": route.idle_timeout_ms,
+        "max_attempts": route.max_attempts,
+        "backup_lanes": list(route.backup_lanes) if route.max_attempts > 1 else [],
+        "backup_min_ms": route.backup_min_ms,
+        "backup_max_ms": route.backup_max_ms,
         "max_output_tokens": route.max_output_tokens,
         "store": route.store,
     }
@@ -101,11 +127,27 @@ def _warnings(config: Config) -> list[str]:
             )
         if upstream.calls_per_connection > 1 and upstream.dialect == "chat":
             found.append(f"upstream {upstream.name}: several calls per connection need a relay that echoes `id`")
-    for route in config.route:
-        if route.store:
-            found.append(f"route {route.name}: store = true, the vendor keeps the prompts")
-        if len({target.upstream for target in route.targets}) == 1:
-            found.append(f"route {route.name}: one upstream only, nothing to fail over to")
+    if (
+        config.client
+        and config.frontend.reserved_for_exit
+        and not any("exit" in client.lanes for client in _clients(config))
+    ):
+        found.append(
+            f"{config.frontend.reserved_for_exit} places are kept for exit calls, and no client may use that lane"
+        )
+    return found + [warning for route in config.route for warning in _route_warnings(route)]
+
+
+def _route_warnings(route: Route) -> list[str]:
+    found = []
+    if route.backup_lanes and route.max_attempts == 1:
+        found.append(f"route {route.name}: max_attempts = 1, so there are neither retries nor backup requests")
+    elif route.backup_lanes and route.backup_min_ms >= route.timeout_ms:
+        found.append(f"route {route.name}: backup_min_ms = {route.backup_min_ms:g}, but calls end before that")
+    if route.store:
+        found.append(f"route {route.name}: store = true, the vendor keeps the prompts")
+    if len({target.upstream for target in route.targets}) == 1:
+        found.append(f"route {route.name}: one upstream only, nothing to fail over to")
     return found
 
 
@@ -119,7 +161,8 @@ def summary(config: Config, *, endpoint: str | None = None) -> str:
         then = "".join(f", then {target['upstream']}/{target['model']} ({target['calls_at_once']})" for target in rest)
         lines.append(
             f"{route['name']}: {route['calls_at_once']} calls at once on {first['upstream']}/{first['model']}{then}; "
-            f"{route['timeout_ms']:g} ms each, at most {route['max_output_tokens']} tokens"
+            f"{route['timeout_ms']:g} ms each, at most {route['max_attempts']} attempts and "
+            f"{route['max_output_tokens']} tokens{_backups(route)}"
         )
     lines.extend(
         f"{upstream['name']}: {upstream['warm_connections']} warm, at most {upstream['max_connections']} connections "
@@ -127,6 +170,28 @@ def summary(config: Config, *, endpoint: str | None = None) -> str:
         + ("no credential" if upstream["credential"] == "none" else f"credential from {upstream['credential']}")
         for upstream in sums["upstreams"]
     )
-    lines.append(f"in all: {frontend['max_calls_in_flight']} in flight, {frontend['queue_max']} more wait")
+    kept = frontend["exit_reserved_calls"]
+    lines.append(
+        f"in all: {frontend['max_calls_in_flight']} in flight{f', {kept} of them for exits only' if kept else ''}, "
+        f"{frontend['queue_max']} more wait"
+    )
+    lines.extend(_clients_line(client) for client in sums["clients"])
     lines.extend(f"note: {warning}" for warning in sums["warnings"])
     return "\n".join(lines)
+
+
+def _backups(route: dict[str, Any]) -> str:
+    if not route["backup_lanes"]:
+        return "; no backup requests"
+    when = f"after {route['backup_min_ms']:g} to {route['backup_max_ms']:g} ms"
+    return f"; backup requests for {', '.join(route['backup_lanes'])} {when}"
+
+
+def _clients_line(client: dict[str, Any]) -> str:
+    who = "everybody else" if client["uid"] == "*" else f"uid {client['uid']}"
+    limits = [
+        f"{client[key]} calls {unit}"
+        for key, unit in (("max_calls_in_flight", "at once"), ("max_calls_per_minute", "a minute"))
+        if client[key] is not None
+    ]
+    return f"{who}: lanes {', '.join(client['lanes'])}; {' and '.join(limits) or 'no limit of its own'}"

@@ -455,6 +455,35 @@ def test_what_it_adds_up_to(tmp_path: Path) -> None:
     assert describe(small)["routes"][0]["calls_at_once"] == 10
 
 
+def test_what_clients_backups_and_the_reserve_add_up_to(tmp_path: Path) -> None:
+    """Who may do what, what is kept for exits, when a call is sent twice; nothing of it where nothing is limited."""
+    plain = summary(loaded(tmp_path, UPSTREAM + ROUTE))
+    assert "256 in flight, 32 of them for exits only, 512 more wait" in plain
+    assert "at most 3 attempts and 256 tokens; backup requests for exit after 50 to 2000 ms" in plain
+    assert "everybody else" not in plain
+    rules = '[[client]]\nuser = 7\nlanes = ["research"]\nmax_calls_in_flight = 64\n'
+    config = loaded(tmp_path, "[frontend]\nmax_calls_per_minute = 600\n" + UPSTREAM + ROUTE + rules)
+    assert "uid 7: lanes research; 64 calls at once and 600 calls a minute" in summary(config)
+    assert "everybody else: lanes exit, entry, research; 600 calls a minute" in summary(config)
+    assert [client["uid"] for client in describe(config)["clients"]] == [7, "*"]
+    config = loaded(tmp_path, UPSTREAM + ROUTE + "backup_lanes = []\n" + rules)
+    assert "no backup requests" in summary(config)
+    assert "everybody else: lanes exit, entry, research; no limit of its own" in summary(config)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("max_attempts = 1\n", "neither retries nor backup requests"),
+        ("backup_min_ms = 2000\n", "calls end before that"),
+        ('[[client]]\nuser = "*"\nlanes = ["entry"]\n', "no client may use that lane"),
+    ],
+)
+def test_what_cannot_come_about_is_noted(tmp_path: Path, more: str, says: str) -> None:
+    """Legal, and probably not meant."""
+    assert says in "\n".join(describe(loaded(tmp_path, UPSTREAM + ROUTE + more))["warnings"])
+
+
 def test_what_is_legal_and_probably_not_meant_is_noted(tmp_path: Path) -> None:
     """Notes, not errors: a limit of the service overrun, nothing warm, a route nobody reaches."""
     text = (
