@@ -1,0 +1,73 @@
+"""The tables, for a terminal and for docs/herd.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from common import table
+
+Row = dict[str, Any]
+
+CONNECTS = (
+    "hosts, design", "connects/s in the outage: peak", "mean", "after: peak", "mean", "peak:mean whole", "after",
+    "half connected, s", "99 %", "all", "calls/s after: peak", "mean", "99 % served from, s",
+)  # fmt: skip
+CALLS = (
+    "scenario", "hosts, design", "offered in the outage", "attempts", "per offered call", "answered", "most for one",
+    "calls/s in the outage: peak", "mean", "99 % served from, s",
+)  # fmt: skip
+
+
+def number(value: float, unit: str = "") -> str:
+    """Three figures that matter; `never` for infinity."""
+    if math.isnan(value):
+        return "-"
+    if math.isinf(value):
+        return "never"
+    return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}") + unit
+
+
+def connect_rows(rows: Sequence[Row]) -> list[list[str]]:
+    """A line per run with a dark outage and one target."""
+    return [
+        [
+            f"{row['hosts']:,}, {row['design']}",
+            number(row["connects"]["outage"]["peak"]), number(row["connects"]["outage"]["mean"]),
+            number(row["connects"]["after"]["peak"]), number(row["connects"]["after"]["mean"]),
+            number(row["connects"]["whole"]["ratio"]), number(row["connects"]["after"]["ratio"]),
+            number(row["connected"]["p50"]), number(row["connected"]["p99"]), number(row["connected"]["all"]),
+            number(row["calls"]["after"]["peak"]), number(row["calls"]["after"]["mean"]), number(row["served_from"]),
+        ]
+        for row in rows if row["scenario"] == "dark"
+    ]  # fmt: skip
+
+
+def call_rows(rows: Sequence[Row]) -> list[list[str]]:
+    """A line per run: what calls cost the service while it was in trouble."""
+    return [
+        [
+            row["scenario"], f"{row['hosts']:,}, {row['design']}", number(row["offered"]), number(row["attempts"]),
+            number(row["amplification"]), number(100 * row["served"], " %"), number(row["most_attempts"]),
+            number(row["calls"]["outage"]["peak"]), number(row["calls"]["outage"]["mean"]), number(row["served_from"]),
+        ]
+        for row in rows
+    ]  # fmt: skip
+
+
+def for_terminal(rows: Sequence[Row]) -> str:
+    """Both tables and what the run took."""
+    wall = ", ".join(f"{row['scenario']} {row['hosts']} {row['design']} {row['wall_s']:.1f} s" for row in rows)
+    return "\n".join(
+        [
+            "Connects, dark outage (refused, and standing connections cut), one target",
+            table(connect_rows(rows), head=CONNECTS), "",
+            "Calls during the outage", table(call_rows(rows), head=CALLS), "", f"wall time: {wall}",
+        ]
+    )  # fmt: skip
+
+
+def markdown_table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
+    """As GitHub reads it."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
