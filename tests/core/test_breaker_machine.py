@@ -78,6 +78,23 @@ class BreakerMachine(RuleBasedStateMachine):
     def wait(self, gap):
         self.now += gap
 
+    @rule(off=st.sampled_from([-0.2, -1e-6, 0.0, 1e-6, 0.2]))
+    def wait_for_what_is_due(self, off):
+        """To the edges, where it matters: its time over, a probe or a trial lost, a trial free for a lane."""
+        instants = [self.it.next_wakeup_at(), self.it.probe_due_at(), *(self.free_at + p for p in PATIENCE.values())]
+        self.now = min((at + off for at in instants if self.now < at + off < math.inf), default=self.now)
+
+    @rule(connects=st.booleans(), what=st.sampled_from([FAILURE, LATER]))
+    def outage(self, connects, what):
+        """Failure after failure, as fast as it is asked."""
+        for _ in range(6):
+            if connects:
+                self.connect(good=False)
+                continue
+            said = self.it.admit(self.now)
+            if isinstance(said, Permit) and not said.trial:
+                self.hand_back(said, what, slow=False)
+
     @rule(lane=lanes)
     def ask(self, lane):
         state = self.it.state(self.now)
@@ -235,7 +252,7 @@ class ProbedMachine(BreakerMachine):
 
 
 for machine in (BreakerMachine, ProbedMachine):
-    machine.TestCase.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+    machine.TestCase.settings = settings(max_examples=50, stateful_step_count=50, deadline=None)
 
 TestBreaker = BreakerMachine.TestCase
 TestProbedBreaker = ProbedMachine.TestCase
