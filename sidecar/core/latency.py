@@ -30,8 +30,8 @@ MEDIANS: Final = 3.0
 #: The quantiles are looked up anew after so many samples, or so many seconds.
 STALE_SAMPLES: Final = 16
 STALE_AFTER: Final = 0.5
-#: Weight of the newest end of an attempt in the share of failures.
-WEIGHT: Final = 0.25
+#: Weight of the newest end of an attempt in the share of failures: three in a row are a quarter, one is a tenth.
+WEIGHT: Final = 0.1
 
 
 class FirstDeltaStatistics(Struct, frozen=True, kw_only=True):
@@ -94,8 +94,14 @@ class FirstDeltaTimes:
             self._failing_at = now
 
     def observe_at_least(self, seconds: float, now: float) -> None:
-        """An attempt was stopped while silent: its first delta would have taken longer than this."""
+        """An attempt was stopped while silent: its first delta would have taken longer than this.
+
+        Stopped before what is usual had passed it says nothing: a bot in a hurry makes no target look quick.
+        """
         self._stopped += 1
+        self._look(now)
+        if seconds < self._median:
+            return
         self._fresh += 1
         self._seconds.append(seconds)
         self._at.append(now)
@@ -140,6 +146,14 @@ class FirstDeltaTimes:
     def cost(self, now: float) -> float:
         """Seconds; compares targets. The faded peak, and the penalty by the share of failures; 0.0 while unknown."""
         return self._faded_peak(now) + self._penalty * self._share(now)
+
+    def expected(self, now: float) -> float:
+        """Seconds; judges a target by itself. What is usual, and the penalty by the share of failures.
+
+        One slow answer among many, which `cost` feels at once, does not move it: who judged by the peak would leave a
+        good target for every outlier.
+        """
+        return (self.usual(now) or 0.0) + self._penalty * self._share(now)
 
     def statistics(self, now: float) -> FirstDeltaStatistics:
         """A snapshot."""

@@ -81,7 +81,7 @@ class TargetRuntime:
 
     def is_fit(self, now: float, patience: float) -> bool:
         """It is expected to answer, with its first delta within `patience` seconds."""
-        return self.breaker.state(now) == "closed" and self.pool.takes_calls(now) and self.times.cost(now) < patience
+        return self.breaker.state(now) == "closed" and self.pool.takes_calls(now) and self.times.expected(now) < patience
 
 
 class RouteRuntime:

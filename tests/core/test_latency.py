@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.core.latency import ENOUGH, FEW, SAMPLES, FirstDeltaTimes
+from sidecar.core.latency import ENOUGH, FEW, SAMPLES, WEIGHT, FirstDeltaTimes
 
 
 def with_samples(*seconds, gap=0.01, times=None, **fields):
@@ -226,7 +226,7 @@ def test_a_clock_that_goes_back_does_no_harm():
     it.failed(10)
     assert it.cost(5) == it.cost(10)
     it.observe(0.1, 5)
-    assert it.cost(5) <= 1.0 + 5 * 0.25
+    assert it.cost(5) <= 1.0 + 5 * WEIGHT
 
 
 def test_being_stopped_early_says_nothing_of_the_cost():
@@ -245,22 +245,50 @@ def test_a_fast_rejecter_never_looks_attractive():
     for number in range(20):
         rejecter.failed(number * 0.01)
         honest.observe(0.8, number * 0.01)
-    assert rejecter.cost(0.2) > 4.5 > honest.cost(0.2)
+    assert rejecter.cost(0.2) > 4 > honest.cost(0.2)
     assert FirstDeltaTimes().cost(0) == 0
     assert rejecter.cost(5.2) < rejecter.cost(0.2) / 2
-    for _ in range(20):
+    for _ in range(40):
         rejecter.observe(0.02, 0.2)
     assert rejecter.cost(0.2) < 0.1
-    once = FirstDeltaTimes()
-    once.failed(0)
-    assert once.cost(0) == 1.25
+
+
+def test_one_outlier_or_failure_makes_no_bad_target():
+    """What is expected of it is the usual, and half a second for a failure a moment ago."""
+    it, now = with_samples(*[0.3] * 40)
+    it.observe(9.0, now)
+    it.observe_at_least(9.0, now)
+    assert it.cost(now) == 9.0
+    assert it.expected(now) == 0.3
+    it.failed(now)
+    assert it.expected(now) == pytest.approx(0.3 + 5 * WEIGHT)
+    it.failed(now)
+    it.failed(now)
+    assert it.expected(now) > 1.5, "three in a row do"
+    assert it.expected(now + 20) < 0.35
+    assert FirstDeltaTimes().expected(0) == 0
+
+
+def test_bots_in_a_hurry_make_no_target_look_quick():
+    """Four of five attempts are stopped after 5 to 100 ms, those that may run take 300 ms: that stays usual."""
+    dice, it, now = random.Random(2), FirstDeltaTimes(), 0.0
+    for _ in range(1000):
+        now += 0.01
+        if dice.random() < 0.8:
+            it.observe_at_least(0.005 + 0.095 * dice.random(), now)
+        else:
+            it.observe(0.3, now)
+    assert it.usual(now) == 0.3
+    assert it.quantile(0.05, now) == 0.3
+    assert it.backup_after(now) == 0.3
+    assert it.statistics(now).stopped > 700
 
 
 def test_statistics_say_what_is_known():
     """A snapshot for people and metrics."""
     it, now = with_samples(*[0.1] * 20)
     it.failed(now)
-    it.observe_at_least(0.05, now)
+    it.observe_at_least(0.15, now)
     said = it.statistics(now + 1)
     assert (said.samples, said.median, said.p95) == (21, 0.1, 0.1)
     assert (said.answered, said.stopped, said.failed) == (20, 1, 1)
@@ -291,7 +319,7 @@ def test_what_it_says_is_of_what_it_saw(history):
             seen.append(seconds)
         elif what == "stop":
             it.observe_at_least(seconds, now)
-            seen.append(seconds)
+            seen.append(seconds)  # or not: then it says nothing
         elif what == "fail":
             it.failed(now)
         values = [it.quantile(q, now) for q in (0, 0.1, 0.5, 0.9, 1)]
@@ -301,4 +329,5 @@ def test_what_it_says_is_of_what_it_saw(history):
         due, usual = it.backup_after(now), it.usual(now)
         assert due is None or (0.05 <= due <= 2.0 and usual is not None)
         assert 0 <= it.cost(now) <= max([*seen, 0]) + 5
+        assert 0 <= it.expected(now) <= max([*seen, 0]) + 5
         assert it.statistics(now).samples <= SAMPLES
