@@ -12,9 +12,9 @@ import pytest
 
 HERE = Path(__file__).parent
 COMMANDS = (
-    "backup", "choose_chaos", "client_cost", "control_lag", "deadlines", "footprint", "growth", "guard", "hostile",
-    "hot_path", "hundred_million", "million_tokens", "peers", "ports", "probe_under_load", "short_call", "warmth",
-    "workers",
+    "backup", "choose_chaos", "client_cost", "control_lag", "deadlines", "exit_lane", "footprint", "growth", "guard",
+    "hostile", "hot_path", "hundred_million", "million_tokens", "peers", "ports", "probe_under_load", "short_call",
+    "warmth", "workers",
 )  # fmt: skip
 
 
@@ -163,6 +163,13 @@ def test_late_first_tokens_are_rescued_by_backups() -> None:
     assert {name: one["codes"] for name, one in found.items()} == {name: {"done": 100} for name in found}
     assert {name for name, one in found.items() if one["backup_used"]} == {"one target, with", "two targets, with"}
     assert set(found["two targets, with"]["upstreams"]) == {"d1", "d2"}
+
+
+def test_exit_calls_are_answered_beside_ten_times_the_research() -> None:
+    """All of them, while research is shed; how soon is the full run's matter."""
+    found = run("exit_lane")
+    assert all(set(codes) == {"done"} for codes in found["exit"].values())
+    assert found["research"]["beside research"]["overloaded"] > found["research"]["beside research"]["done"]
 
 
 def test_every_file_here_is_told_of() -> None:
