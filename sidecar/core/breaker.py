@@ -53,6 +53,8 @@ TRANSITIONS: Final[Table[State]] = Table(
 
 #: Seconds for which a free trial is kept from a lane, in the hope of a call that has less to lose.
 PATIENCE: Final[dict[Lane, float]] = {"research": 0.0, "entry": 0.1, "exit": 0.25}
+#: Seconds, the longest open time after a failed probe, which cost no call: as long as connects wait at most.
+PROBE_CAP: Final = 10.0
 #: Seconds added to a wait for a free trial, so that whoever waited does not come a rounding too early, and looks twice.
 _LATER: Final = 0.01
 
@@ -280,7 +282,7 @@ class Breaker:
             self._probe_until = now + self._trial_timeout
 
     def probe_ended(self, now: float, ok: bool) -> None:  # noqa: FBT001  (the one thing there is to say)
-        """The probe ended. `ok`: half-open, trials may go; not `ok`: open again, for longer.
+        """The probe ended. `ok`: half-open, trials may go; not `ok`: open again, for longer up to `PROBE_CAP`.
 
         Without a probe out (ended already, given up for lost, a trip or a close since) it says nothing.
         """
@@ -360,15 +362,15 @@ class Breaker:
         self._step("trip")
         self._trips += 1
         self._no_way_in = False
-        self._stay_open(now, outcome.retry_after)
+        self._stay_open(now, outcome.retry_after, self._open_cap)
 
     def _probe_failed(self, now: float, retry_after: float | None = None) -> None:
         self._step("probe_failed")
-        self._stay_open(now, retry_after)
+        self._stay_open(now, retry_after, min(self._open_cap, PROBE_CAP))
 
-    def _stay_open(self, now: float, retry_after: float | None) -> None:
+    def _stay_open(self, now: float, retry_after: float | None, cap: float) -> None:
         # Equal jitter between half and the whole of 2, 4, 8 ... times the base: never below it, never above the cap.
-        longest = min(self._open_cap, math.ldexp(2 * self._open_base, min(self._growth, 32)))
+        longest = min(cap, math.ldexp(2 * self._open_base, min(self._growth, 32)))
         wait = max(self._open_base, longest / 2 * (1 + self._jitter()))
         if retry_after is not None:
             # Jittered upwards: all who were told the same must not come back as one.
