@@ -79,7 +79,7 @@ class BudgetSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """`retry_budget` of an upstream: attempts after a call's first that it may be sent."""
 
     attempts: Annotated[float, Meta(ge=2, le=100_000)] = 10
-    per_second: Annotated[float, Meta(ge=0, le=100_000)] = 1
+    per_second: Annotated[float, Meta(ge=0, le=100_000)] = 0.1
     per_call: Annotated[float, Meta(ge=0, le=10)] = 0.1
 
 

@@ -65,6 +65,8 @@ CONNECTION: Final[Table[ConnectionState]] = Table(
 
 #: Rotation falls into this last share of `max_age`.
 ROTATION_SPREAD: Final = 0.2
+#: Seconds over which spares that nobody is in need of are spread after an outage: a fleet's first connections are.
+AFTERMATH: Final = 5.0
 #: Seconds between two connects that nobody is in need of: each takes a millisecond of the loop, TLS two. Where many
 #: spares are wanted it is less, so that the other half of them is there in `LEISURE_IN_ALL`.
 LEISURE: Final = 0.020
@@ -155,6 +157,7 @@ class PoolPolicy:
         self._wake_at = -math.inf  # decide() has something to say at once: it has never been asked
         self._leisure = min(LEISURE, 2 * LEISURE_IN_ALL / max(1, self._warm))
         self._leisurely_at = -math.inf  # when the next spare may be opened that nobody is in need of
+        self._aftermath_until = -math.inf
         #: connections we closed ourselves and have not replaced yet
         self._owed = 0
         self._opened = self._retired = self._failed = self._lost = self._stopped = 0
@@ -163,6 +166,9 @@ class PoolPolicy:
 
     def connected(self, now: float) -> None:
         """A connect succeeded."""
+        if not self._backoff.only_lost:
+            self._leisurely_at = max(self._leisurely_at, now + AFTERMATH * self._jitter())
+            self._aftermath_until = now + AFTERMATH
         self._backoff.connected(now)
         self._at_once = min(self._burst, self._at_once * 2)
         self._wake_at = now
@@ -230,7 +236,7 @@ class PoolPolicy:
         if total >= self._maximum or (idle + connecting >= self._warm and not waiting):
             return False
         start_at = self._start_at(standing=total > connecting, waiting=waiting)
-        if self._at_leisure(idle, waiting) and self._leisurely_at > start_at:
+        if self._at_leisure(idle, waiting, now) and self._leisurely_at > start_at:
             start_at = self._leisurely_at
         # Before that there is nothing to open; but the policy must know that it is to look again then.
         return now >= start_at or self._wake_at > start_at
@@ -293,12 +299,15 @@ class PoolPolicy:
         opens, start_at = 0, self._start_at(standing=standing > 0, waiting=waiting)
         if now >= start_at:
             at_once, start_at = self._at_once, math.inf
-            if not due and self._at_leisure(idle, waiting):
+            if not due and self._at_leisure(idle, waiting, now):
                 at_once = 1 if now >= self._leisurely_at else 0
                 start_at = self._leisurely_at if at_once == 0 else math.inf
             opens = max(0, min(missing, at_once - connecting))
             if opens:
-                self._leisurely_at = now + self._leisure
+                leisure = self._leisure
+                if now < self._aftermath_until:
+                    leisure = AFTERMATH / max(1, self._warm) * (0.5 + self._jitter())
+                self._leisurely_at = now + leisure
         if opens < missing and self._owed and self._backoff.only_lost:
             opens = max(opens, min(missing, self._owed, self._burst - connecting))
         wanted, opens = opens, min(opens, self._rate.room(now))
@@ -313,12 +322,13 @@ class PoolPolicy:
             at = self._backoff.early_attempt_at if waiting else self._backoff.early_spare_at
         return max(at, self._rate.next_at)
 
-    def _at_leisure(self, idle: int, waiting: int) -> bool:
-        """Half of the spares are there, and nobody waits: the others follow one by one.
+    def _at_leisure(self, idle: int, waiting: int, now: float) -> bool:
+        """Half of the spares are there (after an outage: one), and nobody waits: the others follow one by one.
 
-        A burst of calls is not to be held up by the connects that are to serve the next one.
+        A burst of calls is not to be held up by the connects that are to serve the next one; nor is another host's
+        first connection by this one's fourth.
         """
-        return not waiting and 2 * idle >= self._warm
+        return not waiting and (2 * idle >= self._warm or (idle > 0 and now < self._aftermath_until))
 
     def _to_retire(
         self,

@@ -17,6 +17,7 @@ class Probed(Protocol):
     """The pool, as seen from here."""
 
     breakers: list[Breaker]
+    connections: dict[int, Connection]
 
     async def open_one(self) -> Connection:
         """A connect now; what comes back has no `websocket` when it failed."""
@@ -60,18 +61,21 @@ class Prober:
                 with trio.move_on_at(due_at):
                     await self._woken.wait()
                 continue
+            wanted_at = min(wanted_at, now)
             waiting = [breaker for breaker in pool.breakers if breaker.probe_due_at() <= now]
             for breaker in waiting:
                 breaker.probe_started(now)
-            stands = await self._probe()
+            stands = await self._probe(wanted_at)
             now = self._clock()
             for breaker in waiting:
                 breaker.probe_ended(now, stands)
             if stands:
                 pool.look_again()
 
-    async def _probe(self) -> bool:
-        connection = await self._pool.open_one()
+    async def _probe(self, wanted_at: float) -> bool:
+        """A connection that was made since is fresh enough: after an outage a whole fleet's connects are in demand."""
+        made = [c for c in self._pool.connections.values() if c.opened_at is not None and c.opened_at >= wanted_at]
+        connection = next((c for c in made if c.websocket is not None), None) or await self._pool.open_one()
         websocket = connection.websocket
         if websocket is None:
             return False

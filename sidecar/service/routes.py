@@ -95,13 +95,15 @@ class RouteRuntime:
 
     __slots__ = (
         "_backup_lanes", "_default_options", "_measured_at", "_natural", "_order_until", "_patience", "_preference",
-        "_usual", "_usual_until", "config", "name", "targets",
+        "_usual", "_usual_until", "budgets", "config", "name", "targets",
     )  # fmt: skip
 
     def __init__(self, config: Route, targets: list[TargetRuntime], *, jitter: Callable[[], float]) -> None:
         self.name = config.name
         self.config = config
         self.targets = targets
+        #: of its targets' upstreams, each once
+        self.budgets = tuple({id(target.budget): target.budget for target in targets}.values())
         self._default_options: list[Options] | None = None
         self._backup_lanes = frozenset(config.backup_lanes)
         self._natural = tuple(range(len(targets)))

@@ -247,7 +247,8 @@ class RunningCall:
         target.pool.leased(connection)
         target.pool.gate.limit.taken()
         if not self.policy.made:
-            target.budget.deposit(now)
+            for other in self.route.budgets:
+                other.deposit(now)
         sent_at = desk.clock()
         if self.waiting_since is not None:
             self.overhead += sent_at - now

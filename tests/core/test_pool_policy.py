@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from sidecar.core.connect_rate import ConnectRate
 from sidecar.core.outcome import classify
-from sidecar.core.pool_policy import CONNECTION, LEISURE, ConnectionView, Open, PoolPolicy, Retire
+from sidecar.core.pool_policy import AFTERMATH, CONNECTION, LEISURE, ConnectionView, Open, PoolPolicy, Retire
 from sidecar.core.transitions import IllegalTransition
 from sidecar.errors import ConnectFailed, ConnectionLost, UpgradeRefused
 
@@ -161,7 +161,7 @@ def test_without_spares_wanted_a_due_connection_just_goes():
 
 
 def test_after_a_failure_one_connect_at_a_time_then_twice_as_many():
-    """No herd: 1 until one succeeds, then 2, 4, 8, 16."""
+    """No herd, however many calls wait: 1 until one succeeds, then 2, 4, 8, 16."""
     it = policy(warm=64, maximum=64, burst=16)
     it.decide(0, [], 0)
     it.connect_failed(0, FAILED)
@@ -169,9 +169,9 @@ def test_after_a_failure_one_connect_at_a_time_then_twice_as_many():
     assert it.next_wakeup_at() == it.may_connect_at == 0.5
     sizes, ready, now = [], 0, 0.5
     for _ in range(5):
-        opens, _retire = counts(it.decide(now, views("R" * ready), 0))
+        opens, _retire = counts(it.decide(now, views("R" * ready), 64))
         sizes.append(opens)
-        assert counts(it.decide(now, views("R" * ready + "C" * opens), 0)) == (0, [])
+        assert counts(it.decide(now, views("R" * ready + "C" * opens), 64)) == (0, [])
         it.connected(now)
         ready += opens
     assert sizes == [1, 2, 4, 8, 16]
@@ -470,3 +470,40 @@ def test_a_probe_counts_as_a_connect() -> None:
     assert policy.decide(0.0, [], 1) == []
     assert policy.may_connect_at > 0.0
     assert policy.decide(policy.next_wakeup_at(), [], 1) == [Open()]
+
+
+def test_after_an_outage_one_connection_comes_first_and_spares_when_the_others_had_theirs() -> None:
+    """Of a fleet each gets its first before anybody gets its fourth: spares follow one by one, over seconds."""
+    dice = random.Random(3)
+    firsts: list[float] = []
+    alls: list[float] = []
+    for _ in range(50):
+        it = PoolPolicy(warm=4, maximum=16, jitter=dice.random)
+        it.decide(0.0, [], 0)
+        it.connect_failed(0.0, FAILED)
+        now, ready, opened = 0.0, 0, []
+        while ready < 4:
+            now = max(now, it.next_wakeup_at())
+            opens, _ = counts(it.decide(now, views("R" * ready), 0))
+            assert opens <= 1
+            opened += [now] * opens
+            ready += opens
+            if opens:
+                it.connected(now)
+        firsts.append(opened[0])
+        alls.append(opened[-1] - opened[0])
+    assert max(firsts) <= 1.0
+    assert sum(alls) / len(alls) > AFTERMATH / 2
+    assert max(alls) <= 3 * AFTERMATH
+
+
+def test_a_call_does_not_wait_for_the_aftermath() -> None:
+    """Somebody waits: opened now."""
+    it = policy(warm=4, maximum=16)
+    it.decide(0.0, [], 0)
+    it.connect_failed(0.0, FAILED)
+    now = it.next_wakeup_at()
+    it.decide(now, [], 0)
+    it.connected(now)
+    assert counts(it.decide(now, views("R"), 0))[0] == 0
+    assert counts(it.decide(now, views("B"), 2))[0] == 2

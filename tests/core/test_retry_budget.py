@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from sidecar.core.breaker import Breaker
 from sidecar.core.outcome import classify
-from sidecar.core.retry import RetryBudget
+from sidecar.core.retry import SECONDS_OF_LOAD, RetryBudget
 from sidecar.errors import ConnectionLost
 
 
@@ -21,8 +21,8 @@ def test_it_starts_full_and_runs_dry():
 
 
 def test_it_refills_by_the_second_and_by_first_attempts():
-    """1/s, and 0.1 per first attempt."""
-    budget = RetryBudget()
+    """So much per second, and 0.1 per first attempt."""
+    budget = RetryBudget(per_second=1.0)
     for _ in range(10):
         budget.withdraw(0)
     assert not budget.withdraw(0.9)
@@ -62,7 +62,7 @@ def test_impossible_budgets_are_refused(bad):
 
 @given(st.lists(st.tuples(st.sampled_from("dw"), st.floats(0, 5)), max_size=200))
 def test_the_books_balance(history):
-    """0 <= balance <= capacity; withdrawals never exceed what was there, came by time, and was deposited."""
+    """0 <= balance <= capacity at a small load; withdrawals never exceed what was there, came by time, and was deposited."""
     budget, now = RetryBudget(), 0.0
     for what, gap in history:
         now += gap
@@ -82,7 +82,7 @@ class BudgetMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.it = RetryBudget(capacity=4, per_second=0.5, per_first_attempt=0.25)
-        #: (instant, +1 paid, -1 given back, 0 deposit)
+        #: (instant, +1 paid, -1 given back, 0 deposit, what was there before)
         self.log = []
         self.paid = 0
 
@@ -93,8 +93,8 @@ class BudgetMachine(RuleBasedStateMachine):
     @rule(times=st.integers(1, 8))
     def first_attempt(self, times):
         for _ in range(times):
+            self.log.append((self.now, 0, self.it.balance(self.now)))
             self.it.deposit(self.now)
-            self.log.append((self.now, 0))
 
     @rule(what=st.sampled_from(["retry", "backup", "restart"]), times=st.integers(1, 6))
     def further(self, what, times):
@@ -104,27 +104,30 @@ class BudgetMachine(RuleBasedStateMachine):
             assert paid == (before >= 1), what
             if paid:
                 self.paid += 1
-                self.log.append((self.now, 1))
+                self.log.append((self.now, 1, before))
 
     @precondition(lambda self: self.paid)
     @rule()
     def never_made(self):
         self.paid -= 1
+        self.log.append((self.now, -1, self.it.balance(self.now)))
         self.it.give_back()
-        self.log.append((self.now, -1))
 
     @invariant()
     def it_is_between_nothing_and_full(self):
-        assert 0 <= self.it.balance(self.now) <= 4
+        most = self.it.statistics(self.now).capacity
+        assert 0 <= self.it.balance(self.now) <= most
+        deposits = self.it.statistics(self.now).deposits
+        assert 4 <= most <= max(4, SECONDS_OF_LOAD * deposits / 10 + 1e-6)
 
     def teardown(self):
         """Over any time: no more further attempts than were there, came by time, and were earned by first ones."""
-        for start, (begin, _) in enumerate(self.log):
+        for start, (begin, _, there) in enumerate(self.log):
             made = earned = 0
-            for at, what in self.log[start:]:
+            for at, what, _ in self.log[start:]:
                 made += max(what, 0)
                 earned += 0.25 if what == 0 else 1 if what == -1 else 0
-                assert made <= 4 + 0.5 * (at - begin) + earned + 1e-6
+                assert made <= there + 0.5 * (at - begin) + earned + 1e-6
 
 
 BudgetMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
@@ -169,3 +172,25 @@ def test_a_first_attempt_that_answers_pays_for_later_ones():
     for _ in range(100):
         budget.deposit(0)
     assert budget.balance(0) == pytest.approx(10)
+
+
+def test_a_healthy_upstream_may_be_given_all_that_falls_to_it_at_once():
+    """At 50 calls a second, with 0.3 s to a first delta, 15 lose their connection in one instant: none is refused."""
+    budget, now = RetryBudget(), 0.0
+    for _ in range(50 * 60):
+        now += 0.02
+        budget.deposit(now)
+    assert all(budget.withdraw(now) for _ in range(15))
+    assert budget.statistics(now).capacity == pytest.approx(100, rel=0.02)
+
+
+def test_what_a_busy_hour_allowed_is_forgotten():
+    """The load was high, and is not any more: what may fall to it is as little as at the start."""
+    budget, now = RetryBudget(per_second=0), 0.0
+    for _ in range(50 * 60):
+        now += 0.02
+        budget.deposit(now)
+    now += 100
+    budget.deposit(now)
+    assert budget.statistics(now).capacity == 10
+    assert budget.balance(now) == 10

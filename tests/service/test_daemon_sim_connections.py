@@ -188,7 +188,7 @@ async def test_a_closed_connection_takes_no_place() -> None:
         for served in closed:
             served.cut = leave_open  # type: ignore[method-assign,assignment]
             await served.close(1011)
-        await trio.sleep(1.4)
+        await trio.sleep(8)
         assert house.daemon.pools["a"].counts() == {"READY": 2}
         house["a"].default = silent
         bot = house.bot()
