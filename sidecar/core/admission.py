@@ -206,12 +206,8 @@ class Admission:
                 return _ADMITTED
         return self._enqueue(call_key, _RANK[lane], deadline, now, holder, usual)
 
-    def leave(self, call_key: Hashable, now: float | None = None) -> list[Hashable]:
+    def leave(self, call_key: Hashable, now: float) -> list[Hashable]:
         """A call in flight is over.
-
-        Args:
-            call_key: its name.
-            now: instant; None: nothing is learnt from how long it was there.
 
         Returns:
             the calls that are in flight from now on, in the order they were admitted.
@@ -228,11 +224,10 @@ class Admission:
             one_less(self._exit_held, holder)
         else:
             self._ordinary -= 1
-        if now is not None:
-            if self._left < SAMPLES:
-                self._left += 1
-            self._hold += (now - since - self._hold) / self._left
-        return self._admit(self._called_at if now is None else now) if self._queued else []
+        if self._left < SAMPLES:
+            self._left += 1
+        self._hold += (now - since - self._hold) / self._left
+        return self._admit(now) if self._queued else []
 
     def remove(self, call_key: Hashable) -> None:
         """A queued call is over: its deadline passed, it was cancelled, its bot is gone.
