@@ -105,9 +105,30 @@ async def test_the_daemon_shows_what_it_has_and_refuses_what_it_has_not() -> Non
     """The real daemon's own handlers: lists of what may be shown; for anything else a refusal, which ends nothing."""
     async with clockwork(upstreams={"a": {}}) as house:
         show = house.daemon.handlers()["show"]
-        for what in ("upstreams", "calls", "stats"):
+        for what in ("upstreams", "calls", "clients", "stats"):
             answer = show({"type": "show", "what": what})
             assert (answer["type"], answer["what"], type(answer["data"])) == ("shown", what, list)
         for strange in ("nothing", "", 7, None, {}, ["calls"]):
             with pytest.raises(ValueError, match="upstreams"):
                 show({"type": "show", "what": strange})
+
+
+@virtual
+async def test_the_daemon_does_what_operators_order() -> None:
+    """Its own handlers: a halt ends calls of its lane and refuses new ones, others go on; upstreams out and in."""
+    async with clockwork(upstreams={"a": {}, "b": {}}) as house:
+        handlers = house.daemon.handlers()
+        bot = house.bot()
+        entry = bot.call("a", timeout_ms=5000)
+        await trio.sleep(0.01)
+        said = handlers["halt"]({"type": "halt", "lanes": ["entry"], "reason": "bad prices"})
+        assert (said["lanes"], said["ended"], said["sticky"]) == (["entry"], 1, False)
+        ended = await bot.terminal(entry)
+        assert (ended["code"], ended["message"]) == ("halted", "halted by the operator: bad prices")
+        refused = await bot.terminal(bot.call("b", timeout_ms=500))
+        assert (refused["code"], refused["call_id"]) == ("halted", None)
+        assert house.daemon.report().halted == ["entry"]
+        assert handlers["resume"]({"type": "resume"})["lanes"] == []
+        assert handlers["upstream"]({"type": "upstream", "name": "a", "enabled": False})["without"] == []
+        assert not house.daemon.pools["a"].enabled
+        assert handlers["upstream"]({"type": "upstream", "name": "a", "enabled": True})["enabled"] is True
