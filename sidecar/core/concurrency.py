@@ -1,13 +1,17 @@
 """How many attempts one upstream is given at once: as many as it bears, found by trying.
 
-The limit starts at its maximum: without a signal there is nothing to limit. An overloaded outcome cuts it, successes
-let it grow again, and only while it is used:
+The limit starts at its maximum: without a signal there is nothing to limit. Overload cuts it, successes let it grow
+again, at a quarter of the pace while less than half of it is in use:
 
-    | limit | a success, at least half of it in use | an overloaded outcome | restart |
+    | limit | a success | overload | restart |
     |---|---|---|---|
     | at its maximum | stays | cut | slow start |
     | below the threshold: slow start | grows by 1 | cut | slow start |
     | above it: congestion avoidance | grows by 1 per limit's worth | cut | slow start |
+
+Overload is two refusals in a row, or a steady one in eleven (of calls that are merely slow one in six): the pressure, a
+leaky bucket. An upstream that refuses one call in a hundred, or is late with it, does so for reasons of its own; if
+each such call cut the limit, it would be 17 of 64, and 5 where two are in flight: a limit is to bound, not to hinder.
 
 A cut takes 30 %, at most once per as many ends of attempts as were in flight at the last one: what was on its way
 together tells of one overload, not of forty. The threshold is the limit after a cut. While nothing is answered between
@@ -15,7 +19,8 @@ cuts, and at a restart in slow start, it stays where the first one put it: an up
 much it bears when it is up, and the way back would take an hour.
 
 Sources: RFC 5681 (slow start, congestion avoidance, the threshold held over repeated losses), RFC 6582 (one cut per
-window), Netflix concurrency-limits' AIMDLimit (no growth below half).
+window), Mathis et al. 1997 (what random losses do to such a limit), Netflix concurrency-limits' AIMDLimit (what is not
+used proves little).
 """
 
 from __future__ import annotations
@@ -28,6 +33,13 @@ from sidecar.core.outcome import Kind, Outcome
 from sidecar.core.transitions import IllegalTransition
 from sidecar.wire import Lane
 
+#: What an overloaded outcome, and one that was merely slow, add to the pressure; what a success takes off; what cuts.
+BY_OVERLOADED: Final = 1.0
+BY_SLOW: Final = 0.5
+RELIEF: Final = 0.1
+TOO_MUCH: Final = 2.0
+#: Growth by a success while less than half of the limit is in use.
+UNUSED: Final = 0.25
 #: What is left of the limit after a cut.
 CUT: Final = 0.7
 #: One place of so many, and one at least, is kept for exit calls.
@@ -59,8 +71,8 @@ class ConcurrencyLimit:
     """
 
     __slots__ = (
-        "_answered", "_cuts", "_first", "_limit", "_maximum", "_restarts", "_room", "_threshold", "_whole", "_window",
-        "in_flight",
+        "_answered", "_cuts", "_first", "_limit", "_maximum", "_pressure", "_restarts", "_room", "_threshold", "_whole",
+        "_window", "in_flight",
     )  # fmt: skip
 
     def __init__(self, maximum: int, *, first: int = 4) -> None:
@@ -70,6 +82,7 @@ class ConcurrencyLimit:
         self._maximum = maximum
         self._first = first
         self._threshold = float(maximum)
+        self._pressure = 0.0
         self._window = 0  # ends of attempts that still belong to the last cut
         self._answered = True  # since the last cut
         self._cuts = self._restarts = 0
@@ -92,8 +105,8 @@ class ConcurrencyLimit:
         """An attempt ended.
 
         Args:
-            outcome: classified. THROTTLED, 503 and 529 cut the limit, a success lets it grow, nothing else moves it.
-            slow: it was overtaken by its full first-delta timeout; that cuts, too, whatever came of it.
+            outcome: classified. THROTTLED, 503 and 529 speak of overload, a success against it, nothing else counts.
+            slow: it was overtaken by its full first-delta timeout; that speaks of overload, too, whatever came of it.
 
         Raises:
             IllegalTransition: none is in flight.
@@ -102,27 +115,32 @@ class ConcurrencyLimit:
         if in_flight == 0:
             raise IllegalTransition("concurrency: released, and none is in flight")
         self.in_flight = in_flight - 1
+        window = self._window
+        if window:
+            self._window = window - 1
         kind = outcome.kind
-        if slow or kind is Kind.THROTTLED or outcome.upstream_status in OVERLOADED:
-            if self._window:
-                self._window -= 1
-            else:
-                self._cut(in_flight)
-            return
-        if kind is Kind.SUCCESS:
+        if kind is Kind.THROTTLED or outcome.upstream_status in OVERLOADED:
+            if not window:
+                self._press(BY_OVERLOADED, in_flight)
+        elif slow:
+            if not window:
+                self._press(BY_SLOW, in_flight)
+        elif kind is Kind.SUCCESS:
             self._answered = True
+            if self._pressure:
+                self._pressure = max(0.0, self._pressure - RELIEF)
             limit = self._limit
-            # Against the whole number: with one place kept for exit calls others never fill half of 2.5.
-            if not self._window and limit < self._maximum and 2 * in_flight >= self._whole:
-                self._set(limit + (1.0 if limit < self._threshold else 1.0 / limit))
-        if self._window:
-            self._window -= 1
+            if limit < self._maximum and not window:
+                # Against the whole number: with one place kept for exit calls others never fill half of 2.5.
+                pace = 1.0 if 2 * in_flight >= self._whole else UNUSED
+                self._set(limit + (pace if limit < self._threshold else pace / limit))
 
     def restart(self) -> None:
         """After an outage: begin small, slow start up to half of the limit before it."""
         if self._limit >= self._threshold:
             self._threshold = max(1.0, self._limit / 2)
         self._window = 0
+        self._pressure = 0.0
         self._restarts += 1
         self._set(min(self._limit, float(self._first)))
 
@@ -137,7 +155,11 @@ class ConcurrencyLimit:
             restarts=self._restarts,
         )
 
-    def _cut(self, in_flight: int) -> None:
+    def _press(self, by: float, in_flight: int) -> None:
+        self._pressure += by
+        if self._pressure < TOO_MUCH:
+            return
+        self._pressure = 0.0
         self._window = in_flight - 1
         self._cuts += 1
         self._set(max(1.0, CUT * self._limit))
