@@ -1,8 +1,8 @@
 """Exit calls beside ten times as much research as fits: how much later does their first delta come than alone?
 
 One daemon, one relay, a bot that makes exit calls at a steady rate, and research bots that offer, whatever comes back
-(an open loop), so many times what fits; what fits is `max_calls_in_flight` divided by how long a research call takes,
-which is measured first. Calls that are refused count as offered. Phases of exit calls alone and of both alternate in
+(an open loop), so many times what fits; what fits is `max_calls_in_flight`, or the connections when these are fewer,
+divided by how long a research call takes, which is measured first. Calls that are refused count as offered. Phases of exit calls alone and of both alternate in
 one run, so that both see the same machine. A third kind of phase, research as it fits, tells what a shed call costs:
 the processor time of the daemon in a full phase beyond it, over the calls that were shed.
 """
@@ -160,7 +160,15 @@ def usual_seconds(bot: Bot, prompt: str, *, calls: int, at_once: int) -> float:
 
 
 def run(bench: Bench, bot: Bot, pid: int, *, research_rate: float, options: Any) -> Phase:
-    """One phase."""
+    """Exit calls beside ten times as much research as fits: how much later does their first delta come than alone?
+
+One daemon, one relay, a bot that makes exit calls at a steady rate, and research bots that offer, whatever comes back
+(an open loop), so many times what fits; what fits is `max_calls_in_flight`, or the connections where these are fewer,
+divided by how long a research call takes, which is measured first. Calls that are refused count as offered. Phases of
+exit calls alone and of both alternate in one run, so that both see the same machine. A third kind of phase, research
+as it fits, tells what a shed call costs: the processor time of the daemon in a full phase beyond it, over the calls
+that were shed.
+"""
     phase = Phase()
     seconds = 1.5 if options.quick else options.seconds
     begin_us = mono_us() + int(1e6 * (LEAD if research_rate else 0.1))
@@ -205,6 +213,9 @@ def main() -> int:
     arguments.add_argument("--tokens", type=int, default=10, help="of a research call's answer")
     arguments.add_argument("--cadence-ms", type=float, default=50.0, help="of a research call's answer")
     arguments.add_argument("--max-calls", type=int, default=32, help="max_calls_in_flight")
+    arguments.add_argument(
+        "--connections", type=int, help="max_connections; all are warm (default: half as many again)"
+    )
     arguments.add_argument("--queue", type=int, default=64, help="queue_max; twice max_calls, as the defaults are")
     arguments.add_argument("--times", type=float, default=10.0, help="research offered, in multiples of what fits")
     arguments.add_argument("--research-bots", type=int, default=2, help="processes; two can take everything")
@@ -228,14 +239,15 @@ def main() -> int:
     with Bench() as bench:
         relay = bench.relay()
         frontend = f"max_calls_in_flight = {options.max_calls}\nqueue_max = {options.queue}\n{options.frontend}\n"
-        warm = options.max_calls
+        connections = options.connections or options.max_calls * 3 // 2
+        warm = min(connections, options.max_calls)
         daemon = bench.daemon(
-            upstream("sim", relay.url(), warm=warm, maximum=warm + warm // 2) + route("sim"), frontend=frontend
+            upstream("sim", relay.url(), warm=warm, maximum=connections) + route("sim"), frontend=frontend
         )
         bench.until_connected(warm, "sim")
         with Bot(bench.endpoint) as bot:
             usual_s = usual_seconds(bot, options.research_prompt, calls=8 if options.quick else 64, at_once=8)
-            fits = options.max_calls / usual_s
+            fits = warm / usual_s
             witnesses = Witnesses(bench)
             time.sleep(LEAD)
             offered = {ALONE: 0.0, FITS: fits, BESIDE: options.times * fits}
