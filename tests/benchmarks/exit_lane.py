@@ -1,10 +1,11 @@
 """Exit calls beside ten times as much research as fits: how much later does their first delta come than alone?
 
 One daemon, one relay, a bot that makes exit calls at a steady rate, and research bots that offer, whatever comes back
-(an open loop), so many times what fits; what fits is `max_calls_in_flight`, or the connections when these are fewer,
-divided by how long a research call takes, which is measured first. Calls that are refused count as offered. Phases of exit calls alone and of both alternate in
-one run, so that both see the same machine. A third kind of phase, research as it fits, tells what a shed call costs:
-the processor time of the daemon in a full phase beyond it, over the calls that were shed.
+(an open loop), so many times what fits; what fits is `max_calls_in_flight`, or the connections where these are fewer,
+divided by how long a research call takes, which is measured first. Calls that are refused count as offered. Phases of
+exit calls alone and of both alternate in one run, so that both see the same machine. A third kind of phase, research
+as it fits, tells what a shed call costs: the processor time of the daemon in a full phase beyond it, over the calls
+that were shed.
 """
 
 from __future__ import annotations
@@ -160,15 +161,7 @@ def usual_seconds(bot: Bot, prompt: str, *, calls: int, at_once: int) -> float:
 
 
 def run(bench: Bench, bot: Bot, pid: int, *, research_rate: float, options: Any) -> Phase:
-    """Exit calls beside ten times as much research as fits: how much later does their first delta come than alone?
-
-One daemon, one relay, a bot that makes exit calls at a steady rate, and research bots that offer, whatever comes back
-(an open loop), so many times what fits; what fits is `max_calls_in_flight`, or the connections where these are fewer,
-divided by how long a research call takes, which is measured first. Calls that are refused count as offered. Phases of
-exit calls alone and of both alternate in one run, so that both see the same machine. A third kind of phase, research
-as it fits, tells what a shed call costs: the processor time of the daemon in a full phase beyond it, over the calls
-that were shed.
-"""
+    """One phase."""
     phase = Phase()
     seconds = 1.5 if options.quick else options.seconds
     begin_us = mono_us() + int(1e6 * (LEAD if research_rate else 0.1))
