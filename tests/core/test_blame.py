@@ -7,11 +7,17 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from sidecar.core import blame
+from sidecar.core import outcome as o
 from sidecar.core.blame import HOLDERS, TRANSITIONS, TRIAL_TIMEOUT, Blame
+from sidecar.core.breaker import Breaker, Permit
 from sidecar.core.transitions import IllegalTransition
+from sidecar.errors import ConnectionLost
 
+LOST = o.classify(ConnectionLost())
+NOT_COUNTED = structs.replace(LOST, kind=o.Kind.IGNORED, counts_against_breaker=False)
 BAD, WORSE, GOOD, FINE = "bad", "worse", "good", "fine"
 
 
@@ -257,6 +263,48 @@ def test_impossible_times_are_refused(bad):
     """0 < base <= cap."""
     with pytest.raises(ValueError, match="base <= cap"):
         Blame(jitter=lambda: 0.5, **bad)
+
+
+def opened_after(seed, *, poisonous=(), failing=0.0, bots=4, judged=True):
+    """Calls of so many bots, 20 a second, 400 good ones first: how many more until the breaker opens, of 1,000 at most.
+
+    Then every call of the poisonous fails, and this share of everybody's.
+    """
+    dice, now = random.Random(seed), 0.0
+    breaker, it = Breaker("openai/gpt", jitter=dice.random), Blame(jitter=dice.random)
+    for number in range(-400, 1000):
+        now += dice.expovariate(20)
+        holder = dice.randrange(bots)
+        if judged and it.refused_for(holder, now):
+            continue
+        permit = breaker.admit(now)
+        if not isinstance(permit, Permit):
+            return number
+        if number >= 0 and (holder in poisonous or dice.random() < failing):
+            breaker.record(permit, LOST if not judged or it.failed(holder, now) else NOT_COUNTED, now)
+        else:
+            it.succeeded(holder, now)
+            breaker.record(permit, o.SUCCESS, now)
+    return 1000
+
+
+@pytest.mark.parametrize(("poisonous", "most_judged"), [((0,), 1), ((0, 1), 6)])
+def test_poisonous_bots_do_not_open_the_breaker_of_the_others(poisonous, most_judged):
+    """One of four bots, or two, in 20 seeded histories: rarely; without a judge two of four open it nearly always."""
+    seeds = range(20)
+    assert sum(opened_after(seed, poisonous=poisonous) < 1000 for seed in seeds) <= most_judged
+    if len(poisonous) == 2:
+        assert sum(opened_after(seed, poisonous=poisonous, judged=False) < 1000 for seed in seeds) >= 15
+
+
+@pytest.mark.parametrize(("failing", "within"), [(0.6, 80), (0.8, 40), (1.0, 6)])
+def test_an_outage_is_found_as_soon_with_the_judge_as_without(failing, within):
+    """Ten bots, of whose calls most or all begin to fail: the median of 20 histories, in calls, is nearly the same."""
+    with_it, without = (
+        sorted(opened_after(seed, failing=failing, bots=10, judged=judged) for seed in range(20))[10]
+        for judged in (True, False)
+    )
+    assert with_it <= min(within, 1.5 * without)
 
 
 def test_the_table_stands_at_the_head_and_refuses_what_it_does_not_know():
