@@ -10,7 +10,8 @@
 
 Counted are outcomes with `counts_against_breaker`, successes, and whatever was slow (an attempt that its backup
 overtook ends "cancelled", and still was slow); every other outcome says nothing about the upstream and gives a
-half-open permit back. Half-open admits one trial at a time. Each state is a generation: an outcome that
+half-open permit back. Half-open admits one trial at a time; of trials that their deadlines end it takes `UNANSWERED`
+in a row for a failed one. Each state is a generation: an outcome that
 belongs to a permit of an earlier one is ignored, so that calls begun before a trip cannot close or re-open it. A trial
 that is never recorded expires.
 
@@ -33,7 +34,7 @@ from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct
 
-from sidecar.core.outcome import Kind, Outcome
+from sidecar.core.outcome import DEADLINE, Kind, Outcome
 from sidecar.core.transitions import Table
 from sidecar.core.window import Window, by_chance
 from sidecar.wire import Lane
@@ -55,6 +56,9 @@ TRANSITIONS: Final[Table[State]] = Table(
 PATIENCE: Final[dict[Lane, float]] = {"research": 0.0, "entry": 0.1, "exit": 0.25}
 #: Seconds, the longest open time after a failed probe, which cost no call: as long as connects wait at most.
 PROBE_CAP: Final = 10.0
+#: Trials in a row that ended by their deadlines: no single one need say anything (a bot in a hurry), but so many calls
+#: were risked, and nothing came of it.
+UNANSWERED: Final = 3
 #: Seconds added to a wait for a free trial, so that whoever waited does not come a rounding too early, and looks twice.
 _LATER: Final = 0.01
 
@@ -122,7 +126,7 @@ class Breaker:
         "_closed_at", "_consecutive", "_consecutive_limit", "_free_at", "_growth", "_jitter", "_name", "_no_way_in",
         "_open_base", "_open_cap", "_open_until", "_permit", "_probe_until", "_probed", "_probes", "_rate",
         "_rate_minimum", "_refused", "_slow_rate", "_stale", "_state", "_successes", "_trial", "_trial_timeout",
-        "_trial_until", "_trials", "_trials_needed", "_trips", "_window", "_window_width",
+        "_trial_until", "_trials", "_trials_needed", "_trips", "_unanswered", "_window", "_window_width",
     )  # fmt: skip
 
     def __init__(
@@ -159,7 +163,7 @@ class Breaker:
         self._trial_until = -math.inf
         self._free_at = -math.inf  # since when the next trial has been free
         self._probe_until: float | None = None  # a probe is out, and given up for lost then
-        self._successes = 0
+        self._successes = self._unanswered = 0
         self._no_way_in = False  # it is open because of a failed connect
         self._trips = self._refused = self._trials = self._probes = self._stale = 0
 
@@ -215,7 +219,11 @@ class Breaker:
         failed = outcome.counts_against_breaker
         if permit.trial:
             self._trial, self._free_at = None, now
-            if failed or slow:
+            if outcome.code == DEADLINE.code:
+                self._unanswered += 1
+            elif outcome.kind is not Kind.IGNORED:
+                self._unanswered = 0
+            if failed or slow or self._unanswered >= UNANSWERED:
                 self._trip(now, outcome)
             elif outcome.kind is Kind.SUCCESS:
                 self._successes += 1
@@ -349,7 +357,7 @@ class Breaker:
         if self._state == "open":
             self._step("half_open")
             self._free_at = self._open_until if now is None else now
-            self._successes = 0
+            self._successes = self._unanswered = 0
 
     def _step(self, event: str) -> None:
         self._state = TRANSITIONS.after(self._state, event)

@@ -167,6 +167,23 @@ def test_an_ignored_trial_gives_the_permit_back():
     assert isinstance(it.admit(2), Permit)
 
 
+def test_trials_that_only_ever_end_by_their_deadlines_open_it_again():
+    """One says nothing, three in a row do: not every call of a bot in a hurry is to be spent on a silent upstream."""
+    it = tripped()
+    for what in (o.DEADLINE, o.DEADLINE, REJECTED, o.DEADLINE, o.DEADLINE):
+        one(it, what, 2)
+    assert it.state(2) == "half_open", "an answer, if only a refusal, starts the count anew"
+    one(it, o.CANCELLED, 2)
+    one(it, o.DEADLINE, 2)
+    assert it.state(2) == "open", "a cancel does not"
+    for _ in range(2):
+        one(it, o.DEADLINE, 5.5)
+    assert it.state(5.5) == "half_open", "each time anew"
+    for _ in range(2):
+        one(it, o.SUCCESS, 6)
+    assert it.state(6) == "closed"
+
+
 def test_an_unused_permit_is_given_back():
     """No connection was to be had for the trial: as if it had not been asked for. Others' permits change nothing."""
     it = tripped()

@@ -28,7 +28,7 @@ LONGEST_REFUSAL = LONGEST + 0.2
 
 moments = st.one_of(st.just(0.0), st.floats(0, 0.5), st.floats(0, 40))
 lanes = st.sampled_from(sorted(PATIENCE))
-ends = st.sampled_from([o.SUCCESS, o.SUCCESS, FAILURE, FAILURE, LATER, THROTTLED, REJECTED, o.CANCELLED])
+ends = st.sampled_from([o.SUCCESS, o.SUCCESS, FAILURE, FAILURE, LATER, THROTTLED, REJECTED, o.CANCELLED, o.DEADLINE])
 
 
 class BreakerMachine(RuleBasedStateMachine):
