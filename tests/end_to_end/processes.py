@@ -15,7 +15,7 @@ import zmq
 from tests.fakes.running import Running
 
 #: The issue of every wait here; never part of a verdict.
-PATIENCE = 15.0
+PATIENCE = 45.0
 
 
 class Processes(Running):

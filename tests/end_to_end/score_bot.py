@@ -10,13 +10,17 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import zmq
 
-#: A terminal may be so much later than the deadline, seconds: two cores that several rows share.
+#: A terminal may be heard so much later than the deadline, seconds: two cores that several rows share. `--quick`, which
+#: also runs where nobody knows what else runs, multiplies all such times: see `Stage.slack`.
 LATE_S = 0.25
+#: The two inner clocks of a call in whose row they have no part: a simulator may have to wait for a core.
+PATIENT_MS = 2500
 TERMINALS = ("done", "failed")
 _numbers = itertools.count(1)
 
@@ -37,6 +41,8 @@ class Told:
     ended_at: float = 0.0
     first_delta_at: float | None = None
     broken: list[str] = field(default_factory=list)
+    #: of a failure: words of nobody's may have come
+    foreign: bool = False
 
     @property
     def expected(self) -> str:
@@ -89,12 +95,12 @@ class Told:
         elif kind in TERMINALS:
             self.terminal, self.ended_at = message, now
 
-    def problems(self) -> list[str]:
+    def problems(self, slack: float = 1.0) -> list[str]:
         """What breaks the wire's promises, in a few words each. The text of a `done` is checked whole."""
         said, found = self.terminal, list(self.broken)
         if said is None:
             return [*found, "no terminal"]
-        if self.seconds > self.timeout_s + LATE_S:
+        if self.seconds > self.timeout_s + LATE_S * slack:
             found.append(f"the terminal came {self.seconds - self.timeout_s:.2f} s after the deadline")
         whole = said.get("text") if not self.stream else self.text
         if said["type"] == "done":
@@ -109,7 +115,7 @@ class Told:
                 found.append(f"internal: {said['message']}")
             if said["code"] == "deadline_exceeded" and self.seconds < self.timeout_s - 0.002:
                 found.append("deadline_exceeded before the deadline")
-            if not self.expected.startswith(whole or ""):
+            if not self.foreign and not self.expected.startswith(whole or ""):
                 found.append(f"a text that is no beginning of the answer: {whole!r:.120}")
             if self.stream and "call_id" in said and bool(said.get("partial")) != bool(self.deltas):
                 found.append(f"partial is {said.get('partial')} after {self.deltas} deltas")
@@ -156,7 +162,8 @@ class Trader:
         name = f"c{next(_numbers)}"
         told = Told(name, words, timeout_s, fields.get("stream", True), time.monotonic())
         prompt = f'BUY or SELL? [[id={name} text="{told.expected}" {steering}]]'
-        call = {"type": "call", "id": name, "route": route, "input": prompt, "timeout_ms": 1000 * timeout_s, **fields}
+        call = {"type": "call", "id": name, "route": route, "input": prompt, "timeout_ms": 1000 * timeout_s}
+        call |= {"first_delta_timeout_ms": PATIENT_MS, "idle_timeout_ms": PATIENT_MS, **fields}
         self._socket.send(json.dumps(call).encode())
         self._open[name] = told
         self.all.append(told)
@@ -198,6 +205,13 @@ class Trader:
             return
         end = max(told.sent_at + told.timeout_s for told in chosen) + 1.0
         self.until(lambda: all(told.terminal is not None for told in chosen), end - time.monotonic())
+
+    def during(self, act: Callable[[], None], patience: float = 30.0) -> None:
+        """Do `act`, which takes its time, and listen meanwhile."""
+        with ThreadPoolExecutor(1) as aside:
+            doing = aside.submit(act)
+            self.until(doing.done, patience)
+            doing.result()
 
     def ask(self, route: str, **fields: Any) -> Told:
         """One call to its end."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from tests.end_to_end.score_bot import Trader
+from tests.end_to_end.score_bot import Told, Trader
 from tests.end_to_end.score_stage import DIALECTS, Pair, Stage
 
 #: row -> (fault, play)
@@ -52,12 +52,12 @@ def throttled_once(stage: Stage) -> None:
         with stage.case(bot, "one target, 5 s left", "done after 2 to 2.9 s, 2 attempts", alone) as case:
             told = bot.ask("alone", timeout_s=5.0)
             case.outcome(told, "done", attempts=2)
-            case.must(2.0 <= told.seconds <= 2.9, f"answered after {told.seconds:.2f} s")
+            case.must(2.0 <= told.seconds <= 2.9 * stage.slack, f"answered after {told.seconds:.2f} s")
             case.bounded(one=2)
         with stage.case(bot, "one target, 1 s left", "upstream_rate_limited at once, with retry_after", hasty) as case:
             told = bot.ask("hasty", timeout_s=1.0)
             case.outcome(told, "upstream_rate_limited", attempts=1)
-            case.must(told.seconds < 0.5, f"told after {told.seconds:.2f} s")
+            case.must(told.seconds < 0.5 * stage.slack, f"told after {told.seconds:.2f} s")
             case.must((told.terminal or {}).get("retry_after_ms", 0) >= 1500, "no retry_after of 2 s")
             case.bounded(one=1)
 
@@ -152,7 +152,7 @@ def silent(stage: Stage) -> None:
             ) as case:
                 told = bot.ask(pair.name, first_delta_timeout_ms=300)
                 case.outcome(told, "done", by=pair.secondary, attempts=2)
-                case.must(0.3 <= told.seconds < 0.9, f"answered after {told.seconds:.2f} s")
+                case.must(0.3 <= told.seconds < 0.9 * stage.slack, f"answered after {told.seconds:.2f} s")
                 case.must(case.asked(0, told) == 1, f"asked {case.asked(0, told)} times")
         with stage.case(bot, "one target", "deadline_exceeded at the deadline, 1 attempt", alone) as case:
             case.outcome(bot.ask("alone", first_delta_timeout_ms=300, timeout_s=1.0), "deadline_exceeded")
@@ -235,7 +235,7 @@ def stall(stage: Stage) -> None:
                 case.must(
                     call.partial and len(call.text.split()) == 20, f"{call.deltas} deltas, partial {call.partial}"
                 )
-                case.must(call.seconds < 0.9, f"told after {call.seconds:.2f} s")
+                case.must(call.seconds < 0.9 * stage.slack, f"told after {call.seconds:.2f} s")
                 case.saw(*beside)
                 case.must(all(one.outcome == "done" for one in beside), "another call of this upstream was harmed")
                 bot.until(lambda case=case: bool(case.events(0, "stopped")), 1.0)  # type: ignore[misc]
@@ -284,7 +284,7 @@ def no_end(stage: Stage) -> None:
             with stage.case(bot, f"chat, {'with' if said else 'without'} usage", "done promptly", pair) as case:
                 call = bot.ask(pair.name)
                 case.outcome(call, "done", by=pair.primary, attempts=1)
-                case.must(call.seconds < 1.0, f"done after {call.seconds:.2f} s")
+                case.must(call.seconds < 1.0 * stage.slack, f"done after {call.seconds:.2f} s")
                 estimated = ((call.terminal or {}).get("usage") or {}).get("estimated")
                 case.must(estimated is not said, f"usage estimated: {estimated}")
                 case.bounded(one=1, two=0)
@@ -377,13 +377,17 @@ def accounting(stage: Stage) -> None:
 
 @row(22, "duplicate terminal, tokens after it, another call's id, unknown events")
 def strange(stage: Stage) -> None:
-    """Ignored or retired; the next calls of the same connection get their own words only."""
+    """Ignored or retired; never in a done, and the next calls get their own words only."""
     kinds = ("duplicate_terminal", "tokens_after_terminal", "stray", "unknown_events")
     pairs = [(kind, stage.pair(f"{kind}-{d}", d, one=kind)) for kind in kinds for d in DIALECTS]
     with stage.playing() as bot:
         for kind, pair in pairs:
             with stage.case(bot, f"{kind}, {pair.dialect}", "each call its own words, whole", pair) as case:
-                case.saw(*_chain(bot, pair, 8))
+                calls = _chain(bot, pair, 8)
+                for call in calls:
+                    if kind == "stray" and call.outcome == "upstream_lost":
+                        call.foreign = True  # it came first, and was found out before the end
+                case.saw(*calls)
                 done = [call for call in case._calls if call.outcome == "done"]
                 lost = [call for call in case._calls if call.outcome not in ("done", "upstream_lost")]
                 case.must(not lost, f"ended {', '.join(call.outcome for call in lost)}")
@@ -413,10 +417,10 @@ def _targets(pair: Pair) -> str:
     return "two targets" if pair.targets > 1 else "one target"
 
 
-def _chain(bot: Trader, pair: Pair, number: int) -> list[object]:
+def _chain(bot: Trader, pair: Pair, number: int) -> list[Told]:
     """Calls one after another: the same connection, most likely."""
     calls = []
     for _ in range(number):
         calls.append(bot.ask(pair.name, words=9))
         time.sleep(0.005)
-    return calls  # type: ignore[return-value]
+    return calls

@@ -21,6 +21,9 @@ DIALECTS = {"responses": "/v1/responses", "chat": "/v1/chat"}
 #: A call beside the fault may take so long, seconds.
 UNHARMED_S = 2.0
 BESIDE = "beside"
+_SHOWN = 6
+#: Rows that start their processes at the same moment.
+_STARTING = threading.BoundedSemaphore(2)
 _TRUSTING = ssl.create_default_context()
 _TRUSTING.check_hostname = False
 _TRUSTING.verify_mode = ssl.CERT_NONE  # a simulator of our own, whose certificate is wrong on purpose
@@ -96,7 +99,7 @@ class Case:
         """These calls were made: each must keep the wire's promises."""
         self._calls += calls
         for call in calls:
-            for problem in call.problems():
+            for problem in call.problems(self.stage.slack):
                 self.score.problems.append(f"{call.id}: {problem}")
         shown = told or (calls[0].line() if len(calls) == 1 else summary(calls))
         self.score.seen += f"{'; ' if self.score.seen else ''}{shown}"
@@ -143,6 +146,8 @@ class Stage(Processes):
     def __init__(self, row: int, fault: str, *, quick: bool, tell: Callable[[Score], None]) -> None:
         super().__init__()
         self.row, self.fault, self.quick = row, fault, quick
+        #: what times may be multiplied by
+        self.slack = 4.0 if quick else 1.0
         self.ports: list[int] = []
         self.sims: list[subprocess.Popen[bytes]] = []
         self.scores: list[Score] = []
@@ -199,15 +204,16 @@ class Stage(Processes):
     def playing(self, *, ready: bool = True) -> Iterator[Trader]:
         """Simulators, daemon and bystander run; at the end the daemon must live and the bystander be unharmed."""
         self.pair(BESIDE)
-        if not self.ports:
-            self.simulators()
-        for pair in self._pairs:
-            for side in range(pair.targets):
-                if pair.scenarios[side] != "ok":
-                    self.steer(pair, pair.scenarios[side], side=side)
-        self.serving = self.daemon(self._configuration(), ready=False)
-        names = {pair.name for pair in self._pairs if ready or pair.name == BESIDE}
-        until(lambda: self._ready(names), self.serving, self.folder / "daemon.log")
+        with _STARTING:
+            if not self.ports:
+                self.simulators()
+            for pair in self._pairs:
+                for side in range(pair.targets):
+                    if pair.scenarios[side] != "ok":
+                        self.steer(pair, pair.scenarios[side], side=side)
+            self.serving = self.daemon(self._configuration(), ready=False)
+            names = {pair.name for pair in self._pairs if ready or pair.name == BESIDE}
+            until(lambda: self._ready(names), self.serving, self.folder / "daemon.log")
         stop = threading.Event()
         thread = threading.Thread(target=self._stand_by, args=(stop,), daemon=True)
         thread.start()
@@ -219,6 +225,13 @@ class Stage(Processes):
             thread.join(10)
         self._judge_bystander()
 
+    def ended(self) -> list[Score]:
+        """The lines, with no more problems each than one wants to read."""
+        for score in self.scores:
+            if len(score.problems) > _SHOWN:
+                score.problems[_SHOWN:] = [f"and {len(score.problems) - _SHOWN} more"]
+        return self.scores
+
     def _ready(self, names: set[str]) -> bool:
         routes = (self.report(timeout=0.5) or {"routes": []})["routes"]
         return names <= {one["name"] for one in routes if one["ready"]}
@@ -226,15 +239,15 @@ class Stage(Processes):
     def _stand_by(self, stop: threading.Event) -> None:
         with Trader(self.endpoint) as trader:
             while not stop.wait(0.05):
-                trader.ask(BESIDE, words=8, timeout_s=3.0)
+                trader.ask(BESIDE, words=8, timeout_s=5.0)
             trader.ping()
             self._beside = trader.all
 
     def _judge_bystander(self) -> None:
         harmed = [f"beside: {call.outcome}" for call in self._beside if call.outcome != "done"]
-        harmed += [f"beside: {problem}" for call in self._beside for problem in call.problems()]
+        harmed += [f"beside: {problem}" for call in self._beside for problem in call.problems(self.slack)]
         slowest = max((call.seconds for call in self._beside), default=0.0)
-        if slowest > UNHARMED_S:
+        if slowest > UNHARMED_S * self.slack:
             harmed.append(f"beside: a call took {slowest:.1f} s")
         if not self._beside:
             harmed.append("beside: no call at all was answered")
@@ -270,6 +283,7 @@ class Stage(Processes):
             score.problems.append(f"could not be played: {error!r:.300}")
         score.seconds = score.seconds or time.monotonic() - case.began
         self.scores.append(score)
+        self.ended()
         self._tell(score)
 
     def _heal(self, trader: Trader, case: Case) -> None:
@@ -284,7 +298,7 @@ class Stage(Processes):
         began = time.monotonic()
         while True:
             fresh = trader.ask(pair.name, timeout_s=3.0)
-            case.score.problems += [f"afterwards: {problem}" for problem in fresh.problems()]
+            case.score.problems += [f"afterwards: {problem}" for problem in fresh.problems(self.slack)]
             waited = time.monotonic() - began
             if fresh.outcome == "done":
                 break

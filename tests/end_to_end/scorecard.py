@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import threading
 import time
@@ -49,7 +50,7 @@ def play(
                 lost = Score(number, fault, "could not be played", "to be played", problems=[f"{error!r:.2000}"])
                 stage.scores.append(lost)
                 safely(lost)
-        return stage.scores
+        return stage.ended()
 
     # The long ones first: what is short fills the gaps.
     chosen = sorted(numbers or ROWS, key=lambda number: (number not in (15, 24, 2, 14), number))
@@ -73,7 +74,8 @@ def markdown(scores: list[Score], seconds: float) -> str:
         "",
         "Made by `python tests/end_to_end/scorecard.py --markdown docs/scorecard.md`; do not edit. A daemon, two",
         "simulators and two bots, over real sockets. *Attempts* are what the first and the second upstream counted.",
-        f"Version {__version__}: {len(scores)} lines in {seconds:.0f} s, {wrong} of them wrong.",
+        f"Version {__version__}: {len(scores)} lines in {seconds:.0f} s, {wrong} of them wrong. A machine of",
+        f"{os.cpu_count()} cores, its load average {os.getloadavg()[1]:.1f} with all else that ran.",
         "",
         "| row | fault | | expected | seen | attempts | s | |",
         "|---|---|---|---|---|---|---|---|",
