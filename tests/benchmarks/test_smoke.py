@@ -13,8 +13,8 @@ import pytest
 HERE = Path(__file__).parent
 COMMANDS = (
     "backup", "choose_chaos", "client_cost", "control_lag", "deadlines", "exit_lane", "footprint", "growth", "guard",
-    "hostile", "hot_path", "hundred_million", "million_tokens", "peers", "ports", "probe_under_load", "short_call",
-    "warmth", "workers",
+    "hostile", "hot_path", "hundred_million", "million_tokens", "peers", "ports", "probe_under_load", "restart",
+    "short_call", "warmth", "workers",
 )  # fmt: skip
 
 
@@ -170,6 +170,15 @@ def test_exit_calls_are_answered_beside_ten_times_the_research() -> None:
     found = run("exit_lane")
     assert all(set(codes) == {"done"} for codes in found["exit"].values())
     assert found["research"]["beside research"]["overloaded"] > found["research"]["beside research"]["done"]
+
+
+def test_a_restart_loses_no_call() -> None:
+    """Of one daemon, or of two one after the other: each call has its one terminal, and here all are answered."""
+    found = run("restart")
+    assert {row: one["codes"] for row, one in found["rows"].items()} == {
+        row: {"done": one["offered"]} for row, one in found["rows"].items()
+    }
+    assert {row: one["restarts"] for row, one in found["rows"].items()} == {"one, SIGTERM": 1, "two, SIGTERM": 2}
 
 
 def test_every_file_here_is_told_of() -> None:
