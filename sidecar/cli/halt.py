@@ -201,10 +201,12 @@ def place_of(options: argparse.Namespace) -> Path:
         # Where nothing listens any more, the state that the unit left says which kind of daemon this machine has.
         if os.path.lexists(os.path.dirname(unit)) or os.path.lexists(SYSTEM_SOCKET):  # noqa: PTH120
             return Path(unit)
-    if options.endpoint is None and options.instance is not None and os.path.lexists(DEFAULT_PATH):
-        configured = _configured(None, options.instance)
+    if options.endpoint is None and options.instance is not None and endpoint is not None:
+        configured = _configured(None, options.instance) if os.path.lexists(DEFAULT_PATH) else None
         if configured is not None:
             return configured
+        if not os.path.lexists(socket_path(endpoint)):
+            return _usual(options.instance)
     return place_beside(find_endpoint(endpoint))()
 
 

@@ -301,7 +301,7 @@ def test_what_is_no_command_is_refused_before_anybody_is_asked(argv: list[str]) 
     [
         ({}, ["--endpoint", "/run/sidecar/sidecar.sock"], "/var/lib/sidecar/halt"),
         ({}, ["--endpoint", "ipc:///run/sidecar-a/sidecar.control.sock"], "/var/lib/sidecar-a/halt"),
-        ({}, ["--instance", "a"], "/var/lib/sidecar-a/halt"),
+        ({}, ["--instance", "no-such-one"], "/s/sidecar-no-such-one/halt"),
         ({"SIDECAR_ENDPOINT": "/run/sidecar-b/sidecar.sock"}, [], "/var/lib/sidecar-b/halt"),
         ({"XDG_RUNTIME_DIR": "/run/user/7"}, ["--endpoint", "/run/user/7/sidecar/s.sock"], "/s/sidecar/halt"),
         ({"XDG_RUNTIME_DIR": "/run/user/7"}, ["--endpoint", "/run/user/7/sidecar-a/s.sock"], "/s/sidecar-a/halt"),
