@@ -38,8 +38,9 @@ class RetryBudget:
     """A token bucket with two springs.
 
     Args:
-        capacity: attempts, at any load. Not below twice the breaker's consecutive threshold, or failover starves beside a healthy
-            secondary before the breaker trips (measured: 5 of 50 calls lost with a reserve of 3, none with 10).
+        capacity: attempts, at any load. Not below twice the breaker's consecutive threshold, or failover starves
+            beside a healthy secondary before the breaker trips (measured: 5 of 50 calls lost with a reserve of 3, none
+            with 10).
         per_second: attempts per second that come back by themselves. Many daemons with little to do make much of this
             together: a tenth lets them off with 1.2 times the load where 1 made it 2.3 times.
         per_first_attempt: attempts that each first attempt earns.

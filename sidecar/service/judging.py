@@ -48,7 +48,10 @@ class Judge:
             outcome = CANCELLED
         elif outcome is IDLE_TIMEOUT and now - state.last_content_at < route.idle_timeout_ms / 1000:
             outcome = structs.replace(outcome, counts_against_breaker=False)
-        if state.first_content_at is None:
+        slow = state.overtaken and long_enough
+        if slow:
+            target.times.failed(now)  # whatever came of it in the end
+        elif state.first_content_at is None:
             if outcome.kind is Kind.IGNORED or outcome is DEADLINE_COUNTED or outcome is FIRST_DELTA_TIMEOUT:
                 target.times.observe_at_least(waited, now)  # it was stopped while silent
             elif outcome.counts_against_breaker or outcome.kind is Kind.THROTTLED:
@@ -58,7 +61,7 @@ class Judge:
             outcome = structs.replace(outcome, kind=Kind.IGNORED, counts_against_breaker=False)
         elif outcome.kind is Kind.SUCCESS:
             target.blame.succeeded(attempt.call.peer.holder, now)
-        self._tell(attempt, outcome, now, slow=state.overtaken and long_enough)
+        self._tell(attempt, outcome, now, slow=slow)
 
     def forget(self, attempt: Attempt, now: float) -> None:
         """An attempt whose call went wrong by our own doing: as if it had never been."""

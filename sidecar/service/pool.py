@@ -200,7 +200,9 @@ class Pool:
         """The earliest instant at which a call parked now could get a connection; inf for never."""
         if any(c.state == "CONNECTING" or c.state == "BUSY" or c.stopped_by_us for c in self.connections.values()):
             return -math.inf  # one is coming, may come free, or is about to be replaced at once
-        return math.inf if self.refusal is not None else self.may_open_at()
+        at = self.may_open_at()
+        # After a refusal a call may wait for the next try, not for one after it: with no spares wanted it is the try.
+        return math.inf if self.refusal is not None and at > self._clock() else at
 
     def may_open_at(self) -> float:
         """The earliest instant for a connect; inf while none is to be made."""
@@ -299,8 +301,8 @@ class Pool:
         connection = self._new_connection(now)
         await self._connect(connection)
         spare = self._free.oldest()
-        if connection.state == "READY" and len(self._free) > self.upstream.warm_connections and spare is not None:
-            self.retire(spare, "surplus")
+        if connection.state == "READY" and len(self._free) > max(1, self.upstream.warm_connections) and spare:
+            self.retire(spare, "surplus")  # never the new one: it stands last, and not alone
         return connection
 
     def _parts(self, connection: Connection, fault: UpstreamFault, ours: bool) -> None:  # noqa: FBT001

@@ -80,8 +80,18 @@ class TargetRuntime:
         return structs.replace(merged, **dict.fromkeys(unsupported)) if unsupported else merged
 
     def is_fit(self, now: float, patience: float) -> bool:
-        """It is expected to answer, with its first delta within `patience` seconds."""
-        return self.breaker.state(now) == "closed" and self.pool.takes_calls(now) and self.times.expected(now) < patience
+        """It is expected to answer, with its first delta within `patience` seconds.
+
+        A throttle does not count: a call passes it over while it lasts, and what comes after it the concurrency limit
+        lets in by and by.
+        """
+        pool = self.pool
+        return (
+            self.breaker.state(now) == "closed"
+            and pool.enabled
+            and pool.refusal is None
+            and self.times.expected(now) < patience
+        )
 
 
 class RouteRuntime:

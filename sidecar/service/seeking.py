@@ -138,7 +138,7 @@ def _try(call: Seeker, index: int, prospects: _Prospects, now: float) -> bool:
             prospects.barred = True
             return False
         target.blame.give_back(call.peer.holder, now)
-    if pool.refusal is not None:
+    if pool.refusal is not None and pool.may_open_at() > now:
         prospects.refused = prospects.refused or pool.refusal
         return False
     at = pool.may_connect_at()

@@ -62,7 +62,7 @@ def test_impossible_budgets_are_refused(bad):
 
 @given(st.lists(st.tuples(st.sampled_from("dw"), st.floats(0, 5)), max_size=200))
 def test_the_books_balance(history):
-    """0 <= balance <= capacity at a small load; withdrawals never exceed what was there, came by time, and was deposited."""
+    """Never below 0, nor above its capacity; no more is withdrawn than was there, came by time, was deposited."""
     budget, now = RetryBudget(), 0.0
     for what, gap in history:
         now += gap

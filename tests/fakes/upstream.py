@@ -92,7 +92,7 @@ class Served:
         #: when the client was found gone, or we closed; None while it stands
         self.gone_at: float | None = None
         self.close_code: int | None = None
-        self.deaf = False
+        self.deaf = upstream.deaf
         self._sending = trio.Lock()
 
     @property
@@ -348,6 +348,8 @@ class FakeUpstream:
         self.default: Script = answers
         #: every connect while it is down fails
         self.down: ConnectFailed | Refuse | None = None
+        #: connections answer no ping from now on
+        self.deaf = False
         #: the only credential taken, when given
         self.key: str | None = None
         self.dialled_at: list[float] = []
