@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,10 +13,15 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 
+from sidecar.config import Config, Frontend, Route, Target, Upstream
 from sidecar.core.halt import EVERY_LANE
 from sidecar.logs import capture, get_logger
+from sidecar.process import place_of_halts
 from sidecar.service.brakes import INTERVAL, Brakes, StillHalted
+from sidecar.transport import halt_file
 from sidecar.wire import Lane
 
 ENTRY: frozenset[Lane] = frozenset({"entry"})
@@ -208,12 +215,82 @@ def test_changes_are_logged_and_nothing_else() -> None:
     assert bench.brakes.halt(ENTRY).ended is None
 
 
-async def test_what_was_written_is_synced_aside(tmp_path: Path) -> None:
-    """In a thread; a folder that went away in between is a line in the log and no fault."""
+@pytest.mark.parametrize("fails", [False, True])
+async def test_what_was_written_is_synced_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """Once for each order, in a thread, so that the disk holds up nobody; a failure is a line in the log."""
+    synced: list[Path] = []
+
+    def sync(path: Path) -> None:
+        synced.append(path)
+        assert threading.current_thread() is not threading.main_thread()
+        if fails:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(halt_file, "sync", sync)
     bench = Bench(tmp_path / "halt")
-    async with looking(bench.brakes) as looked:
-        bench.brakes.halt(ENTRY)
-        await looked()
-        bench.brakes.resume()
-        await looked()
-    assert bench.brakes.halted == frozenset()
+    with capture() as lines:
+        async with looking(bench.brakes):
+            for orders, order in enumerate((bench.brakes.halt, bench.brakes.resume), 1):
+                order(ENTRY)
+                with trio.fail_after(5):
+                    while len(synced) < orders or (fails and lines[-1]["event"] != "halt.unsynced"):
+                        await trio.sleep(0.001)
+    assert synced == [tmp_path / "halt"] * 2
+    assert [line["reason"] for line in lines if line["event"] == "halt.unsynced"] == ["Input/output error"] * 2 * fails
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_a_place_that_cannot_be_looked_at_halts_only_if_it_was_chosen(tmp_path: Path, configured: bool) -> None:
+    """A default nobody chose, in a home that the daemon may not enter, must not stop it; what is configured must."""
+    (tmp_path / "home").write_text("not a folder")
+    config = Config(
+        frontend=Frontend(halt_file=str(tmp_path / "home" / "halt") if configured else None),
+        upstream=[Upstream(name="a", url="wss://a.example", dialect="chat")],
+        route=[Route(name="default", targets=[Target(upstream="a", model="m")])],
+    )
+    with capture() as lines:
+        place = place_of_halts(config, {"HOME": str(tmp_path / "home")}, None, get_logger())
+    assert [line["event"] for line in lines] == ["halt.not_kept"]
+    assert Bench(place).brakes.halted == (EVERY_LANE if configured else frozenset())
+    state = {"STATE_DIRECTORY": str(tmp_path / "state")}
+    assert place_of_halts(config, state, None, get_logger()) == (place or tmp_path / "state" / "halt")
+
+
+LANES_GIVEN = st.frozensets(st.sampled_from(sorted(EVERY_LANE)), min_size=1)
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["halt", "resume", "write", "touch", "delete", "restart", "look"]), LANES_GIVEN),
+    max_size=12,
+)
+
+
+@given(STEPS)
+def test_the_file_and_the_daemon_say_the_same_after_every_order(steps: list[tuple[str, frozenset[Lane]]]) -> None:
+    """Whoever wrote it, by whatever way, over restarts: what is halted is what a set of lanes would hold."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "halt"
+        bench, model = Bench(file), frozenset[Lane]()
+        for step, lanes in steps:
+            before, ended = bench.brakes.halted, len(bench.ended)
+            if step == "halt":
+                model = bench.brakes.halt(lanes).lanes
+                assert model >= lanes
+            elif step == "resume":
+                model = bench.brakes.resume(lanes).lanes
+                assert not model & lanes
+            elif step == "restart":
+                bench, ended = Bench(file), 0
+            elif step != "look":
+                file.unlink(missing_ok=True)
+                if step == "write":
+                    file.write_text("\n".join(lanes))
+                elif step == "touch":
+                    file.touch()
+            bench.brakes.look()
+            found = halt_file.read(file)
+            assert bench.brakes.halted == (frozenset() if found is None else found.lanes)
+            if step in {"halt", "resume"}:
+                assert bench.brakes.halted == model
+            assert all(lanes <= bench.brakes.halted for lanes, _ in bench.ended[ended:])
+            if step != "restart":
+                new = bench.brakes.halted - before
+                assert frozenset().union(*(lanes for lanes, _ in bench.ended[ended:])) >= new
