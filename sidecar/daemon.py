@@ -45,6 +45,7 @@ from sidecar.service.clients import Clients
 from sidecar.service.control import Handler, show
 from sidecar.service.dispatcher import Dispatcher
 from sidecar.service.frontend import Frontend
+from sidecar.service.gate import Gate
 from sidecar.service.pool import Pool
 from sidecar.service.pulse import Pulse
 from sidecar.service.routes import RouteRuntime, TargetRuntime
@@ -142,6 +143,11 @@ class Daemon:
                 credential=None
                 if upstream.credential is None
                 else CredentialReader(upstream.credential, environ=environ),
+                gate=Gate(
+                    upstream.max_connections * upstream.calls_per_connection,
+                    adaptive=upstream.adaptive_concurrency,
+                    jitter=jitter,
+                ),
                 clock=clock,
                 jitter=jitter,
                 outbound=turn,

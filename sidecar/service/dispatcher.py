@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Hashable
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 from msgspec import Struct
@@ -28,7 +28,7 @@ from sidecar.service.examination import examine
 from sidecar.service.judging import Judge
 from sidecar.service.parking import Parking
 from sidecar.service.pool import Pool
-from sidecar.service.ports import Outbound, Peer, Reply
+from sidecar.service.ports import Halted, Outbound, Peer, Reply
 from sidecar.service.routes import RouteRuntime, TargetRuntime
 from sidecar.service.running_call import RunningCall
 from sidecar.wire import Accepted, Call, Failed, Lane, Terminal
@@ -42,15 +42,6 @@ _SHED: Final[dict[str, str]] = {
     "limit": "too many calls of this bot are in flight and queued",
     "displaced": "shed from the queue for a more urgent call",
 }
-
-
-class Halted(Protocol):
-    """`brakes.Brakes`, as asked on receipt."""
-
-    halted: frozenset[Lane]
-
-    #: for the bot
-    message: str
 
 
 class DispatcherStatistics(Struct, frozen=True, kw_only=True):

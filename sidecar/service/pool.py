@@ -56,6 +56,7 @@ class Pool:
         dial: -> a connected byte stream (TCP, proxy and TLS done), or raises `ConnectFailed`.
         host, resource: for the upgrade request.
         credential: where the key lies; None for an upstream without one.
+        gate: may the upstream be asked now.
         clock, jitter: the loop's time, 0 <= x < 1.
         outbound: flushed after every step of the tasks here.
         pump: moves the connections' bytes.
@@ -75,6 +76,7 @@ class Pool:
         host: str,
         resource: str,
         credential: CredentialReader | None,
+        gate: Gate,
         clock: Callable[[], float],
         jitter: Callable[[], float],
         outbound: Outbound,
@@ -89,11 +91,7 @@ class Pool:
         self.dialect = dialect
         self.connections: dict[int, Connection] = {}
         self.last_error: str | None = None
-        self.gate = Gate(
-            upstream.max_connections * upstream.calls_per_connection,
-            adaptive=upstream.adaptive_concurrency,
-            jitter=jitter,
-        )
+        self.gate = gate
         #: of its models
         self.breakers: list[Breaker] = []
         self.waiting = waiting
@@ -103,7 +101,6 @@ class Pool:
             upstream, self._refusals.credential, dial=dial, host=host, resource=resource, pump=pump, outbound=outbound
         )
         self._clock = clock
-        self._jitter = jitter
         self._outbound = outbound
         self._on_capacity = on_capacity
         self._on_connect = on_connect
@@ -180,11 +177,7 @@ class Pool:
         self.look_again()
 
     def credential_refused(self, connection: Connection, outcome: Outcome) -> Outcome:
-        """An answer said that the key is bad: move on to a newer key if there is one, else stop offering this upstream.
-
-        Returns:
-            how the attempt is judged: to be tried again at once when the key has changed since.
-        """
+        """An answer said that the key is bad. Returns how that is judged: see `Refusals.in_an_answer`."""
         self.retire(connection, "credential refused")
         outcome, recheck = self._refusals.in_an_answer(connection, outcome)
         if recheck and self._nursery is not None:
@@ -402,7 +395,5 @@ class Pool:
 
     def statistics(self) -> PoolStatistics:
         """A snapshot for health, metrics and `show upstreams`."""
-        return statistics_of(
-            self, self._policy, opened=self._opened, failed=self._failed, compression=self._compression,
-            now=self._clock(),
-        )  # fmt: skip
+        counts = {"opened": self._opened, "failed": self._failed}
+        return statistics_of(self, self._policy, **counts, compression=self._compression, now=self._clock())

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from sidecar.wire import Accepted, Call, Failed, Restarted, Terminal
+from sidecar.wire import Accepted, Call, Failed, Lane, Restarted, Terminal
 
 
 class Peer(Struct, frozen=True, kw_only=True):
@@ -91,3 +91,12 @@ class Outbound(Protocol):
     def flush(self) -> None:
         """Send what the replies have gathered; what a slow bot cannot take stays and is merged."""
         ...
+
+
+class Halted(Protocol):
+    """`brakes.Brakes`, as asked on receipt."""
+
+    halted: frozenset[Lane]
+
+    #: for the bot
+    message: str

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 from sidecar.core.breaker import Permit
 from sidecar.core.call import Call as CallPolicy
@@ -19,54 +18,12 @@ from sidecar.core.verdict import End, Seek
 from sidecar.dialects.base import ENDING_GRACE, Finished, Prompt
 from sidecar.errors import ConnectionLost, UpstreamFault
 from sidecar.service.attempt import Attempt
-from sidecar.service.clocks import Clocked, Clocks
 from sidecar.service.connection import Connection
-from sidecar.service.parking import Parking
+from sidecar.service.desk import Desk
 from sidecar.service.ports import Peer, Reply
 from sidecar.service.routes import RouteRuntime, TargetRuntime
 from sidecar.service.seeking import seek
 from sidecar.wire import Call, ChatMessage, Failed, Lane, Options, Restarted
-
-
-class Desk(Protocol):
-    """What a call at work asks of the dispatcher."""
-
-    clock: Callable[[], float]
-    clocks: Clocks
-    parking: Parking[RunningCall]
-
-    def park(self, call: RunningCall, targets: list[TargetRuntime], until: float, now: float) -> None:
-        """Wait for a connection of one of `targets`, until `until` at most before looking again; it looked at `now`."""
-        ...
-
-    def record(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
-        """An attempt is over, however."""
-        ...
-
-    def finish_done(self, call: RunningCall, attempt: Attempt, event: Finished, now: float) -> None:
-        """The call is answered."""
-        ...
-
-    def finish_lost(self, call: RunningCall, outcome: Outcome, attempt: Attempt | None = None) -> None:
-        """The upstream's failure becomes the call's."""
-        ...
-
-    def finish_failed(
-        self,
-        call: RunningCall,
-        code: str,
-        message: str,
-        *,
-        retryable: bool | None = None,
-        retry_after: float | None = None,
-        attempt: Attempt | None = None,
-    ) -> None:
-        """The call ends without an answer; `retry_after` in seconds. `retryable`: None for what the code says."""
-        ...
-
-    def guarded(self, call: Clocked, step: Callable[[float], None], now: float) -> None:
-        """Take a step of one call; a bug in it ends that call and no other."""
-        ...
 
 
 class RunningCall:
