@@ -55,6 +55,12 @@ class CallRecord:
     def __repr__(self) -> str:
         return f"<{self.tag} {self.state}>"
 
+    @property
+    def lane(self) -> str:
+        """Whose turn it has."""
+        lane: str = self.fields.get("lane", "entry")
+        return lane
+
 
 class Connection:
     """One connection of a bot to one daemon."""
@@ -132,6 +138,7 @@ class Bot:
                     continue
             self._do(step)
         self.done = True
+        self.world.settled.set()
 
     def connect(self) -> bool:
         """Connect; False when nobody is there."""
@@ -186,7 +193,7 @@ class Bot:
         connection.asked.setdefault(name, deque()).append(record)
         if self.world.tracing:
             self.world.note(f"{tag} calls {name} {fields}")
-        if self.world.port is not None and self.world.port.hushed:
+        if getattr(self.world.port, "hushed", False):
             # The daemon is about to end: the bot's own system says that nobody has the message.
             connection.asked[name].pop()
             record.state, record.ended_at = "lost", record.sent_at
@@ -217,19 +224,23 @@ class Bot:
             self.reads = kind == "read"
         elif self.records:
             record = self.records[-1 - step.which % len(self.records)]
-            if kind == "cancel":
+            if kind == "cancel" and self.plan.request:
+                self.send({"type": "ping"})  # a REQ cannot cancel: that would ask for a reply of its own
+            elif kind == "cancel":
                 for other in self.records:  # an id may have been used again
                     if other.id == record.id and other.cancelled_at is None:
                         other.cancelled_at = trio.current_time()
                 self.send({"type": "cancel", "id": record.id})
             elif record.state != "sent":  # duplicate, or an id used again
-                self.call(record.id, {"timeout_ms": 300, **({"stream": False} if self.plan.request else {})})
+                self.call(
+                    record.id, {"timeout_ms": 300, "lane": "entry", **({"stream": False} if self.plan.request else {})}
+                )
 
     def _read(self) -> Process:
         while True:
             calm = trio.current_time() >= self.world.calm_at
             if (self.reads or calm) and self.connection is not None:
                 self.connection.fake.take()
-            if calm and not any(record.state in ("sent", "accepted") for record in self.records):
+            if calm and self.done and not any(record.state in ("sent", "accepted") for record in self.records):
                 return
             yield min(self.plan.reads_every, 0.02) if calm else self.plan.reads_every

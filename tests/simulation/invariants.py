@@ -60,8 +60,9 @@ class Watch:
         #: (upstream, model) -> when its breaker opened; while it is not closed
         self._open_since: dict[tuple[str, str], float] = {}
         self._trials: dict[tuple[str, str], list[Request]] = {}
-        self._session_of_daemon = ""
-        self._was_killed = False
+        #: what an operator has stopped, and since when
+        self.halted: dict[str, float] = {}
+        self.disabled: dict[str, float] = {}
 
     # ------------------------------------------------------------------ saying so
 
@@ -90,13 +91,30 @@ class Watch:
         now = trio.current_time()
         self._open_since.clear()
         self._trials.clear()
+        self.halted.clear()
+        self.disabled.clear()
         for upstream in self.world.config.upstream:
             budget: dict[str, float] = dict(self.world.schedule_budget(upstream.name))
             self._budgets[upstream.name] = _Bucket(budget["attempts"], budget["per_second"], budget["per_call"], now)
 
-    def killed(self) -> None:
-        """The process is gone from one instant to the next."""
-        self._was_killed = True
+    def ordered(self, what: str, names: list[str]) -> None:
+        """An operator's order has been carried out: halt, resume (lanes), disable, enable (upstreams)."""
+        now = trio.current_time()
+        table = self.halted if what in ("halt", "resume") else self.disabled
+        for name in names:
+            if what in ("halt", "disable"):
+                table.setdefault(name, now)
+            else:
+                table.pop(name, None)
+
+    def halt_is_over(self, lanes: list[str]) -> None:
+        """Milliseconds after a halt: no call of these lanes goes on."""
+        for record in self.world.records.values():
+            since = self.halted.get(record.lane)
+            if record.state == "accepted" and since is not None and record.lane in lanes and record.sent_at < since:
+                self._check(
+                    record.connection.slow_at is not None, "halted", f"{record} goes on after a halt at {since}"
+                )
 
     def daemon_ended(self, *, killed: bool) -> None:
         """No connection of its is left, and (unless it was killed) no call without a terminal."""
@@ -110,9 +128,8 @@ class Watch:
             for record in self.world.records.values():
                 if record.state == "accepted" and record.connection.slow_at is None:
                     self.break_("one terminal", f"the daemon drained without a terminal for {record}")
-                elif record.state == "sent" and record.sent_at < trio.current_time() - 1.5:
+                elif record.state == "sent" and record.connection.slow_at is None:
                     self.break_("one terminal", f"{record} was never answered")
-        self._was_killed = False
 
     def logged(self, entry: dict[str, Any]) -> None:
         """The daemon's own word."""
@@ -149,6 +166,9 @@ class Watch:
         )  # fmt: skip
         late_us = world.mono_us() - record.deadline_us
         self._check(late_us <= LATE_US, "expired not sent", f"{request} is sent {late_us} us after the deadline")
+        for table, name in ((self.halted, record.lane), (self.disabled, service.name)):
+            since = table.get(name)
+            self._check(since is None or now <= since, "halted", f"{request}: {name} was stopped at {since}")
         route = next(
             (route for route in world.config.route if route.name == record.fields.get("route", "default")), None
         )
@@ -174,6 +194,12 @@ class Watch:
         if running:
             self.world.counts["attempts beside another"] += 1
         balance = bucket.add(0.0, now)
+        if balance < 1 - 1e-6:
+            # First attempts whose connection was gone before they were written have paid in, and were not seen.
+            balance += bucket.per_call * sum(
+                not self.by_tag.get(tag) and (record.terminal is None or record.terminal.get("attempts", 0) > 0)
+                for tag, record in self.world.records.items()
+            )
         self._check(balance >= 1 - 1e-6, "budget", f"{request} is sent at a balance of {balance:.3f}, after {before}")
         bucket.add(-1.0, now)
 
@@ -246,6 +272,8 @@ class Watch:
         connection.open[message["id"]] = record
         record.state, record.accepted, record.accepted_at = "accepted", message, now
         record.call_id = message["call_id"]
+        halted_at = self.halted.get(record.lane)
+        self._check(halted_at is None or record.sent_at <= halted_at, "halted", f"{record} is accepted")
         told_us = message["deadline_mono_us"]
         self._check(abs(told_us - record.deadline_us) <= LATE_US, "by the deadline", f"{record}: {message}")
         record.deadline_us = told_us
@@ -277,10 +305,12 @@ class Watch:
 
     def _settled(self, record: CallRecord, message: dict[str, Any], state: str) -> None:
         record.state, record.terminal, record.ended_at = state, message, trio.current_time()
+        self.world.settled.set()
 
     def lost(self, record: CallRecord) -> None:
         """Its connection is gone."""
         self.world.counts["end daemon_lost" if self.world.port is None else "end bot left"] += 1
+        self.world.settled.set()
 
     def _ended(self, connection: Connection, record: CallRecord, message: dict[str, Any], now: float) -> None:
         """The terminal of an accepted call."""
@@ -299,6 +329,7 @@ class Watch:
             self._check(late_us <= LATE_US, "by the deadline", f"{record} ends {late_us} us late: {message}")
         if code == "deadline_exceeded":
             self._check(late_us >= -1, "never early", f"{record} ends {-late_us} us before its deadline: {message}")
+            self._waited_in_vain(record, message, now)
         if code == "cancelled":
             self._check(record.cancelled_at is not None, "shape", f"{record} is cancelled, and nobody asked for it")
         self._check(message.get("deltas", 0) == record.seq, "shape", f"{record}: {record.seq} deltas, {message}")
@@ -317,6 +348,26 @@ class Watch:
             self._check(not message["retryable"] or message.get("attempts", 0) <= 1, "shape", message)
             if text:
                 self._part(record, text, requests)
+
+    def _waited_in_vain(self, record: CallRecord, message: dict[str, Any], now: float) -> None:
+        """A call that was never sent died waiting: then nothing that it could have had was free."""
+        daemon = self.world.daemon
+        if daemon is None or message.get("attempts") or daemon.dispatcher.draining or now - record.accepted_at < 0.01:
+            return
+        statistics = daemon.dispatcher.statistics()
+        if statistics.queued or statistics.in_flight + 2 > daemon.config.frontend.max_calls_in_flight // 2:
+            return  # it may have waited for its admission
+        for target in daemon.dispatcher.routes[message["route"]].targets:
+            pool = target.pool
+            free = any(
+                c.free and c.opened_at is not None and c.opened_at < now - 0.01 for c in pool.connections.values()
+            )
+            may = (
+                target.breaker.state(now) == "closed"
+                and pool.gate.is_open(now)
+                and pool.gate.limit.has_room(record.lane)
+            )
+            self._check(not (free and may), "in time", f"{record} died waiting beside a free connection of {pool}")
 
     def _answer(self, record: CallRecord, message: dict[str, Any], text: str, requests: list[Request]) -> None:
         """A `done` is the whole answer of one attempt, of the upstream it names."""
@@ -382,6 +433,9 @@ class Watch:
                 self._check(
                     connection in pool.connections.values(), "nothing left", f"{connection} is gone, and queued"
                 )
+            self._check(
+                pool.gate.limit.in_flight == 0, "nothing left", f"{name}: {pool.gate.limit.in_flight} in flight"
+            )
         for breaker in daemon.breakers.values():
             self._check(breaker._trial is None, "nothing left", breaker)
         for heap in dispatcher.parking._heaps.values():
@@ -412,9 +466,12 @@ class Watch:
         end = min(ends)
         link = request.session.link
         over_at = min(
-            at for at in (request.ended_at, request.finished_at, link.closed_at, float("inf")) if at is not None
+            at
+            for at in (request.ended_at, request.session.said_close_at, link.closed_at, float("inf"))
+            if at is not None
         )
-        if over_at <= end + STOPPED_WITHIN or request.junk or record.connection.slow_at is not None:
+        over = request.finished or request.junk or record.connection.slow_at is not None
+        if over or over_at <= end + STOPPED_WITHIN:
             return
         others = [
             other

@@ -39,6 +39,7 @@ def slow(request: Request, dice: random.Random) -> Process:
 def drips(request: Request, dice: random.Random) -> Process:
     """A proper answer, its pieces far apart."""
     yield 0.01
+    request.send(request.created())
     for _ in range(dice.randrange(2, 8)):
         request.content(request.delta())
         yield dice.choice([0.01, 0.05, 0.1, 0.15])
@@ -63,7 +64,7 @@ def empty(request: Request, dice: random.Random) -> Process:
 
 
 def _stream(request: Request, dice: random.Random, pieces: int) -> Process:
-    if dice.random() < 0.7:
+    if request.session.service.responses or dice.random() < 0.7:  # the role chunk of a chat may be missing
         request.send(request.created())
     for left in range(pieces, 0, -1):
         if left == 1:
@@ -85,6 +86,7 @@ def silent(request: Request, dice: random.Random) -> Process:
 
 def stalls(request: Request, dice: random.Random) -> Process:
     """Stops in the middle; keep-alives and metadata may go on."""
+    request.send(request.created())
     for _ in range(dice.randrange(4)):
         yield 0.005
         request.content(request.delta())
@@ -101,7 +103,11 @@ def _begins(request: Request, dice: random.Random) -> Process:
     kind = dice.random()
     if kind < 0.3:
         request.send(request.created())
-    elif kind < 0.6:
+    elif kind < 0.65:
+        if kind < 0.6:
+            request.send(request.created())
+        else:
+            request.junk = True  # content before its beginning
         for _ in range(dice.randrange(1, 4)):
             request.content(request.delta())
             yield 0.002

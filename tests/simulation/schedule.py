@@ -77,12 +77,14 @@ class BotPlan(Struct, frozen=True, kw_only=True):
 
 
 class Deed(Struct, frozen=True, kw_only=True):
-    """What an operator does: drain or kill (the daemon comes back after `wait`)."""
+    """What an operator does: drain or kill (the daemon comes back after `wait`), halt or resume lanes, disable or
+    enable upstreams (`names`).
+    """
 
     at: float
     what: str
     wait: float = 0.0
-    arguments: dict[str, Any] = {}
+    names: tuple[str, ...] = ()
 
 
 class Schedule(Struct, frozen=True, kw_only=True):
@@ -91,6 +93,7 @@ class Schedule(Struct, frozen=True, kw_only=True):
     seed: int
     frontend: dict[str, Any]
     route: dict[str, Any]
+    clients: list[dict[str, Any]]
     upstreams: list[UpstreamPlan]
     bots: list[BotPlan]
     deeds: list[Deed]
@@ -110,24 +113,44 @@ def draw(seed: int) -> Schedule:
     length = dice.choice([0.5, 1.0, 2.0, 2.0, 4.0, 8.0])
     names = "abc"[: dice.choices([1, 2, 3], [2, 3, 1])[0]]
     upstreams = [_upstream(name, dice, length) for name in names]
+    most = dice.choice([1, 2, 4, 256, 256])
     return Schedule(
         seed=seed,
         frontend={
-            "max_calls_in_flight": dice.choice([1, 2, 4, 256, 256]),
+            "max_calls_in_flight": most,
+            "exit_reserved_calls": dice.choice([None, 0, most // 2]),
             "queue_max": dice.choice([0, 2, 16, 512]),
             "drain_timeout_s": dice.choice([0.0, 0.3, 5.0]),
             "stall_timeout_s": dice.choice([0.5, 5.0]),
+            "max_calls_per_minute": dice.choice([None, None, None, 5]),
         },
         route={
             "timeout_ms": 2000,
             "first_delta_timeout_ms": dice.choice([30, 150, 500, 5000]),
             "idle_timeout_ms": dice.choice([20, 120, 800]),
+            "max_attempts": dice.choice([1, 2, 3, 3, 5]),
+            "backup_lanes": dice.choice([["exit"], ["exit", "entry", "research"], []]),
+            "backup_quantile": dice.choice([0.5, 0.95]),
+            "backup_min_ms": dice.choice([5, 50]),
+            "return_ramp_s": dice.choice([0, 1, 10]),
         },
+        clients=_clients(dice),
         upstreams=upstreams,
         bots=[_bot(number, dice, length) for number in range(dice.choice([1, 1, 2, 3, 5]))],
-        deeds=_deeds(dice, length),
+        deeds=_deeds(dice, length, names),
         calm_at=length,
     )
+
+
+def _clients(dice: random.Random) -> list[dict[str, Any]]:
+    prober = {"user": 4242, "max_calls_per_minute": 100_000}
+    if dice.random() < 0.7:
+        return [prober]
+    return [
+        prober,
+        {"user": 1000, "lanes": dice.choice([["research"], ["exit", "entry"]])},
+        {"user": dice.choice([1001, "*"]), "max_calls_in_flight": dice.choice([1, 3]), "max_calls_per_minute": 30},
+    ]
 
 
 def _upstream(name: str, dice: random.Random, length: float) -> UpstreamPlan:
@@ -143,7 +166,24 @@ def _upstream(name: str, dice: random.Random, length: float) -> UpstreamPlan:
         "upgrade_timeout_s": dice.choice([0.3, 5.0]),
         "ping_interval_s": dice.choice([0.3, 2.0, 10.0]),
         "pong_timeout_s": dice.choice([0.2, 5.0]),
+        "adaptive_concurrency": dice.random() < 0.8,
     }
+    if dice.random() < 0.6:
+        failures = dice.choice([1, 2, 5])
+        shortest = dice.choice([0.02, 0.2, 1.0])
+        config["breaker"] = {
+            "consecutive_failures": failures,
+            "minimum_calls": dice.choice([2, 10]),
+            "slow_rate": dice.choice([0.3, 0.8]),
+            "open_min_s": shortest,
+            "open_max_s": shortest * dice.choice([1, 4, 20]),
+            "trials": dice.choice([1, 2, 3]),
+        }
+        config["retry_budget"] = {
+            "attempts": dice.choice([2, 4, 10]) if failures == 1 else max(4, 2 * failures),
+            "per_second": dice.choice([0, 1, 5]),
+            "per_call": dice.choice([0, 0.1, 0.5]),
+        }
     phases = [_phase(0.0, dice)]
     for _ in range(dice.choice([0, 1, 1, 2])):
         phases.append(_phase(dice.uniform(0, length), dice))
@@ -195,9 +235,11 @@ def _bot(number: int, dice: random.Random, length: float) -> BotPlan:
     request = dice.random() < 0.1
     slow = dice.random() < 0.15 and not request
     steps = []
-    for _ in range(dice.choice([1, 3, 6, 12, 24])):
+    count = dice.choice([1, 3, 6, 12, 24, 60])
+    pauses = [0.0, 0.0, 0.0, 0.01, 0.05, length / 8] if count < 60 else [0.0, 0.01, length / 60, length / 30]
+    for _ in range(count):
         kind = dice.random()
-        after = dice.choice([0.0, 0.0, 0.0, 0.01, 0.05, length / 8])
+        after = dice.choice(pauses)
         if kind < 0.78:
             steps.append(Step(after=after, do="call", call=_call(dice, request)))
         elif kind < 0.87:
@@ -247,11 +289,14 @@ def _call(dice: random.Random, request: bool) -> dict[str, Any]:
     return fields
 
 
-def _deeds(dice: random.Random, length: float) -> list[Deed]:
-    if dice.random() < 0.8:
-        return []
-    return [
-        Deed(
-            at=dice.uniform(0, length), what=dice.choice(["drain", "drain", "kill"]), wait=dice.choice([0.0, 0.05, 1.0])
-        )
-    ]
+def _deeds(dice: random.Random, length: float, names: str) -> list[Deed]:
+    deeds = []
+    for _ in range(dice.choice([0, 0, 0, 0, 1, 2, 4])):
+        what = dice.choice(["drain", "kill", "halt", "halt", "resume", "disable", "disable", "enable"])
+        some: tuple[str, ...] = ()
+        if what in ("halt", "resume"):
+            some = dice.choice([("entry",), ("research",), ("entry", "research"), ("exit", "entry", "research")])
+        elif what in ("disable", "enable"):
+            some = (dice.choice(names),)
+        deeds.append(Deed(at=dice.uniform(0, length), what=what, wait=dice.choice([0.0, 0.05, 1.0]), names=some))
+    return sorted(deeds, key=lambda deed: deed.at)

@@ -35,14 +35,14 @@ class Request:
         tag: the call's, from its prompt.
         written_at, arrived_at: when the client wrote it; when it was here.
         pieces: the text sent before its end.
-        finished: a proper end was sent. finished_at: ... and has arrived at the client.
+        finished: a proper end was sent.
         ended_at: its end, of whatever kind, has arrived at the client.
         how: what kind of end: "done", "failed", "ignored", "auth", "throttled", "rejected", "cut", or "" so far.
         content_at: its first content arrived at the client.
     """
 
     __slots__ = (
-        "arrived_at", "body", "content_at", "ended_at", "finished", "finished_at", "how", "junk", "model", "name",
+        "arrived_at", "body", "content_at", "ended_at", "finished", "how", "junk", "model", "name",
         "number", "pieces", "session", "tag", "trial", "written_at",
     )  # fmt: skip
 
@@ -52,7 +52,6 @@ class Request:
         self.arrived_at: float | None = None
         self.pieces: list[str] = []
         self.finished = self.junk = False
-        self.finished_at: float | None = None
         self.ended_at: float | None = None
         self.content_at: float | None = None
         self.how = ""
@@ -71,8 +70,6 @@ class Request:
         if self.ended_at is None:
             self.ended_at = trio.current_time()
             self.how = how
-            if how == "done":
-                self.finished_at = self.ended_at
 
     # ------------------------------------------------------------------ frames
 
@@ -165,6 +162,8 @@ class Session:
         self.requests: list[Request] = []
         self.opened = self.gone = self.closing = False
         self.opened_at: float | None = None
+        #: when the server sent its Close: it reads nothing more of what comes
+        self.said_close_at: float | None = None
         self.deaf = False
         self.key = ""
         self._head = bytearray()
@@ -206,7 +205,7 @@ class Session:
             data = rest
         self._buffer += data
         for opcode, payload in _frames(self._buffer):
-            if opcode == TEXT:
+            if opcode == TEXT and self.said_close_at is None:
                 request = next(r for r in self.requests if r.arrived_at is None)
                 request.arrived_at = trio.current_time()
                 self.service.arrived(request)
@@ -273,13 +272,13 @@ class Session:
         """A Close frame; every request ends by it. The client's answer, or a moment, ends TCP."""
         if self.gone or self.closing:
             return
-        ended = [request for request in self.requests if request.ended_at is None]
 
         def came() -> None:
-            for request in ended:
+            for request in self.requests:
                 request._end_came(how)
 
         self.send(encode_server_frame(CLOSE, code.to_bytes(2, "big")), came)
+        self.said_close_at = trio.current_time()
         self.service.world.engine.after(0.5, self.shut)
 
 

@@ -19,8 +19,9 @@ import trio
 from msgspec import Struct
 
 from sidecar import logs
-from sidecar.config import Config, CredentialSource, Frontend, Route, Target, Upstream
+from sidecar.config import Client, Config, CredentialSource, Frontend, Route, Upstream
 from sidecar.daemon import Daemon
+from sidecar.service import orders, pulse
 from tests.simulation.bots import Bot, CallRecord, SimPort
 from tests.simulation.engine import Engine, run_virtual
 from tests.simulation.invariants import Broken, Watch
@@ -36,6 +37,9 @@ WALL_US = 1_800_000_000_000_000
 #: at most 30 s, a connect waits for at most 10 s and is tried for 10; a refused credential is tried every 5 minutes.
 RECOVERY = 75.0
 RECOVERY_REFUSED = 330.0
+
+#: States of a call that is not over.
+OPEN = ("sent", "accepted")
 
 
 class Result(Struct, kw_only=True):
@@ -85,7 +89,8 @@ class World:
         self._scope = trio.CancelScope()
         self._dead = trio.Event()
         self._generation = 0
-        self._busy = False
+        #: set, and replaced, whenever a call of a bot is over
+        self.settled = trio.Event()
 
     # ------------------------------------------------------------------ time, trace
 
@@ -140,6 +145,8 @@ class World:
                 await trio.sleep_until(self.started_at + deed.at)
                 await self._deed(deed, bots, outside)
             await trio.sleep_until(self.calm_at)
+            await self._order("resume", ["exit", "entry", "research"])
+            await self._order("enable", list(self.services))
             await self._quiet(bots)
             self.watch.at_rest()
             await self._recovers()
@@ -179,7 +186,6 @@ class World:
         if self.tracing:
             self.note("daemon is " + ("killed" if kill else "drained"))
         if kill:
-            self.watch.killed()
             for bot in bots:
                 bot.disconnect()
             self.port = None
@@ -198,6 +204,25 @@ class World:
             await self._down(bots, kill=deed.what == "kill")
             await trio.sleep(deed.wait)
             await self._up(outside)
+        else:
+            await self._order(deed.what, list(deed.names))
+
+    async def _order(self, what: str, names: list[str]) -> None:
+        """What an operator says at the control endpoint."""
+        daemon = self.daemon
+        assert daemon is not None
+        if self.tracing:
+            self.note(f"operator: {what} {names}")
+        if what in ("halt", "resume"):
+            orders.halting(daemon.brakes)[what]({"type": what, "lanes": names, "reason": "simulated"})
+        else:
+            switch = orders.switching(daemon.pools, self.config.route, daemon.log)["upstream"]
+            for name in names:
+                switch({"type": "upstream", "name": name, "enabled": what == "enable"})
+        self.watch.ordered(what, names)
+        if what == "halt":
+            await trio.sleep(0.005)
+            self.watch.halt_is_over(names)
 
     def _phase(self, service: Service, phase: Phase) -> None:
         if self.tracing:
@@ -238,13 +263,12 @@ class World:
 
     async def _quiet(self, bots: list[Bot]) -> None:
         """Wait until the bots have played and every call has its terminal; deadlines bound that."""
-        give_up_at = self.calm_at + 20.0
-        while trio.current_time() < give_up_at:
-            still = any(record.state in ("sent", "accepted") for record in self.records.values())
-            if not still and all(bot.done for bot in bots) and not (self.daemon and self.daemon.dispatcher.calls):
-                break
-            await trio.sleep(0.05)
-        else:
+        with trio.move_on_at(self.calm_at + 20.0) as patience:
+            while not all(bot.done for bot in bots) or any(r.state in OPEN for r in self.records.values()):
+                self.settled = trio.Event()
+                with trio.move_on_after(0.5):  # a bot may be done without a call of its own
+                    await self.settled.wait()
+        if patience.cancelled_caught:
             self.watch.break_("liveness", "calls go on long after their deadlines, or a bot cannot connect")
         await trio.sleep(0.15)  # closes of stopped work, last flushes
 
@@ -268,8 +292,7 @@ class World:
                 route: prober.call(f"p{len(prober.records)}", {"route": route, "lane": "research", **patient})
                 for route in left
             }
-            while any(record.state in ("sent", "accepted") for record in asked.values()):
-                await trio.sleep(0.02)
+            await self._until_settled(list(asked.values()))
             left = [
                 route for route, record in asked.items() if record.terminal is None or record.terminal["type"] != "done"
             ]
@@ -278,14 +301,27 @@ class World:
             self.watch.break_("liveness", f"no answer on {left} though all is well since {calm_for}: {last}")
         elif trio.current_time() - calm_for > 1.0:
             self.counts["recovered late"] += 1
-        default = prober.call("fresh", patient)
-        while default.state in ("sent", "accepted"):
-            await trio.sleep(0.02)
-        if not left and (default.terminal is None or default.terminal["type"] != "done"):
-            self.watch.break_("liveness", f"a fresh call is not answered though all is well: {default.terminal}")
+        # A connection of the bad times may still stand, and be found out by this call.
+        fresh = [prober.call("fresh-0", patient)]
+        while not left:
+            await self._until_settled(fresh[-1:])
+            last_one = fresh[-1].terminal
+            if last_one is not None and last_one["type"] == "done":
+                break
+            if len(fresh) == 10:
+                self.watch.break_("liveness", f"a fresh call is not answered though all is well: {last_one}")
+                break
+            await trio.sleep(0.5)
+            fresh.append(prober.call(f"fresh-{len(fresh)}", patient))
         assert prober.connection is not None
         prober.connection.fake.leave()
         prober.disconnect()
+
+    async def _until_settled(self, records: list[CallRecord]) -> None:
+        with trio.move_on_after(20.0):
+            while any(record.state in OPEN for record in records):
+                self.settled = trio.Event()
+                await self.settled.wait()
 
 
 def _variable(name: str) -> str:
@@ -294,9 +330,11 @@ def _variable(name: str) -> str:
 
 def _configuration(schedule: Schedule) -> Config:
     """One route "default" over all upstreams, and one over each alone."""
-    targets = [Target(upstream=plan.name, model=f"m-{plan.name}") for plan in schedule.upstreams]
-    routes = [Route(name="default", targets=targets, **schedule.route)]
-    routes += [Route(name=f"only-{target.upstream}", targets=[target], **schedule.route) for target in targets]
+    targets = [{"upstream": plan.name, "model": f"m-{plan.name}"} for plan in schedule.upstreams]
+    routes = [msgspec.convert({"name": "default", "targets": targets, **schedule.route}, Route)]
+    for target in targets:
+        only = {"name": f"only-{target['upstream']}", "targets": [target], **schedule.route}
+        routes.append(msgspec.convert(only, Route))
     upstreams = [
         msgspec.convert({"name": plan.name, "url": f"wss://{plan.name}.test/v1", **plan.config}, Upstream)
         for plan in schedule.upstreams
@@ -309,16 +347,19 @@ def _configuration(schedule: Schedule) -> Config:
         frontend=msgspec.convert(schedule.frontend, Frontend),
         upstream=upstreams,
         route=routes,
+        client=[msgspec.convert(client, Client) for client in schedule.clients],
     )
 
 
 @contextmanager
 def _logging(world: World) -> Iterator[None]:
     before, logs._State.captured = logs._State.captured, _Log(world)
+    interval, pulse.INTERVAL = pulse.INTERVAL, 60.0  # type: ignore[misc]  # virtual time knows no lag to measure
     try:
         yield
     finally:
         logs._State.captured = before
+        pulse.INTERVAL = interval  # type: ignore[misc]
 
 
 def play(seed: int | Schedule, *, tracing: bool = False) -> Result:
