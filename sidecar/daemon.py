@@ -157,9 +157,8 @@ class Daemon:
                 on_connect=self.dispatcher.on_connect,
                 log=self.log,
             )
-        budgets = {upstream.name: _budget(upstream) for upstream in config.upstream}
-        times: dict[tuple[str, str], FirstDeltaTimes] = {}
-        blames: dict[tuple[str, str], Blame] = {}
+        self.budgets = {upstream.name: _budget(upstream) for upstream in config.upstream}
+        self.health: dict[tuple[str, str], tuple[FirstDeltaTimes, Blame]] = {}
         for route in config.route:
             targets = []
             for target in route.targets:
@@ -168,16 +167,14 @@ class Daemon:
                 if key not in self.breakers:
                     breaker = self.breakers[key] = _breaker("/".join(key), pool.upstream, jitter)
                     pool.breakers.append(breaker)
-                    times[key] = FirstDeltaTimes()
-                    blames[key] = Blame(jitter=jitter)
+                    self.health[key] = (FirstDeltaTimes(), Blame(jitter=jitter))
                 targets.append(
                     TargetRuntime(
                         pool,
                         target.model,
                         self.breakers[key],
-                        budgets[target.upstream],
-                        times[key],
-                        blames[key],
+                        self.budgets[target.upstream],
+                        *self.health[key],
                         target.options,
                         route.max_output_tokens,
                     )

@@ -207,7 +207,7 @@ class Metrics:
         )
         self.tokens = Counter(
             "sidecar_tokens_total",
-            "Model tokens; kind: input, output, cached, reasoning.",
+            "Model tokens; kind: input, output, cached, reasoning; unused: of overtaken attempts, estimated.",
             ("upstream", "model", "kind"),
         )
         self.tokens_estimated = Counter("sidecar_answers_without_usage_total", "Usage estimated.", ("upstream",))
@@ -217,6 +217,14 @@ class Metrics:
         self.queued = Gauge("sidecar_calls_queued", "Calls waiting for admission or a connection.")
         self.bots = Gauge("sidecar_bots_connected", "Bots connected.")
         self.connections = Gauge("sidecar_connections", "Connections by state.", ("upstream", "state"))
+        self.attempts_at_once = Gauge(
+            "sidecar_attempts_at_once", "How many attempts an upstream is given at once, by what it could take.",
+            ("upstream",),
+        )  # fmt: skip
+        self.throttled = Gauge(
+            "sidecar_throttled_seconds", "Until an upstream's credential may be used again.", ("upstream",)
+        )
+        self.retry_budget = Gauge("sidecar_retry_budget", "Further attempts that could be paid for.", ("upstream",))
         self.breakers = Gauge("sidecar_breaker_open", "1 open, 0.5 half-open, 0 closed.", ("upstream", "model"))
         self.loop_lag = Gauge("sidecar_loop_lag_seconds", "The worst lateness of the loop in the last two seconds.")
 

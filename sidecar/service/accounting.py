@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from sidecar.core.outcome import Outcome
+from sidecar.dialects.facts import estimate_usage
 from sidecar.logs import CallLine, log_call, logs_calls
 from sidecar.metrics import Metrics
 from sidecar.service.attempt import Attempt
@@ -93,6 +94,14 @@ class Accounting:
             metrics.first_delta.record(
                 int(1e6 * (state.first_content_at - state.sent_at)), upstream, attempt.target.model
             )
+
+    def lost_race(self, attempt: Attempt) -> None:
+        """An attempt was stopped because another one of its call answered: its prompt was paid for all the same."""
+        call = attempt.call
+        prompt = call.prompt(call.route.targets.index(attempt.target))
+        tokens = estimate_usage(prompt, 0).input_tokens
+        if tokens:
+            self.metrics.tokens.add(attempt.target.pool.name, attempt.target.model, "unused", by=tokens)
 
     def breaker_moved(self, before: str, after: str, *, upstream: str, model: str) -> None:
         """A breaker changed its state."""

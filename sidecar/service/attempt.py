@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from sidecar.core.attempt_state import AttemptState
 from sidecar.core.breaker import Permit
-from sidecar.dialects.base import Faulted, Finished, Started
+from sidecar.dialects.base import Faulted, Finished, Prompt, Started
 from sidecar.errors import MalformedFrame, UpstreamFault
 from sidecar.service.connection import Connection
 from sidecar.service.ports import Peer
@@ -26,6 +26,10 @@ class Owner(Protocol):
     peer: Peer
     length: int
     emit: Callable[[str], None]
+
+    def prompt(self, index: int) -> Prompt:
+        """What target `index` of its route is asked."""
+        ...
 
     def first_content(self, attempt: Attempt, now: float) -> bool:
         """Whether this attempt's content is the answer from here on."""

@@ -44,8 +44,10 @@ class Judge:
             late = target.times.quantile(0.95, now)
             if late is None or waited < 2 * late:
                 outcome = CANCELLED
-        elif outcome is FIRST_DELTA_TIMEOUT and not long_enough:
-            outcome = CANCELLED
+        elif outcome is FIRST_DELTA_TIMEOUT:
+            self._accounting.lost_race(attempt)
+            if not long_enough:
+                outcome = CANCELLED
         elif outcome is IDLE_TIMEOUT and now - state.last_content_at < route.idle_timeout_ms / 1000:
             outcome = structs.replace(outcome, counts_against_breaker=False)
         slow = state.overtaken and long_enough

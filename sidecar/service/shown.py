@@ -8,7 +8,10 @@ from typing import Any, Protocol
 
 import msgspec
 
+from sidecar.core.blame import Blame
 from sidecar.core.breaker import Breaker
+from sidecar.core.latency import FirstDeltaTimes
+from sidecar.core.retry import RetryBudget
 from sidecar.metrics import Metrics
 from sidecar.service.clients import Clients
 from sidecar.service.dispatcher import Dispatcher
@@ -27,6 +30,8 @@ class Parts(Protocol):
     pulse: Pulse
     pools: dict[str, Pool]
     breakers: dict[tuple[str, str], Breaker]
+    health: dict[tuple[str, str], tuple[FirstDeltaTimes, Blame]]
+    budgets: dict[str, RetryBudget]
 
 
 def sections(
@@ -86,9 +91,11 @@ def _upstreams(daemon: Parts, now: float) -> list[dict[str, Any]]:
         rtt = row.pop("rtt")
         row["rtt_us"] = None if rtt is None else int(1e6 * rtt)
         row["waiting"] = pool.waiting()
+        row["retry_budget"] = round(daemon.budgets[pool.name].balance(now), 1)
         row["breakers"] = [
             _in_milliseconds(msgspec.to_builtins(breaker.statistics(now)), now)
-            for (name, _), breaker in daemon.breakers.items()
+            | _health(daemon.health[name, model], now)
+            for (name, model), breaker in daemon.breakers.items()
             if name == pool.name
         ]
         rows.append(row)
@@ -100,6 +107,20 @@ def _in_milliseconds(row: dict[str, Any], now: float) -> dict[str, Any]:
     at = row.pop("next_wakeup_at")
     row["next_wakeup_ms"] = None if at == float("inf") else max(0, round(1000 * (at - now)))
     return row
+
+
+def _health(health: tuple[FirstDeltaTimes, Blame], now: float) -> dict[str, Any]:
+    """What is usual of a target, and how many bots are kept from it for failing where others are answered."""
+    times, blame = health
+    return {
+        "first_delta_p50_ms": _ms(times.usual(now)),
+        "first_delta_p95_ms": _ms(times.quantile(0.95, now)),
+        "barred_bots": blame.statistics(now).barred,
+    }
+
+
+def _ms(seconds: float | None) -> int | None:
+    return None if seconds is None else round(1000 * seconds)
 
 
 def _calls(daemon: Parts, now: float) -> list[dict[str, Any]]:
@@ -134,6 +155,9 @@ def _stats(daemon: Parts, now: float) -> list[Any]:
     for pool in daemon.pools.values():
         for state, count in pool.counts().items():
             metrics.connections.set(pool.name, state, value=count)
+        metrics.attempts_at_once.set(pool.name, value=pool.gate.limit.limit)
+        metrics.throttled.set(pool.name, value=pool.gate.throttled_for(now))
+        metrics.retry_budget.set(pool.name, value=daemon.budgets[pool.name].balance(now))
     metrics.breakers.clear()
     for (name, model), breaker in daemon.breakers.items():
         metrics.breakers.set(name, model, value={"closed": 0, "half_open": 0.5, "open": 1}[breaker.state(now)])
