@@ -8,7 +8,7 @@ What it may hold grows with the load: when an upstream goes down, the calls of a
 one instant, and a healthy one is to take them all (`SECONDS_OF_LOAD`).
 
 Sources: Finagle's RetryBudget (a share of the last seconds' requests) and gRPC A6's throttle. Figures:
-docs/decisions/0014.
+docs/decisions/0016.
 """
 
 from __future__ import annotations
