@@ -14,7 +14,7 @@ import functools
 import itertools
 import json
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ import msgspec
 import trio
 import trio.testing
 
-from sidecar.config import Config, Frontend, Route, Target, Upstream
+from sidecar.config import Client, Config, Frontend, Route, Target, Upstream
 from sidecar.daemon import Daemon
 from sidecar.logs import capture
 from sidecar.service.pool import Pool
@@ -241,9 +241,13 @@ def configure(
     *,
     targets: list[str] | None = None,
     route: dict[str, Any] | None = None,
+    client: Sequence[Client] = (),
     **frontend: Any,
 ) -> Config:
-    """A configuration of upstreams a, b ...; one route "default" over all of them (or `targets`), model "m"."""
+    """A configuration of upstreams a, b ...; one route "default" over all of them (or `targets`), model "m".
+
+    `client` are rules as loaded: with uids.
+    """
     upstreams = upstreams if upstreams is not None else {"a": {}}
     return Config(
         frontend=Frontend(**{"drain_timeout_s": 2, **frontend}),
@@ -262,6 +266,7 @@ def configure(
                 **{"timeout_ms": 2000, "first_delta_timeout_ms": 500, "idle_timeout_ms": 300, **(route or {})},
             )
         ],
+        client=list(client),
     )  # fmt: skip
 
 
