@@ -37,6 +37,8 @@ from sidecar.wire import Phase
 
 #: Wire attempts per call, the first included, unless the route says otherwise (Google SRE: at most three).
 MAX_ATTEMPTS: Final = 3
+#: Attempts that a retry at an upstream counts for which has just refused this call for having too much to do.
+OVERLOADED_PRICE: Final = 2.0
 #: While an untried target is left, the first-delta clock runs for at most this share of what remains.
 FIRST_DELTA_SHARE: Final = 0.6
 
@@ -72,6 +74,8 @@ class _Loss(Struct):
 
     count: int = 0
     not_before: float = 0.0
+    #: the last time because it had too much to do
+    overload: bool = False
 
 
 class Call:
@@ -233,6 +237,7 @@ class Call:
                 return End(outcome)
         loss = self._losses.setdefault(attempt.target, _Loss())
         loss.count += 1
+        loss.overload = outcome.overload
         if loss.not_before < math.inf:
             loss.not_before = self._again_at(loss.count, outcome, now, usual)
         if outcome.retry == "never":
@@ -294,6 +299,11 @@ class Call:
     def tried(self, target: int) -> bool:
         """Whether an attempt of this call on `target` was lost."""
         return target in self._losses
+
+    def price(self, target: int) -> float:
+        """What a further attempt on `target` costs of its budget: twice as much where it has said it is overloaded."""
+        loss = self._losses.get(target)
+        return OVERLOADED_PRICE if loss is not None and loss.overload else 1.0
 
     def park(self, until: float, now: float) -> None:
         """Nothing can be had before `until` unless somebody says so earlier: wake then to seek again."""

@@ -71,21 +71,21 @@ class RetryBudget:
         self._balance = min(self._most(), self.balance(now) + self._per_first)
         self._at = now
 
-    def withdraw(self, now: float) -> bool:
-        """May a further attempt be made on this upstream? If so, it has been paid for."""
+    def withdraw(self, now: float, price: float = 1.0) -> bool:
+        """May a further attempt be made here? If so, it has been paid for. `price`: attempts that it counts for."""
         balance = self.balance(now)
         self._at = now
-        if balance < 1:
+        if balance < price:
             self._balance = balance
             self._denied += 1
             return False
-        self._balance = balance - 1
+        self._balance = balance - price
         self._withdrawn += 1
         return True
 
-    def give_back(self) -> None:
+    def give_back(self, price: float = 1.0) -> None:
         """An attempt that was paid for was never made: no connection was to be had after all."""
-        self._balance = min(self._most(), self._balance + 1)
+        self._balance = min(self._most(), self._balance + price)
 
     def balance(self, now: float) -> float:
         """Attempts that could be paid for now."""

@@ -120,8 +120,8 @@ def _try(call: Seeker, index: int, prospects: _Prospects, now: float) -> bool:
             pool.leased(connection)
             _breaker_refused(call, target, permit, prospects, now)
             return False
-        paid = policy.made > 0 and not call.replays
-        if paid and not target.budget.withdraw(now):
+        price = policy.price(index) if policy.made > 0 and not call.replays else 0.0
+        if price and not target.budget.withdraw(now, price):
             breaker.give_back(permit)
             pool.leased(connection)
             return False
@@ -130,8 +130,8 @@ def _try(call: Seeker, index: int, prospects: _Prospects, now: float) -> bool:
             return True
         # Barred, or the connection turned out to be gone: nothing was sent.
         breaker.give_back(permit)
-        if paid:
-            target.budget.give_back()
+        if price:
+            target.budget.give_back(price)
         if barred_for:
             pool.leased(connection)
             prospects.reopens_at = min(prospects.reopens_at, now + barred_for)

@@ -549,3 +549,13 @@ def test_what_they_say_of_themselves() -> None:
     assert repr(attempt) == "<attempt 1 target=0 content=True>"
     assert repr(said) == "<Call streaming attempts=1/1 winner=1>"
     assert isinstance(attempt, AttemptState)
+
+
+def test_a_retry_where_it_is_overloaded_costs_twice() -> None:
+    """By the last loss there: 503 says so, a cut says no such thing; another target costs what it always does."""
+    tried = call(2)
+    assert [tried.price(0), tried.price(1)] == [1.0, 1.0]
+    tried.lost(tried.started(0, 0.0), classify(UpstreamError("busy", status=503)), 0.1, committed=False)
+    assert [tried.price(0), tried.price(1)] == [2.0, 1.0]
+    tried.lost(tried.started(1, 0.2), LOST, 0.3, committed=False)
+    assert [tried.price(0), tried.price(1)] == [2.0, 1.0]

@@ -194,3 +194,12 @@ def test_what_a_busy_hour_allowed_is_forgotten():
     budget.deposit(now)
     assert budget.statistics(now).capacity == 10
     assert budget.balance(now) == 10
+
+
+def test_a_dearer_attempt_needs_more_and_gets_as_much_back():
+    """At a price of two: five of them, the rest is not enough for another, and given back is given back."""
+    budget = RetryBudget(capacity=11, per_second=0)
+    assert [budget.withdraw(0, 2.0) for _ in range(6)] == [True] * 5 + [False]
+    assert budget.withdraw(0)
+    budget.give_back(2.0)
+    assert budget.balance(0) == 2
