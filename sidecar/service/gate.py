@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from sidecar.core.concurrency import ConcurrencyLimit
-from sidecar.core.outcome import Kind, Outcome
+from sidecar.core.outcome import CANCELLED, Kind, Outcome
 from sidecar.core.throttle import Throttle
 from sidecar.wire import Lane
 
@@ -20,7 +20,7 @@ class Gate:
 
     Args:
         maximum: attempts at once, at most.
-        adaptive: the limit follows what the upstream can take; else it stays at `maximum`.
+        adaptive: the limit follows what the upstream can take; else it stays at `maximum`, with its room for exits.
         jitter: 0 <= x < 1.
     """
 
@@ -51,11 +51,12 @@ class Gate:
             self._exits_until = now + EXITS_REMEMBERED
         elif now >= self._exits_until:
             lane = "exit"  # nobody to keep room for
-        return self.limit.has_room(lane) or not self._adaptive
+        return self.limit.has_room(lane)
 
     def released(self, outcome: Outcome, now: float, *, slow: bool) -> None:
         """An attempt is over. `slow`: it was overtaken by its full first-delta timeout."""
-        self.limit.released(outcome, slow=slow)
+        # What says nothing leaves the limit as it is.
+        self.limit.released(outcome if self._adaptive else CANCELLED, slow=slow and self._adaptive)
         if outcome.throttles:
             self.throttle.throttled(outcome, now)
             self.throttled_by = outcome
