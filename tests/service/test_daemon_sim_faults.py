@@ -164,7 +164,7 @@ async def test_retry_budget_bounds_an_outage() -> None:
 
 @virtual
 async def test_retry_budget_where_no_breaker_helps() -> None:
-    """429 counts for no breaker: fifty calls at once make at most the budget's attempts beyond their first, at twice."""
+    """429 counts for no breaker: what fifty calls at once make beyond their first is what the budget pays, at twice."""
     async with clockwork({"a": {"max_connections": 64, "warm_connections": 50}}) as house:
         house["a"].default = erring(429)
         bot = house.bot()
