@@ -163,7 +163,7 @@ def usual_seconds(bot: Bot, prompt: str, *, calls: int, at_once: int) -> float:
 def run(bench: Bench, bot: Bot, pid: int, *, research_rate: float, options: Any) -> Phase:
     """One phase."""
     phase = Phase()
-    seconds = 1.5 if options.quick else options.seconds
+    seconds = 1.0 if options.quick else options.seconds
     begin_us = mono_us() + int(1e6 * (LEAD if research_rate else 0.1))
     bots = [
         bench.start(
