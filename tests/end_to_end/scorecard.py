@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import threading
 import time
@@ -24,6 +23,7 @@ if __package__ in (None, ""):
 
 from sidecar import __version__
 from tests.end_to_end import score_ways
+from tests.end_to_end.score_page import cell, machine, put_section
 from tests.end_to_end.score_stage import Score, Stage
 
 ROWS = score_ways.ROWS
@@ -70,12 +70,9 @@ def markdown(scores: list[Score], seconds: float) -> str:
     """The table for docs/."""
     wrong = sum(not score.ok for score in scores)
     lines = [
-        "# The scorecard of faults",
-        "",
         "Made by `python tests/end_to_end/scorecard.py --markdown docs/scorecard.md`; do not edit. A daemon, two",
         "simulators and two bots, over real sockets. *Attempts* are what the first and the second upstream counted.",
-        f"Version {__version__}: {len(scores)} lines in {seconds:.0f} s, {wrong} of them wrong. A machine of",
-        f"{os.cpu_count()} cores, its load average {os.getloadavg()[1]:.1f} with all else that ran.",
+        f"Version {__version__}: {len(scores)} lines in {seconds:.0f} s, {wrong} of them wrong. {machine()}",
         "",
         "| row | fault | | expected | seen | attempts | s | |",
         "|---|---|---|---|---|---|---|---|",
@@ -83,12 +80,8 @@ def markdown(scores: list[Score], seconds: float) -> str:
     for score in scores:
         verdict = "pass" if score.ok else f"**FAIL: {'; '.join(score.problems)}**"
         cells = (score.row, score.fault, score.variant, score.expected, score.seen, score.attempts)
-        lines.append("| " + " | ".join(_cell(str(c)) for c in (*cells, f"{score.seconds:.2f}", verdict)) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+        lines.append("| " + " | ".join(cell(str(c)) for c in (*cells, f"{score.seconds:.2f}", verdict)) + " |")
+    return "\n".join(lines)
 
 
 def main(argv: list[str]) -> int:
@@ -107,7 +100,7 @@ def main(argv: list[str]) -> int:
     seconds = time.monotonic() - began
     wrong = [score for score in scores if not score.ok]
     if arguments.markdown is not None:
-        arguments.markdown.write_text(markdown(scores, seconds), encoding="utf-8")
+        put_section(arguments.markdown, "The fault table", markdown(scores, seconds))
     if arguments.json:
         lines = [score.as_dict() for score in scores]
         print(json.dumps({"ok": not wrong, "seconds": round(seconds, 1), "lines": lines}))
