@@ -127,8 +127,7 @@ def test_one_is_drained_under_load_and_the_other_serves(pair: Pair) -> None:
 def test_one_client_over_both_loses_nothing_when_one_is_drained(pair: Pair) -> None:
     """What the leaving daemon has taken is finished there; what it refuses, and all that is new, goes to the other one.
 
-    The one thing that may be lost is a call that meets the closing of the socket: it was handed over and not refused,
-    so it is `daemon_lost` and not sent again. A bot that waits for each answer has one such call at most.
+    Also a call that meets the closing of the socket: it is refused still, or the bot's own send of it fails.
     """
     pair.begin("--text", "HOLD", "--ttft-ms", "30", "--cadence-ms", "1")
     bots = [LoadingBot(f"ipc://{pair.folder}/sidecar-*/sidecar.sock", stubborn=True) for _ in range(4)]
@@ -156,8 +155,7 @@ def test_one_client_over_both_loses_nothing_when_one_is_drained(pair: Pair) -> N
         bot.join(PATIENCE)
         assert not bot.is_alive()
         assert bot.begun == sum(bot.ended.values())
-        assert set(bot.ended) <= {"done", "daemon_lost"}
-        assert bot.ended["daemon_lost"] <= 1
+        assert set(bot.ended) == {"done"}
 
 
 def test_a_rolling_restart_is_one_after_the_other(pair: Pair) -> None:
