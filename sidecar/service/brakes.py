@@ -139,7 +139,7 @@ class Brakes:
             StillHalted: the file says otherwise and cannot be changed. Nothing has changed.
         """
         self.look()
-        filed = _NOTHING if self._filed is None else self._filed.lanes
+        filed = self._kept()
         if self._file is not None and filed & lanes:
             left = Halt(filed - lanes, self.reason)
             try:
@@ -167,8 +167,12 @@ class Brakes:
             reason=self.reason,
             ended=ended,
             file=None if self._file is None else str(self._file),
-            problem=self._problem if self._unfiled else "",
+            problem=self._problem if self._unfiled - self._kept() else "",
         )
+
+    def _kept(self) -> frozenset[Lane]:
+        """What the file says."""
+        return _NOTHING if self._filed is None else self._filed.lanes
 
     def _written(self, halt: Halt | None) -> None:
         assert self._file is not None
@@ -177,7 +181,7 @@ class Brakes:
     def _settle(self, reason: str) -> int | None:
         """Make `halted` what file and orders say together; end the calls of what is newly halted."""
         before = self.halted
-        self.halted = self._unfiled if self._filed is None else self._unfiled | self._filed.lanes
+        self.halted = self._unfiled | self._kept()
         self.reason = reason if self.halted else ""
         self.message = "halted by the operator" + (f": {self.reason}" if self.reason else "")
         new, gone = self.halted - before, before - self.halted

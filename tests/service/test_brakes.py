@@ -196,6 +196,7 @@ def test_a_file_that_cannot_be_removed_goes_on_to_halt(tmp_path: Path) -> None:
         bench.brakes.resume(ENTRY)
     assert bench.brakes.halted == EVERY_LANE
     assert "not a regular file" in bench.brakes.standing().reason
+    assert bench.brakes.halt(ENTRY).problem == ""  # the file that cannot be written halts it already
     os.rmdir(tmp_path / "halt")
     assert bench.brakes.resume().lanes == frozenset()
 
