@@ -30,8 +30,10 @@ MEDIANS: Final = 3.0
 #: The quantiles are looked up anew after so many samples, or so many seconds.
 STALE_SAMPLES: Final = 16
 STALE_AFTER: Final = 0.5
-#: Weight of the newest end of an attempt in the share of failures: three in a row are a quarter, one is a tenth.
+#: Weight of the newest end of an attempt in the share of failures, and the share with which nobody keeps up: three in a
+#: row, a second apart.
 WEIGHT: Final = 0.1
+FAILING: Final = 0.2
 
 
 class FirstDeltaStatistics(Struct, frozen=True, kw_only=True):
@@ -147,13 +149,14 @@ class FirstDeltaTimes:
         """Seconds; compares targets. The faded peak, and the penalty by the share of failures; 0.0 while unknown."""
         return self._faded_peak(now) + self._penalty * self._share(now)
 
-    def expected(self, now: float) -> float:
-        """Seconds; judges a target by itself. What is usual, and the penalty by the share of failures.
+    def keeps_up(self, patience: float, now: float) -> bool:
+        """Judges a target by itself: what is usual is below `patience` (seconds), and not too many attempts fail.
 
-        One slow answer among many, which `cost` feels at once, does not move it: who judged by the peak would leave a
-        good target for every outlier.
+        One slow answer among many, which `cost` feels at once, does not count: who judged by the peak would leave a
+        good target for every outlier. Nor do one or two failures: who left for them would see no more of what is
+        answered there, and could not tell an upstream's trouble from one bot's.
         """
-        return (self.usual(now) or 0.0) + self._penalty * self._share(now)
+        return self._share(now) < FAILING and (self.usual(now) or 0.0) < patience
 
     def statistics(self, now: float) -> FirstDeltaStatistics:
         """A snapshot."""

@@ -51,18 +51,20 @@ class Judge:
         elif outcome is IDLE_TIMEOUT and now - state.last_content_at < route.idle_timeout_ms / 1000:
             outcome = structs.replace(outcome, counts_against_breaker=False)
         slow = state.overtaken and long_enough
-        if slow:
+        holder = attempt.call.peer.holder
+        if outcome.counts_against_breaker and not target.blame.failed(holder, now):
+            # This bot fails again and again where others are answered: no fault of the upstream's, nor a slow one.
+            outcome = structs.replace(outcome, kind=Kind.IGNORED, counts_against_breaker=False)
+            slow = False
+        elif slow:
             target.times.failed(now)  # whatever came of it in the end
         elif state.first_content_at is None:
             if outcome.kind is Kind.IGNORED or outcome is DEADLINE_COUNTED or outcome is FIRST_DELTA_TIMEOUT:
                 target.times.observe_at_least(waited, now)  # it was stopped while silent
             elif outcome.counts_against_breaker or outcome.kind is Kind.THROTTLED:
                 target.times.failed(now)
-        if outcome.counts_against_breaker and not target.blame.failed(attempt.call.peer.holder, now):
-            # This bot fails again and again where others are answered: no fault of the upstream's.
-            outcome = structs.replace(outcome, kind=Kind.IGNORED, counts_against_breaker=False)
-        elif outcome.kind is Kind.SUCCESS:
-            target.blame.succeeded(attempt.call.peer.holder, now)
+        if outcome.kind is Kind.SUCCESS:
+            target.blame.succeeded(holder, now)
         self._tell(attempt, outcome, now, slow=slow)
 
     def forget(self, attempt: Attempt, now: float) -> None:

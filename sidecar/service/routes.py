@@ -90,7 +90,7 @@ class TargetRuntime:
             self.breaker.state(now) == "closed"
             and pool.enabled
             and pool.refusal is None
-            and self.times.expected(now) < patience
+            and self.times.keeps_up(patience, now)
         )
 
 

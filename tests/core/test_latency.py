@@ -254,19 +254,39 @@ def test_a_fast_rejecter_never_looks_attractive():
 
 
 def test_one_outlier_or_failure_makes_no_bad_target():
-    """What is expected of it is the usual, and half a second for a failure a moment ago."""
+    """It keeps up as long as the usual answer does, and until a fifth fails: three in a row, forgotten with time."""
     it, now = with_samples(*[0.3] * 40)
     it.observe(9.0, now)
     it.observe_at_least(9.0, now)
     assert it.cost(now) == 9.0
-    assert it.expected(now) == 0.3
+    assert it.keeps_up(0.31, now)
+    assert not it.keeps_up(0.3, now)
     it.failed(now)
-    assert it.expected(now) == pytest.approx(0.3 + 5 * WEIGHT)
     it.failed(now)
+    assert it.keeps_up(0.31, now)
     it.failed(now)
-    assert it.expected(now) > 1.5, "three in a row do"
-    assert it.expected(now + 20) < 0.35
-    assert FirstDeltaTimes().expected(0) == 0
+    assert not it.keeps_up(100, now)
+    assert it.keeps_up(0.31, now + 2)
+    slowly = FirstDeltaTimes()
+    for second in range(3):
+        assert slowly.keeps_up(1, second)
+        slowly.failed(second)
+    assert not slowly.keeps_up(1, 2)
+    assert FirstDeltaTimes().keeps_up(0.001, 0), "nothing is known against it"
+
+
+@pytest.mark.parametrize(("share", "least", "most"), [(0.02, 0, 0.02), (0.1, 0, 0.2), (0.25, 0.4, 0.9), (0.5, 0.98, 1)])
+def test_who_fails_often_does_not_keep_up(share, least, most):
+    """By the share of calls that fail, the share of the time in which it does not."""
+    chance, it, behind = random.Random(9).random, FirstDeltaTimes(), 0
+    for number in range(4000):
+        now = number * 0.02
+        if chance() < share:
+            it.failed(now)
+        else:
+            it.observe(0.2, now)
+        behind += not it.keeps_up(1.0, now)
+    assert least <= behind / 4000 <= most
 
 
 def test_bots_in_a_hurry_make_no_target_look_quick():
@@ -329,5 +349,5 @@ def test_what_it_says_is_of_what_it_saw(history):
         due, usual = it.backup_after(now), it.usual(now)
         assert due is None or (0.05 <= due <= 2.0 and usual is not None)
         assert 0 <= it.cost(now) <= max([*seen, 0]) + 5
-        assert 0 <= it.expected(now) <= max([*seen, 0]) + 5
+        assert it.keeps_up(1000.0, now) or it.statistics(now).failed > 2
         assert it.statistics(now).samples <= SAMPLES
