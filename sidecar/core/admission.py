@@ -45,9 +45,9 @@ KNOWN: Final = 8
 SOONEST: Final = 0.01
 _RANK: Final = {lane: rank for rank, lane in enumerate(LANES)}
 
-#: Why a call is shed: the queue is full ("full"), or its holder's share of it is ("share"); its holder has as many
-#: calls as it may ("limit"); a call of a higher lane took its place in the queue ("displaced").
-Reason: TypeAlias = Literal["full", "share", "limit", "displaced"]
+#: Why a call is shed: the queue is full ("full"), or its holder's share of it is ("share"); a call of a higher lane took
+#: its place in the queue ("displaced").
+Reason: TypeAlias = Literal["full", "share", "displaced"]
 
 
 class Admitted(Struct, frozen=True):
@@ -151,7 +151,7 @@ class Admission:
         self._queue = LaneQueue(len(LANES))
         self._queued = self._queue.records
         self._admitted = self._unreachable = 0
-        self._shed: dict[str, int] = {"full": 0, "share": 0, "limit": 0, "displaced": 0}
+        self._shed: dict[str, int] = {"full": 0, "share": 0, "displaced": 0}
 
     @property
     def in_flight(self) -> int:
@@ -172,7 +172,6 @@ class Admission:
         *,
         holder: Hashable = None,
         usual: float | None = None,
-        limit: int | None = None,
     ) -> Decision:
         """A call came.
 
@@ -184,7 +183,6 @@ class Admission:
             holder: whose call it is. While others call, too, none holds more than `SHARE` of the places or the queue.
             usual: seconds from its turn until its first delta: with the wait before it, they must fit before the
                 deadline. None: it may wait however long.
-            limit: calls that the holder may have in flight and queued together.
 
         Raises:
             IllegalTransition: the key is queued or in flight already.
@@ -195,8 +193,6 @@ class Admission:
             self._other_at, self._caller = self._called_at, holder
         self._called_at = now
         held = self._held.get(holder, 0)
-        if limit is not None and held + self._queue.by_holder.get(holder, 0) >= limit:
-            return self._turn_away(call_key, "limit")
         exits = lane == "exit"
         if len(self._in_flight) < self._max and (exits or self._ordinary < self._room):
             # Whoever waits because of its share, and is alone now, does not overtake itself: until the next `leave`.

@@ -39,7 +39,6 @@ _SENT_BEHIND_US: Final = 3_600_000_000
 _SHED: Final[dict[str, str]] = {
     "full": "too many calls in flight and queued",
     "share": "too many calls of this bot are in flight and queued while others call, too",
-    "limit": "too many calls of this bot are in flight and queued",
     "displaced": "shed from the queue for a more urgent call",
 }
 

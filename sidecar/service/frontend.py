@@ -57,6 +57,7 @@ class Frontend:
         clock: seconds, the loop's own (`trio.current_time`).
         mono_us, wall_us: CLOCK_MONOTONIC and wall clock in microseconds, for bots.
         report: the health snapshot; must not block.
+        exit_reserved: places in flight that only exit calls may take.
         max_message_bytes: payloads over it are refused, deltas and arrays sent are cut to it.
         stall_timeout: seconds a bot may take nothing while something is in flight.
         jitter: uniform in [0, 1).
@@ -79,6 +80,7 @@ class Frontend:
         wall_us: Callable[[], int],
         report: Callable[[], Report],
         max_message_bytes: int,
+        exit_reserved: int = 0,
         stall_timeout: float,
         jitter: Callable[[], float],
     ) -> None:
@@ -95,6 +97,8 @@ class Frontend:
         self._jitter = jitter
         self._cut = max(1, (max_message_bytes - DELTA_OVERHEAD) // WORST_CHARACTER)
         self._open_limit = limits.max_calls_in_flight + limits.queue_max
+        # A bot that has filled everything with research is to have its exit call heard, which then takes a place of it.
+        self._exit_limit = self._open_limit + max(1, exit_reserved)
         self._peers: dict[bytes, BotPeer] = {}
         self._connections: dict[int, int] = {}  # uid -> how many
         self._outbound: list[BotPeer] = []
@@ -246,7 +250,7 @@ class Frontend:
             )
         elif call.id in peer.calls:
             refused = intake.refusal("duplicate_id", "id: a call of this id is in flight; it goes on", name=call.id)
-        elif peer.open >= self._open_limit:
+        elif peer.open >= self._open_limit and (call.lane != "exit" or peer.open >= self._exit_limit):
             refused = self._overloaded(call.id, f"{peer.open} calls of this connection are in flight or unread")
         if refused is None:
             reply = BotReply(peer, call.id, encoding, envelope, stream=call.stream, cut=self._cut)

@@ -179,18 +179,15 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @rule(
         lane=st.sampled_from(LANES), timeout=st.integers(0, 5), holder=st.sampled_from("aaab"),
-        usual=st.sampled_from([None, None, 0.0, 2.0]), limit=st.sampled_from([None, None, None, 0, 2, 4]),
+        usual=st.sampled_from([None, None, 0.0, 2.0]),
     )  # fmt: skip
-    def offer(self, lane, timeout, holder, usual, limit):
+    def offer(self, lane, timeout, holder, usual):
         self.count += 1
         key, deadline = self.count, self.now + timeout
         waits = {each: self.it.expected_wait(each, self.now) for each in LANES}
         own_waiting = {k: w for k, w in self.waiting.items() if w[4] == holder}
-        said = self.it.offer(key, lane, deadline, self.now, holder=holder, usual=usual, limit=limit)
+        said = self.it.offer(key, lane, deadline, self.now, holder=holder, usual=usual)
         self.called[holder] = self.now
-        if limit is not None and self.held(holder) + len(own_waiting) >= limit:
-            self.shed(said, key, "limit")
-            return
         goes = (not self.crowded(holder) and not own_waiting) or self.below_share(holder, lane)
         if self.free(lane) and goes:
             assert said == Admitted()
@@ -328,19 +325,6 @@ def test_of_a_full_share_of_the_queue_the_holder_loses_its_own_worst():
     assert it.offer("r3", "research", 9, 0, holder="flood") == Shed("r3", it.retry_after(), "share")
     assert it.offer("x", "exit", 9, 0, holder="flood") == Shed("r2", it.retry_after(), "displaced")
     assert it.statistics().queued_by_lane == {"exit": 1, "entry": 0, "research": 3}
-
-
-def test_a_holder_has_as_many_calls_as_it_may():
-    """In flight and queued together; whoever is at its own limit is shed, whatever is free, and others are not."""
-    it = Admission(2, 9, jitter=lambda: 0.5)
-    for key in "abc":
-        assert not isinstance(it.offer(key, "entry", 9, 0, holder="one", limit=3), Shed)
-    assert it.offer("d", "exit", 9, 0, holder="one", limit=3) == Shed("d", it.retry_after(), "limit")
-    assert isinstance(it.offer("e", "entry", 9, 0, holder="two", limit=1), Queued)
-    it.leave("a", 0)
-    assert isinstance(it.offer("d", "exit", 9, 0, holder="one", limit=3), Queued)
-    assert it.offer("never", "exit", 9, 0, holder="three", limit=0).reason == "limit"
-    assert it.statistics().shed_by_reason == {"full": 0, "share": 0, "limit": 2, "displaced": 0}
 
 
 def settled(hold, limit=4, queue=100, reserved=0):

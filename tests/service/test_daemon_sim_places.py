@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 
 from tests.fakes.clockwork import brief, clockwork, virtual
-from tests.fakes.upstream import slowly
+from tests.fakes.upstream import answers, silent, slowly
 
 FOUR = {"a": {"warm_connections": 4, "max_connections": 8}}
 
@@ -52,3 +52,17 @@ async def test_who_would_wait_longer_than_its_deadline_is_told_at_once() -> None
         assert brief(await bot.terminal(third)) == ("overloaded", "queue", 0)
         assert (await bot.terminal(first))["type"] == "done"
         assert (await bot.terminal(second))["type"] == "done"
+
+
+@virtual
+async def test_a_connection_that_is_full_of_research_has_its_exit_call_heard() -> None:
+    """As many calls open as one connection may have: the exit call takes a place kept for it, or one of the queue."""
+    async with clockwork({"a": {"max_connections": 8}}, max_calls_in_flight=8, queue_max=4) as house:
+        house["a"].default = silent
+        bot = house.bot()
+        for _ in range(12):
+            bot.call(lane="research", timeout_ms=1500)
+        await trio.sleep(0.05)
+        assert (await bot.ask(lane="research"))["code"] == "overloaded"
+        house["a"].default = answers
+        assert (await bot.ask(lane="exit", timeout_ms=500))["type"] == "done"
