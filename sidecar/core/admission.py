@@ -45,8 +45,8 @@ KNOWN: Final = 8
 SOONEST: Final = 0.01
 _RANK: Final = {lane: rank for rank, lane in enumerate(LANES)}
 
-#: Why a call is shed: the queue is full ("full"), or its holder's share of it is ("share"); a call of a higher lane took
-#: its place in the queue ("displaced").
+#: Why a call is shed: the queue is full ("full"), or its holder's share of it is ("share"); a call of a higher lane
+#: took its place in the queue ("displaced").
 Reason: TypeAlias = Literal["full", "share", "displaced"]
 
 
