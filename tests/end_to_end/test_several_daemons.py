@@ -204,7 +204,9 @@ def test_show_finds_a_control_endpoint_of_any_name(pair: Pair) -> None:
     broken = pair.run("show", "upstreams", "-c", str(pair.folder / "gone.toml"))
     assert broken.returncode == 3
     assert "gone.toml" in broken.stderr
-    assert pair.run("show", "upstreams", "--instance", "a").returncode == 2
+    unit = pair.run("show", "upstreams", "--instance", "no-such-one")
+    assert unit.returncode == 3
+    assert "/run/sidecar-no-such-one/sidecar.control.sock" in unit.stderr
 
 
 def test_probe_all_is_as_well_as_the_worst(pair: Pair) -> None:
