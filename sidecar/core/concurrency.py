@@ -136,13 +136,16 @@ class ConcurrencyLimit:
                 self._set(limit + (pace if limit < self._threshold else pace / limit))
 
     def restart(self) -> None:
-        """After an outage: begin small, slow start up to half of the limit before it."""
+        """After an outage: begin small, slow start up to half of the limit before it.
+
+        What is in flight goes on: another model of the upstream may have been well all along.
+        """
         if self._limit >= self._threshold:
             self._threshold = max(1.0, self._limit / 2)
         self._window = 0
         self._pressure = 0.0
         self._restarts += 1
-        self._set(min(self._limit, float(self._first)))
+        self._set(min(self._limit, float(max(self._first, self.in_flight))))
 
     def statistics(self) -> ConcurrencyStatistics:
         """A snapshot."""

@@ -168,6 +168,17 @@ def test_a_restart_never_gives_more():
     assert it.limit == 1
 
 
+def test_a_restart_takes_no_place_from_who_is_in_flight():
+    """Another model of the upstream is well: its thirty go on, and as many may follow them."""
+    it = ConcurrencyLimit(64)
+    for _ in range(30):
+        it.taken()
+    it.restart()
+    assert it.limit == 30
+    it.released(o.SUCCESS)
+    assert it.has_room("exit")
+
+
 def test_an_outage_of_overloads_does_not_forget_what_was_borne_before():
     """503 only, until nothing is left: then the way back is doubling, as the threshold is that of the first cut."""
     it = ConcurrencyLimit(64)
@@ -245,7 +256,7 @@ def test_whatever_happens_it_stays_within_its_bounds(maximum, first, history):
             before = it.limit
             if what == "restart":
                 it.restart()
-                assert it.limit <= max(first, 1)
+                assert it.limit <= max(first, flying)
             elif what in {"exit", "entry"}:
                 assert it.has_room("entry") <= it.has_room("exit")
                 assert it.has_room("exit") == (flying < it.limit)
