@@ -30,6 +30,7 @@ import trio
 from sidecar.config import Config, Upstream
 from sidecar.core.blame import Blame
 from sidecar.core.breaker import Breaker
+from sidecar.core.halt import in_order
 from sidecar.core.health import RouteHealth, UpstreamHealth, report
 from sidecar.core.latency import FirstDeltaTimes
 from sidecar.core.pool_policy import PoolPolicy
@@ -258,7 +259,7 @@ class Daemon:
             pid=os.getpid(),
             uptime=now - self._started_at,
             draining=self.dispatcher.draining,
-            halted=sorted(self.brakes.halted),
+            halted=in_order(self.brakes.halted),
             in_flight=statistics.in_flight,
             queued=statistics.queued,
             queue_max=self.config.frontend.queue_max,

@@ -226,6 +226,7 @@ class Metrics:
         )
         self.retry_budget = Gauge("sidecar_retry_budget", "Further attempts that could be paid for.", ("upstream",))
         self.breakers = Gauge("sidecar_breaker_open", "1 open, 0.5 half-open, 0 closed.", ("upstream", "model"))
+        self.halted = Gauge("sidecar_lane_halted", "1 while an operator has halted the lane.", ("lane",))
         self.loop_lag = Gauge("sidecar_loop_lag_seconds", "The worst lateness of the loop in the last two seconds.")
 
     def families(self) -> Iterable[Counter | Histogram]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Hashable
+from functools import partial
 from typing import Final
 
 import trio
@@ -339,7 +340,7 @@ class Dispatcher:
         # Queued calls first: a place that comes free now must not start another.
         halted = [call for call in self.calls.values() if call.lane in lanes]
         for call in sorted(halted, key=lambda call: call.admitted is True):
-            call.end("halted", message)
+            self.guarded(call, partial(_end, call, message), self.clock())
         self._outbound.flush()
         return len(halted)
 
@@ -389,3 +390,7 @@ class Dispatcher:
             self._judge.forget(attempt, self.clock())
         call.attempts.clear()
         self.finish_failed(call, "internal", "an error of the daemon's own; its log has the details")
+
+
+def _end(call: RunningCall, message: str, _: float) -> None:
+    call.end("halted", message)

@@ -8,11 +8,13 @@ from typing import Any, Protocol
 
 import msgspec
 
+from sidecar.core.admission import LANES
 from sidecar.core.blame import Blame
 from sidecar.core.breaker import Breaker
 from sidecar.core.latency import FirstDeltaTimes
 from sidecar.core.retry import RetryBudget
 from sidecar.metrics import Metrics
+from sidecar.service.brakes import Brakes
 from sidecar.service.clients import Clients
 from sidecar.service.dispatcher import Dispatcher
 from sidecar.service.frontend import Frontend
@@ -32,6 +34,7 @@ class Parts(Protocol):
     breakers: dict[tuple[str, str], Breaker]
     health: dict[tuple[str, str], tuple[FirstDeltaTimes, Blame]]
     budgets: dict[str, RetryBudget]
+    brakes: Brakes
 
 
 def sections(
@@ -150,6 +153,8 @@ def _stats(daemon: Parts, now: float) -> list[Any]:
     metrics.queued.set(value=statistics.queued + statistics.parked)
     frontend = daemon.frontend.statistics()
     metrics.bots.set(value=frontend.peers)
+    for lane in LANES:
+        metrics.halted.set(lane, value=lane in daemon.brakes.halted)
     metrics.loop_lag.set(value=daemon.pulse.lag)
     metrics.connections.clear()
     for pool in daemon.pools.values():
