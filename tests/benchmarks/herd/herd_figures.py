@@ -54,7 +54,7 @@ def figures(seen: Seen) -> dict[str, Any]:
     first_only = sum(0 <= at < recovered for at in seen.attempts)
     waiting = [wish for wish in seen.wishes if wish.at < recovered < wish.ended_at]
     return {
-        "scenario": scenario.name, "hosts": scenario.hosts, "design": scenario.design, "wall_s": seen.wall_s,
+        "scenario": scenario.name, "hosts": scenario.hosts, "design": scenario.design, "cpu_s": seen.cpu_s,
         "offered": len(offered),
         "tries": tries,
         "attempts": in_outage,

@@ -58,12 +58,12 @@ def call_rows(rows: Sequence[Row]) -> list[list[str]]:
 
 def for_terminal(rows: Sequence[Row]) -> str:
     """Both tables and what the run took."""
-    wall = ", ".join(f"{row['scenario']} {row['hosts']} {row['design']} {row['wall_s']:.1f} s" for row in rows)
+    took = ", ".join(f"{row['scenario']} {row['hosts']} {row['design']} {row['cpu_s']:.1f} s" for row in rows)
     return "\n".join(
         [
             "Connects, dark outage (refused, and standing connections cut), one target",
             table(connect_rows(rows), head=CONNECTS), "",
-            "Calls during the outage", table(call_rows(rows), head=CALLS), "", f"wall time: {wall}",
+            "Calls during the outage", table(call_rows(rows), head=CALLS), "", f"CPU: {took}",
         ]
     )  # fmt: skip
 
@@ -71,3 +71,17 @@ def for_terminal(rows: Sequence[Row]) -> str:
 def markdown_table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
     """As GitHub reads it."""
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+BEGIN, END = "<!-- python tests/benchmarks/herd.py -->", "<!-- end -->"
+
+
+def into_markdown(document: str, rows: Sequence[Row]) -> str:
+    """The tables between the two marks of a document, the rest as it was."""
+    before, _, rest = document.partition(BEGIN)
+    after = rest.partition(END)[2]
+    parts = [
+        "**Connects**: a dark outage, one target", markdown_table(connect_rows(rows), CONNECTS),
+        "**Calls**", markdown_table(call_rows(rows), CALLS),
+    ]  # fmt: skip
+    return before + BEGIN + "\n" + "\n\n".join(parts) + "\n" + END + after
