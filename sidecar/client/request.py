@@ -35,7 +35,7 @@ def encoded(
     fields: dict[str, Any] = {key: value for key, value in wishes.items() if value is not None}
     if (prompt is None) == ("messages" not in fields):
         raise CallFailed.of("invalid_request", "give either a prompt or messages=, and not both")
-    if type(fields.pop("moves_on", True)) is not bool:  # the client's own: not for the daemon
+    if "moves_on" in fields and type(fields.pop("moves_on")) is not bool:  # the client's own: not for the daemon
         raise CallFailed.of("invalid_request", "moves_on must be True or False")
     timeout_ms = fields.get("timeout_ms")
     if timeout_ms is not None and not (type(timeout_ms) in (int, float) and 0 < timeout_ms <= MAX_TIMEOUT_MS):

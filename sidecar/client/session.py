@@ -29,7 +29,7 @@ from sidecar.client.ledger import Ledger
 from sidecar.client.outgoing import Outgoing
 from sidecar.client.request import encoded
 from sidecar.client.salvage import UNREADABLE, Unreadable, pieces_of
-from sidecar.client.verdicts import Verdict, lateness_of, may_move, verdict_on
+from sidecar.client.verdicts import ENDS, Verdict, lateness_of, may_move, verdict_on
 from sidecar.wire import (
     JSON,
     MSGPACK,
@@ -341,13 +341,12 @@ class Session(Ledger):
 
     def _take_terminal(self, call: OpenCall, terminal: Terminal, now: float) -> None:
         verdict = verdict_on(call, terminal)
-        if verdict is Verdict.ENDS or verdict is Verdict.DRAINING:
-            if isinstance(terminal, Failed) and terminal.call_id is None and terminal.code in _NOT_NOW:
-                self.refusal = terminal
-            if verdict is Verdict.ENDS:
-                self.end(call, terminal)
-            else:
-                self._take_draining(call, terminal, now)
+        if type(terminal) is Failed and terminal.code in _NOT_NOW and call.accepted is None:
+            self.refusal = terminal
+        if verdict is ENDS:
+            self.end(call, terminal)
+        elif verdict is Verdict.DRAINING:
+            self._take_draining(call, terminal, now)
         elif verdict is Verdict.INCOMPLETE:
             self._violation(call, f"{call.seq} deltas came, and done counts {terminal.deltas}")
         elif verdict is Verdict.FOREIGN:

@@ -22,15 +22,20 @@ class Verdict(enum.Enum):
     INCOMPLETE = "deltas are missing"
 
 
+# Looking a member up in its class runs Python code, and a terminal ends every call.
+ENDS: Final = Verdict.ENDS
+_REFUSAL, _DRAINING, _FOREIGN, _INCOMPLETE = Verdict.REFUSAL, Verdict.DRAINING, Verdict.FOREIGN, Verdict.INCOMPLETE
+
+
 def verdict_on(call: OpenCall, terminal: Terminal) -> Verdict:
     """What it means for the call."""
     accepted = call.accepted
     if accepted is not None and terminal.call_id != accepted.call_id:
         refusal = isinstance(terminal, Failed) and terminal.call_id is None
-        return Verdict.REFUSAL if refusal else Verdict.FOREIGN
+        return _REFUSAL if refusal else _FOREIGN
     if isinstance(terminal, Failed):
-        return Verdict.DRAINING if terminal.code == "draining" else Verdict.ENDS
-    return Verdict.INCOMPLETE if call.stream and terminal.deltas != call.seq else Verdict.ENDS
+        return _DRAINING if terminal.code == "draining" else ENDS
+    return _INCOMPLETE if call.stream and terminal.deltas != call.seq else ENDS
 
 
 def may_move(call: OpenCall) -> bool:

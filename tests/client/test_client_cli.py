@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.cli import probe, show
+from sidecar.cli import asking, probe, show
 from sidecar.client import zmtp
 from sidecar.client.dealer import OPENING
 from tests.fakes.fake_daemon import FakeDaemon, report
@@ -238,7 +238,7 @@ def test_an_answer_that_is_no_report(
     path = tmp_path_factory.mktemp("r") / "x.control.sock"
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(str(path))
-    for module in (probe, show):
+    for module in (probe, asking):
         monkeypatch.setattr(module, "ask", lambda *_, **__: answer)
     assert probe.run(["--endpoint", str(path)]) == 1
     assert show.run(["stats", "--endpoint", str(path)]) == 1
