@@ -13,7 +13,7 @@ import pytest
 HERE = Path(__file__).parent
 COMMANDS = (
     "backup", "choose_chaos", "client_cost", "control_lag", "deadlines", "exit_lane", "footprint", "growth", "guard",
-    "hostile", "hot_path", "hundred_million", "million_tokens", "peers", "ports", "probe_under_load", "restart",
+    "herd", "hostile", "hot_path", "hundred_million", "million_tokens", "peers", "ports", "probe_under_load", "restart",
     "short_call", "warmth", "workers",
 )  # fmt: skip
 
@@ -179,6 +179,15 @@ def test_a_restart_loses_no_call() -> None:
         row: {"done": one["offered"]} for row, one in found["rows"].items()
     }
     assert {row: one["restarts"] for row, one in found["rows"].items()} == {"one, SIGTERM": 1, "two, SIGTERM": 2}
+
+
+def test_a_herd_meets_an_outage() -> None:
+    """One daemon and three, in virtual time: each call ends, and a healthy second target answers all of them."""
+    rows = run("herd")["rows"]
+    assert {row["hosts"] for row in rows} == {1, 3}
+    assert all(row["unended"] == 0 and row["connects"]["outage"]["mean"] > 0 for row in rows)
+    assert all(row["served"] == 1 for row in rows if row["scenario"] == "two targets")
+    assert all(row["served"] == 0 for row in rows if row["scenario"] == "dark")
 
 
 def test_every_file_here_is_told_of() -> None:
