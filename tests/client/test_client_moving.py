@@ -13,7 +13,7 @@ import pytest
 from sidecar.client import AsyncClient, Client
 from sidecar.client.calls import OpenCall
 from sidecar.client.session import Session
-from sidecar.errors import CallFailed, DaemonGone, NeverSent, RequestRefused
+from sidecar.errors import CallFailed, DaemonGone, InternalFailure, NeverSent, RequestRefused, Stopped
 from sidecar.wire import Failed
 from tests.client.test_client_session import accepted, code, connected, delta, done, failed, hear, opened, sent
 from tests.fakes.fake_daemon import FakeDaemon
@@ -279,4 +279,30 @@ def test_what_is_refused_for_other_reasons_is_the_bots_to_heed(daemon: FakeDaemo
         with pytest.raises(CallFailed) as caught:
             client.ask(refused, timeout_ms=60_000)
         assert (caught.value.code, caught.value.retry_after_ms) == ("draining", 70_000)
+    assert len(daemon.received()) == 2
+
+
+REFUSALS = [
+    ("deadline_unreachable", True, NeverSent),
+    ("overloaded", True, NeverSent),
+    ("breaker_open", True, NeverSent),
+    ("no_connection", True, NeverSent),
+    ("halted", False, Stopped),
+    ("budget_exceeded", False, Stopped),
+    ("of_a_newer_daemon", False, InternalFailure),
+]
+
+
+@pytest.mark.parametrize(("reason", "again", "kind"), REFUSALS)
+def test_each_refusal_is_told_as_it_came(daemon: FakeDaemon, reason: str, again: bool, kind: type[CallFailed]) -> None:
+    """At once, by its class, with the daemon's own word on trying again; `choose()` has it as its reason."""
+    prompt = json.dumps([{"failed": {"code": reason, "call_id": None, "retryable": again, "retry_after_ms": 40}}])
+    with Client(daemon.endpoint) as client:
+        with pytest.raises(kind) as caught:
+            client.ask(prompt, timeout_ms=60_000, lane="research")
+        failure = caught.value
+        assert type(failure) is kind
+        assert (failure.code, failure.retryable, failure.retry_after_ms, failure.phase) == (reason, again, 40, None)
+        choice = client.choose(prompt, SIDES, default="HOLD", timeout_ms=60_000)
+        assert (str(choice), choice.reason, choice.answered) == ("HOLD", reason, False)
     assert len(daemon.received()) == 2
