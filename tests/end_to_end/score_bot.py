@@ -138,6 +138,17 @@ class Told:
         return f"{', '.join(words)} by {self.upstream} in {self.seconds:.2f} s"
 
 
+def unanswered(calls: Iterable[Told], since: float) -> str:
+    """How many did not end done, and the first few in full: when they were sent after `since`, and what was said."""
+    lost = [call for call in calls if call.outcome != "done"]
+    said = [
+        f"{call.id} sent at {call.sent_at - since:.2f} s: {call.line()}, phase {(call.terminal or {}).get('phase')}, "
+        f"{call.attempts} attempts: {str((call.terminal or {}).get('message'))[:80]}"
+        for call in lost[:3]
+    ]
+    return f"{len(lost)} calls were not answered: {'; '.join(said)}"
+
+
 class Trader:
     """A DEALER with any number of calls open. For one thread."""
 

@@ -10,12 +10,12 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tests.end_to_end.processes import Processes, until
-from tests.end_to_end.score_bot import Told, Trader, summary
+from tests.end_to_end.score_bot import Told, Trader, summary, unanswered
 
 DIALECTS = {"responses": "/v1/responses", "chat": "/v1/chat"}
 #: A call beside the fault may take so long, seconds.
@@ -112,6 +112,11 @@ class Case:
             self.must(call.upstream == by, f"answered by {call.upstream}, not by {by}")
         if attempts is not None:
             self.must(call.attempts == attempts, f"{call.attempts} attempts said, not {attempts}")
+
+    def answered(self, calls: Sequence[Told], *, since: float | None = None) -> None:
+        """All of them must have ended done."""
+        if any(call.outcome != "done" for call in calls):
+            self.score.problems.append(unanswered(calls, self.began if since is None else since))
 
     def events(self, side: int, *events: str) -> list[dict[str, Any]]:
         """Of the journal of the simulator of the first (0) or the second target, since the case began."""

@@ -22,11 +22,13 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).parents[2])
 
 from sidecar import __version__
-from tests.end_to_end import score_ways
+from tests.end_to_end import score_answers, score_calls, score_outages, score_ways
 from tests.end_to_end.score_page import cell, machine, put_section
 from tests.end_to_end.score_stage import Score, Stage
 
-ROWS = score_ways.ROWS
+#: Each of these files enters its rows into the one table.
+FILES = (score_calls, score_answers, score_outages, score_ways)
+ROWS = score_calls.ROWS
 #: So many rows at once: most of their time they wait.
 AT_ONCE = 4
 
