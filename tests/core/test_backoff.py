@@ -194,6 +194,16 @@ def test_a_connection_that_did_not_last_lets_the_wait_grow():
     assert backoff.early_attempt_at == backoff.next_attempt_at, "no shortcut"
 
 
+def test_a_spare_after_a_graceful_close_waits_as_after_an_outage():
+    """A cut one is replaced soon while others stand; one of a service that empties a node is not, unless a call waits."""
+    for fault, spare_waits in ((CUT, LONE_LOSS_AFTER), (GOING, 2.5)):
+        backoff = ConnectBackoff()
+        backoff.connected(0)
+        backoff.lost(fault, 100, half, lived=100)
+        assert backoff.early_attempt_at == pytest.approx(100 + LONE_LOSS_AFTER)
+        assert backoff.early_spare_at == pytest.approx(100 + spare_waits)
+
+
 def test_a_server_that_takes_all_in_and_throws_them_out_is_not_hammered():
     """Eight connects at once, each taken in and dropped a moment later: none of them lifts the wait of the others."""
     backoff, dice = ConnectBackoff(), random.Random(3).random
