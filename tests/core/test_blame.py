@@ -94,6 +94,20 @@ def test_the_witness_before_the_last_one_still_counts():
     assert it.failed(BAD, 9), "now nobody is answered"
 
 
+def test_a_failure_silences_only_who_failed():
+    """The bot fails beside two that are answered; when the later of them fails, the earlier still bears witness."""
+    it = judge()
+    it.failed(BAD, 0)
+    it.failed(BAD, 0)
+    it.succeeded(GOOD, 1)
+    it.succeeded(FINE, 2)
+    assert not it.failed(BAD, 3)
+    it.failed(FINE, 4)
+    assert not it.failed(BAD, 5)
+    it.failed(FINE, 5)
+    assert it.failed(FINE, 6), "the third in a row, but nobody was answered since its run began"
+
+
 def test_a_witness_is_heard_for_ten_seconds():
     """Who was answered 11 s ago says nothing of now."""
     it = judge()
