@@ -195,7 +195,7 @@ def test_a_connection_that_did_not_last_lets_the_wait_grow():
 
 
 def test_a_spare_after_a_graceful_close_waits_as_after_an_outage():
-    """A cut one is replaced soon while others stand; one of a service that empties a node is not, unless a call waits."""
+    """A cut one is replaced soon while others stand; one of a service that empties a node is not."""
     for fault, spare_waits in ((CUT, LONE_LOSS_AFTER), (GOING, 2.5)):
         backoff = ConnectBackoff()
         backoff.connected(0)

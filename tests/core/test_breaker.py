@@ -112,6 +112,7 @@ def test_open_refuses_with_the_time_left():
     assert said == Refusal(1.0 + 0.1)
     assert it.next_wakeup_at() == 1.5
     assert it.statistics(0.5).refused == 1
+    assert isinstance(it.admit(1.4999), Refusal), "not a moment before"
 
 
 def test_half_open_lets_one_trial_through_and_two_successes_close_it():
