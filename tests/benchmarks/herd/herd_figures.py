@@ -16,7 +16,7 @@ from herd_run import Seen
 
 BIN: Final = 0.1
 #: Seconds from the outage's beginning in which every host dials: the outage itself is what they have in common.
-FIRST: Final = 2.0
+FIRST: Final = 5.0
 #: Width of the plot's bins, seconds.
 STEP: Final = 0.5
 #: A second in which so many of the offered calls are answered counts as served.

@@ -17,27 +17,38 @@ _GAP: Final = 64
 _BEFORE: Final = 5.0
 _STYLE: Final = """
 .card{fill:#fff;stroke:#d0d7de}.t{fill:#1f2328}.s{fill:#59636e}.g{stroke:#d0d7de}.out{fill:#59636e;fill-opacity:.12}
-.l{fill:none;stroke-width:1.6}.a{stroke:#bc4c00}.b{stroke:#1a7f5a}.c{stroke:#8250df}
+.l{fill:none;stroke-width:1.6}.a{stroke:#bc4c00}.b{stroke:#1a7f5a;stroke-width:3.2}
+.c{stroke:#8250df;stroke-dasharray:4 3}
 text{font:12px system-ui,-apple-system,"Segoe UI",sans-serif}.h{font-size:15px;font-weight:600}
 @media(prefers-color-scheme:dark){.card{fill:#0d1117;stroke:#3d444d}.t{fill:#f0f6fc}.s{fill:#9198a1}.g{stroke:#3d444d}
 .a{stroke:#f0883e}.b{stroke:#3fb68b}.c{stroke:#be8fff}}
 """
-_KINDS: Final = (("no jitter", "a"), ("budgets off", "c"), ("this design", "b"))
+#: Drawn in this order: where budgets change nothing, their dashes lie on the line of this design.
+_KINDS: Final = (("no jitter", "a"), ("this design", "b"), ("budgets off", "c"))
+_ALSO: Final = "brown-out, 429"
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> str:
-    """The dark outage with the most hosts: every design in one picture."""
+    """The dark outage with the most hosts, every design in one picture; below it the calls of a brown-out."""
     dark = [row for row in rows if row["scenario"] == "dark"]
     hosts = max(row["hosts"] for row in dark)
     shown = {row["design"]: row for row in dark if row["hosts"] == hosts}
-    height = _TOP + 2 * _PANEL + _GAP + 52
-    length = max(len(row["series"]["connects"]) for row in shown.values()) * STEP
+    brown = {row["design"]: row for row in rows if row["scenario"] == _ALSO}
+    panels = [
+        (f"{hosts:,} hosts, dark outage: connects per second", _lines(shown, "connects")),
+        (f"{hosts:,} hosts, dark outage: calls per second", _lines(shown, "calls")),
+    ]
+    if brown:
+        few = next(iter(brown.values()))["hosts"]
+        panels.append((f"{few:,} hosts, six tenths of the calls admitted: calls per second", _lines(brown, "calls")))
+    height = _TOP + len(panels) * (_PANEL + _GAP) - 12
+    length = max(len(values) for _, lines in panels for values in lines.values()) * STEP
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img">',
         "<title>Connects and calls at the service through an outage</title>",
         f"<style>{_STYLE.strip()}</style>",
         f'<rect class="card" x=".5" y=".5" width="{_WIDTH - 1}" height="{height - 1}" rx="8"/>',
-        f'<text class="t h" x="20" y="30">{hosts:,} daemons through an outage of the service they share</text>',
+        '<text class="t h" x="20" y="30">Daemons through an outage of the service they share</text>',
     ]
     x = 20.0
     for design, kind in _KINDS:
@@ -46,12 +57,15 @@ def plot(rows: Sequence[dict[str, Any]]) -> str:
             parts.append(f'<text class="t" x="{x + 32}" y="52">{design}</text>')
             x += 150
     parts.append(
-        f'<text class="s" x="{x + 10}" y="52">grey: refused and cut, 30 s · logarithmic · bins of {STEP:g} s</text>'
+        f'<text class="s" x="{x + 10}" y="52">grey: the outage, 30 s · logarithmic · bins of {STEP:g} s</text>'
     )
-    for place, (name, series) in enumerate((("connects per second", "connects"), ("calls per second", "calls"))):
-        top = _TOP + place * (_PANEL + _GAP)
-        parts += _panel(name, {design: row["series"][series] for design, row in shown.items()}, top, length)
+    for place, (name, lines) in enumerate(panels):
+        parts += _panel(name, lines, _TOP + place * (_PANEL + _GAP), length)
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _lines(rows: dict[str, dict[str, Any]], series: str) -> dict[str, list[float]]:
+    return {design: row["series"][series] for design, row in rows.items()}
 
 
 def _panel(name: str, lines: dict[str, list[float]], top: int, length: float) -> list[str]:
