@@ -99,16 +99,16 @@ def _judge_outage(
         assert returned is not None
         case.score.seen += f"; back after {returned - healed:.1f} s"
     if case.pair.name == "failing":
-        asked = _spans(case.events(0, "call", "finished", "stopped", "cut"))
+        asked = spans(case.events(0, "call", "finished", "stopped", "cut"))
         first, last = 1e6 * began, 1e6 * healed
         outage = [span for span in asked if first <= span[0] <= last]
         case.must(len(outage) <= _most_trials(seconds), f"{len(outage)} calls asked it during the outage")
         # Five failures trip it; what had been sent until those were heard of is no trial.
         tripped = sorted(end for _, end in outage)[4] if len(outage) > 4 else last
         trials = [span for span in outage if span[0] > tripped + 0.1e6 * stage.slack]
-        case.must(_most_at_once(trials) <= 1, f"{_most_at_once(trials)} trials at once")
+        case.must(most_at_once(trials) <= 1, f"{most_at_once(trials)} trials at once")
         again = [span for span in asked if span[0] > last][:2]
-        case.must(_most_at_once(again) <= 1, "the first calls after it came at once: no trial")
+        case.must(most_at_once(again) <= 1, "the first calls after it came at once: no trial")
         case.score.seen += f"; {len(outage)} asked it meanwhile, {len(trials)} as trials"
     else:
         connects = stage.log().count("connect.failed")
@@ -116,15 +116,16 @@ def _judge_outage(
         case.score.seen += f"; {connects} connects failed"
 
 
-def _spans(events: list[dict[str, Any]]) -> list[tuple[float, float]]:
+def spans(events: list[dict[str, Any]]) -> list[tuple[float, float]]:
     """When each call at an upstream began and ended, in the order of their beginnings."""
     began = {note["number"]: note["at_us"] for note in events if note["event"] == "call"}
     ended = {note["number"]: note["at_us"] for note in events if note["event"] != "call"}
     return sorted((at, ended.get(number, at + 1e9)) for number, at in began.items())
 
 
-def _most_at_once(spans: list[tuple[float, float]]) -> int:
-    edges = sorted([(start, 1) for start, _ in spans] + [(end, -1) for _, end in spans])
+def most_at_once(times: list[tuple[float, float]]) -> int:
+    """How many of these overlap, at most."""
+    edges = sorted([(start, 1) for start, _ in times] + [(end, -1) for _, end in times])
     most = now = 0
     for _, step in edges:
         now += step
@@ -205,8 +206,8 @@ def _recover(case: Case, bot: Trader, *, one_trial: bool) -> None:
     codes = {call.outcome for call in calls} - {"done", "breaker_open", "no_connection", "deadline_unreachable"}
     case.must(not codes, f"while it recovered: {', '.join(sorted(codes))}")
     answered = [call.ended_at for call in calls if call.outcome == "done"]
-    spans = [span for span in _spans(case.events(0, "call", "finished", "stopped", "cut")) if span[0] > 1e6 * began]
+    asked = [span for span in spans(case.events(0, "call", "finished", "stopped", "cut")) if span[0] > 1e6 * began]
     if one_trial:
-        case.must(_most_at_once(spans[:2]) <= 1, "the first calls after it came at once: no trial")
+        case.must(most_at_once(asked[:2]) <= 1, "the first calls after it came at once: no trial")
     if answered:
         case.score.seen += f"; the first done {min(answered) - began:.1f} s after"
