@@ -3,6 +3,8 @@
 python -m tests.simulation --seeds 10000 --jobs 2
 python -m tests.simulation --seconds 600 --first 50000
 python -m tests.simulation --seed 4711 --trace
+python -m tests.simulation --seed 4711 --shrink > small.json
+python -m tests.simulation --schedule small.json --trace
 """
 
 from __future__ import annotations
@@ -13,7 +15,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
+import msgspec
+
+from tests.simulation.schedule import Schedule, draw
+from tests.simulation.shrink import shrink
 from tests.simulation.world import Result, play
 
 REPLAY = "python -m tests.simulation --seed {} --trace"
@@ -28,15 +35,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--seed", type=int, help="one schedule")
     parser.add_argument("--trace", action="store_true", help="with --seed: everything that happens")
+    parser.add_argument("--shrink", action="store_true", help="with --seed: the smallest schedule that fails alike")
+    parser.add_argument("--schedule", type=Path, help="play a schedule that --shrink has printed")
     arguments = parser.parse_args(argv)
+    if arguments.schedule is not None:
+        return one(msgspec.json.decode(arguments.schedule.read_bytes(), type=Schedule), trace=arguments.trace)
+    if arguments.seed is not None and arguments.shrink:
+        print(msgspec.json.format(msgspec.json.encode(shrink(draw(arguments.seed)))).decode())
+        return 1
     if arguments.seed is not None:
-        return one(arguments.seed, trace=arguments.trace)
+        return one(draw(arguments.seed), trace=arguments.trace)
     return many(arguments.first, arguments.seeds, arguments.seconds, arguments.jobs)
 
 
-def one(seed: int, *, trace: bool) -> int:
-    """Play one seed."""
-    result = play(seed, tracing=trace)
+def one(schedule: Schedule, *, trace: bool) -> int:
+    """Play one."""
+    seed = schedule.seed
+    result = play(schedule, tracing=trace)
     for line in result.trace:
         print(line)
     for broken in result.broken:

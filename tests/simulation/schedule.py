@@ -136,7 +136,7 @@ def draw(seed: int) -> Schedule:
         },
         clients=_clients(dice),
         upstreams=upstreams,
-        bots=[_bot(number, dice, length) for number in range(dice.choice([1, 1, 2, 3, 5]))],
+        bots=[_bot(number, dice, length) for number in range(dice.choice([1, 1, 2, 2, 3, 5]))],
         deeds=_deeds(dice, length, names),
         calm_at=length,
     )
@@ -173,7 +173,7 @@ def _upstream(name: str, dice: random.Random, length: float) -> UpstreamPlan:
         shortest = dice.choice([0.02, 0.2, 1.0])
         config["breaker"] = {
             "consecutive_failures": failures,
-            "minimum_calls": dice.choice([2, 10]),
+            "minimum_calls": dice.choice([2, 10, 1000]),
             "slow_rate": dice.choice([0.3, 0.8]),
             "open_min_s": shortest,
             "open_max_s": shortest * dice.choice([1, 4, 20]),
@@ -181,8 +181,8 @@ def _upstream(name: str, dice: random.Random, length: float) -> UpstreamPlan:
         }
         config["retry_budget"] = {
             "attempts": dice.choice([2, 4, 10]) if failures == 1 else max(4, 2 * failures),
-            "per_second": dice.choice([0, 1, 5]),
-            "per_call": dice.choice([0, 0.1, 0.5]),
+            "per_second": dice.choice([0, 0, 5]),
+            "per_call": dice.choice([0, 0, 0.5]),
         }
     phases = [_phase(0.0, dice)]
     for _ in range(dice.choice([0, 1, 1, 2])):
@@ -235,7 +235,7 @@ def _bot(number: int, dice: random.Random, length: float) -> BotPlan:
     request = dice.random() < 0.1
     slow = dice.random() < 0.15 and not request
     steps = []
-    count = dice.choice([1, 3, 6, 12, 24, 60])
+    count = dice.choice([1, 2, 3, 3, 6, 6, 6, 12, 12, 24, 60])
     pauses = [0.0, 0.0, 0.0, 0.01, 0.05, length / 8] if count < 60 else [0.0, 0.01, length / 60, length / 30]
     for _ in range(count):
         kind = dice.random()

@@ -15,12 +15,12 @@ from tests.simulation.mutants import MUTANTS, find
 from tests.simulation.schedule import draw
 from tests.simulation.world import play
 
-SCHEDULES = 600
+SCHEDULES = 500
 PER_TEST = 50
 #: What 50 schedules must have reached, or they test less than they seem to.
 REACHED = ("attempts", "extra attempts", "log breaker.opened", "toxic link", "log connection.lost", "end done")
 #: Where each mutant was found first, when this was written: the search begins there, and goes on from there.
-FIRST: dict[str, int] = {}
+FIRST = {"budget ignored": 15, "halt for new calls only": 20, "permit leaked": 80, "cut is done": 20}
 
 
 @pytest.mark.parametrize("first", range(0, SCHEDULES, PER_TEST))
@@ -41,8 +41,7 @@ def test_a_seed_is_a_run() -> None:
 
     def digests(hash_seed: str) -> str:
         code = (
-            "from tests.simulation.world import play\n"
-            "print(*[play(seed, tracing=True).digest for seed in (1, 7, 12, 26, 44)])"
+            "from tests.simulation.world import play\nprint(*[play(seed, tracing=True).digest for seed in (1, 12, 26)])"
         )
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -57,7 +56,7 @@ def test_a_seed_is_a_run() -> None:
 
     first = digests("1")
     assert first == digests("4711")
-    assert len(set(first.split())) == 5
+    assert len(set(first.split())) == 3
 
 
 def test_a_schedule_is_drawn_from_its_seed() -> None:

@@ -116,12 +116,6 @@ class World:
             self.refused_credential = True
         self.watch.logged(entry)
 
-    def schedule_budget(self, name: str) -> dict[str, float]:
-        """The retry budget of an upstream: as configured, or by default."""
-        plan = next(plan for plan in self.schedule.upstreams if plan.name == name)
-        budget = {"attempts": 10.0, "per_second": 1.0, "per_call": 0.1}
-        return {**budget, **plan.config.get("retry_budget", {})}
-
     # ------------------------------------------------------------------ a run
 
     async def run(self) -> None:
@@ -380,6 +374,8 @@ def play(seed: int | Schedule, *, tracing: bool = False) -> Result:
         raise
     except BaseException as error:
         crash = error
+    if crash is not None and not worlds:
+        raise crash  # the schedule itself is wrong
     world = worlds[0]
     if crash is not None:
         world.watch.crashed(crash)
