@@ -15,7 +15,7 @@ import trio
 from sidecar.simulator import frames
 from sidecar.simulator.act import Act
 from sidecar.simulator.voices import FAULTS
-from sidecar.simulator.voices.faults import PATIENT
+from sidecar.simulator.voices.faults import LIMIT_REACHED, PATIENT
 
 _CHUNK: Final = 64 << 10
 _FRAGMENT: Final = 1024
@@ -146,6 +146,11 @@ async def _error_midway(act: Act) -> None:
     act.say(act.voice.error(act.fault(FAULTS["error_500"])))
 
 
+async def _expired(act: Act) -> None:
+    act.say(act.voice.error(LIMIT_REACHED))
+    act.line.close(1000, "age limit")
+
+
 async def _failed(act: Act) -> None:
     act.say(*act.voice.created())
     await act.wait_first()
@@ -240,6 +245,7 @@ FATES: Final[dict[str, Callable[[Act], Awaitable[None]]]] = {
     **{name: partial(_error, name=name) for name in FAULTS},
     "error_after_created": _error_after_created,
     "error_midway": _error_midway,
+    "expired": _expired,
     "failed": _failed,
     "incomplete_length": partial(_incomplete, reason="length"),
     "incomplete_filter": partial(_incomplete, reason="content_filter"),

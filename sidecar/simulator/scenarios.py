@@ -86,6 +86,7 @@ _CALL: Final = {
     "error_content_filter": "error frame: content_filter",
     "error_after_created": "response.created, then an error frame: server_error",
     "error_midway": "some tokens, then an error frame: server_error",
+    "expired": "error frame: websocket_connection_limit_reached on receipt of the call, then close 1000",
     "failed": "response.created, then response.failed: server_error",
     "incomplete_length": "ends early for max_output_tokens (chat: length)",
     "incomplete_filter": "ends early for content_filter",

@@ -78,7 +78,14 @@ def expiry(stage: Stage) -> None:
     seconds = 4.0 if stage.quick else 8.0
     pairs = [stage.pair(f"told-{d}", d, targets=1, more="max_age_s = 1", sides=(2, 1)) for d in DIALECTS]
     pairs += [stage.pair(f"surprised-{d}", d, targets=1, sides=(2, 1)) for d in DIALECTS]
+    twice = [stage.pair(f"twice-{d}", d, targets=1, one="expired*2,ok") for d in DIALECTS]
     with stage.playing() as bot:
+        for pair in twice:
+            with stage.case(bot, f"{pair.dialect}, told on two connections in a row", "done at once", pair) as case:
+                told = bot.ask(pair.name)
+                case.outcome(told, "done", attempts=3)
+                case.must(told.seconds < 1.0 * stage.slack, f"done after {told.seconds:.2f} s")
+                case.bounded(one=3)
         for pair in pairs:
             told = pair.name.startswith("told")
             said = "all done, none cut upstream" if told else "all done, those that were cut again"

@@ -480,3 +480,19 @@ async def test_every_scenario_survives_both_dialects() -> None:
     assert status == 200
     assert stats["calls_started"] == stats["calls_finished"] + stats["calls_stopped"] + stats["calls_cut"]
     assert stats["open"] <= 2
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat"])
+async def test_a_connection_may_expire_as_a_call_comes(path: str) -> None:
+    """`expired`: the age limit's error frame in answer to the call, then close 1000; the call counts as cut."""
+    async with relaying("expired*1,ok") as relay:
+        talk = await Talk.open(relay.port, path)
+        await talk.send(request() if path == "/v1/responses" else chat())
+        event = await talk.event()
+        assert event is not None
+        assert event["error"]["code"] == "websocket_connection_limit_reached"
+        assert await talk.event() is None
+        assert talk.code == 1000
+        await until(lambda: relay.counters.in_flight == 0)
+        assert relay.counters.calls_cut == 1
+        assert said(await (await Talk.open(relay.port)).answer(request("[[text=x]]"))) == "x"
