@@ -12,6 +12,7 @@ import msgspec
 import trio
 
 from sidecar.transport.bot_port import Sent
+from sidecar.wire import Lane
 from tests.fakes.bot_port import FakeBot, FakeBotPort
 from tests.simulation.engine import Process
 
@@ -56,9 +57,9 @@ class CallRecord:
         return f"<{self.tag} {self.state}>"
 
     @property
-    def lane(self) -> str:
+    def lane(self) -> Lane:
         """Whose turn it has."""
-        lane: str = self.fields.get("lane", "entry")
+        lane: Lane = self.fields.get("lane", "entry")
         return lane
 
 

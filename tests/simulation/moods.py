@@ -238,7 +238,7 @@ SCRIPTS: Final[dict[str, Script]] = {
     for script in (
         answers, slow, drips, floods, empty, silent, stalls, errs, throttles, refuses, moves_on, unauthorized, expires,
         closes, cuts, vanishes, junk,
-    )  # type: ignore[attr-defined]
+    )
 }  # fmt: skip
 
 FINE: Final = Mood({"answers": 12, "drips": 1, "floods": 0.5, "empty": 0.3})

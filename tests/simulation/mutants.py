@@ -85,7 +85,7 @@ def _two_trials(admit: Any) -> Any:
 
     @functools.wraps(admit)
     def broken(self: Breaker, now: float, *lane: Any) -> Permit | Refusal:
-        permit = admit(self, now, *lane)
+        permit: Permit | Refusal = admit(self, now, *lane)
         if isinstance(permit, Refusal) and self._state == "half_open" and self._trial is not None:
             return self._trial
         return permit

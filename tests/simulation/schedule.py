@@ -100,6 +100,13 @@ class Schedule(Struct, frozen=True, kw_only=True):
     calm_at: float
 
 
+#: Toxics and the values that are drawn for them.
+TOXICS: list[tuple[str, list[Any]]] = [
+    ("latency", [0.01, 0.1, 0.4]), ("jitter", [0.01, 0.2]), ("bandwidth", [500.0, 5_000.0, 100_000.0]),
+    ("slices", [1, 3, 50]), ("silent_after", [0.05, 0.5, 2.0]), ("reset_after", [0.05, 0.5, 2.0]),
+    ("limit", [50, 300, 2000]), ("slow_close", [0.1, 3.0]),
+]  # fmt: skip
+#: What connects meet when they do not work.
 CONNECTS = [
     ("refused",), ("tls",), ("503",), ("401",), ("429",), ("301",), ("garbage",), ("eof",), ("reset",), ("mute",),
     ("black_hole",), ("fine", "refused"), ("fine", "fine", "503", "mute"),
@@ -220,13 +227,7 @@ def _toxics(dice: random.Random) -> Toxics:
     """One to three of them at once."""
     fields: dict[str, Any] = {}
     for _ in range(dice.choice([1, 1, 2, 3])):
-        name, values = dice.choice(
-            [
-                ("latency", [0.01, 0.1, 0.4]), ("jitter", [0.01, 0.2]), ("bandwidth", [500.0, 5_000.0, 100_000.0]),
-                ("slices", [1, 3, 50]), ("silent_after", [0.05, 0.5, 2.0]), ("reset_after", [0.05, 0.5, 2.0]),
-                ("limit", [50, 300, 2000]), ("slow_close", [0.1, 3.0]),
-            ]
-        )  # fmt: skip
+        name, values = dice.choice(TOXICS)
         fields[name] = dice.choice(values)
     return Toxics(**fields)
 

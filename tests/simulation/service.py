@@ -199,8 +199,7 @@ class Session:
             if cut < 0 or self.closing:
                 return
             head, rest = bytes(self._head[:cut]), bytes(self._head[cut + 4 :])
-            self._upgrade(head)
-            if not self.opened:
+            if not self._upgrade(head):
                 return
             data = rest
         self._buffer += data
@@ -213,19 +212,19 @@ class Session:
                 if not self.deaf:
                     self.send(encode_server_frame(PONG, payload))
             elif opcode == CLOSE and not self.closing:
-                self.send(encode_server_frame(CLOSE, payload[:2]))
+                if self.said_close_at is None:
+                    self.send(encode_server_frame(CLOSE, payload[:2]))
                 self.shut()
 
-    def _upgrade(self, head: bytes) -> None:
-        headers = dict(
-            line.split(": ", 1) if ": " in line else (line, "") for line in head.decode("latin-1").split("\r\n")[1:]
-        )
-        headers = {name.lower(): value for name, value in headers.items()}
+    def _upgrade(self, head: bytes) -> bool:
+        """Answer the request for an upgrade. -> whether it is one."""
+        lines = (line.partition(": ") for line in head.decode("latin-1").split("\r\n")[1:])
+        headers = {name.lower(): value for name, _, value in lines}
         self.key = headers.get("authorization", "").removeprefix("Bearer ")
         meets = self.meets
         if meets == "fine" and self.key not in self.service.keys:
             meets = "401"
-        if meets in ("fine", "drip"):
+        if meets == "fine":
             accept = base64.b64encode(hashlib.sha1(headers["sec-websocket-key"].encode() + _GUID).digest())
             self.opened, self.opened_at = True, trio.current_time()
             answer = (
@@ -234,7 +233,8 @@ class Session:
             )
             self.send(answer)
             self.service.opened(self)
-        elif meets.isdigit():
+            return True
+        if meets.isdigit():
             after = b"Retry-After: 1\r\n" if meets == "429" else b""
             self.send(b"HTTP/1.1 " + meets.encode() + b" No\r\n" + after + b"Content-Length: 2\r\n\r\n{}")
             self.shut()
@@ -245,7 +245,7 @@ class Session:
             self.shut()
         elif meets == "reset":
             self.shut("reset")
-        # "mute": takes the request and says nothing
+        return False  # "mute" takes the request and says nothing
 
     def _ended(self, how: str) -> None:
         self.gone = True
