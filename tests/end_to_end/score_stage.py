@@ -63,8 +63,9 @@ class Pair:
     queries: tuple[str, str]
     more: tuple[str, str]
     route_more: str
-    #: which simulators play its upstreams
-    sides: tuple[int, int] = (0, 1)
+    #: which simulators play its upstreams, and as what
+    sides: tuple[int, int]
+    label: str
 
     @property
     def primary(self) -> str:
@@ -146,15 +147,27 @@ def _message(call: Told) -> str:
 
 
 class Stage(Processes):
-    """Pairs are made first, then `playing` starts everything."""
+    """Pairs are made first, then `playing` starts everything.
 
-    def __init__(self, row: int, fault: str, *, quick: bool, tell: Callable[[Score], None]) -> None:
+    Args:
+        row, fault: of the fault table.
+        quick: the short form.
+        tell: given each line when it is there.
+        ports: of simulators that play the first and the second target for others as well; none: it starts its own.
+    """
+
+    #: of a simulator's answers, and how long it stays at most
+    PACE = ("--ttft-ms", "10", "--cadence-ms", "2", "--for-s", "280")
+
+    def __init__(
+        self, row: int, fault: str, *, quick: bool, tell: Callable[[Score], None], ports: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.row, self.fault, self.quick = row, fault, quick
         #: what times may be multiplied by
         self.slack = 4.0 if quick else 1.0
-        self.ports: list[int] = []
-        self.sims: list[subprocess.Popen[bytes]] = []
+        self.ports: dict[int, int] = dict(enumerate(ports))
+        self.sims: dict[int, subprocess.Popen[bytes]] = {}
         self.scores: list[Score] = []
         self.serving: subprocess.Popen[bytes] | None = None
         #: simulators that speak TLS
@@ -166,18 +179,17 @@ class Stage(Processes):
     # ------------------------------------------------------------------------------------------------ making
 
     def simulators(self, *argv: str, count: int = 2) -> None:
-        """Start them; called by `playing` if nobody did."""
+        """Start them where there are none; called by `playing` if nobody did."""
         for side in range(count):
-            self.simulator(side, *argv)
+            if side not in self.ports:
+                self.simulator(side, *argv)
 
     def simulator(self, side: int, *argv: str, port: int = 0) -> None:
         """Start one (again)."""
         name = f"sim{side}-{len(self._running)}"
-        found = self.relay(
-            "--ttft-ms", "10", "--cadence-ms", "2", "--for-s", "280", "--port", str(port), *argv, name=name
-        )
-        self.ports[side:] = [found, *self.ports[side + 1 :]]
-        self.sims[side:] = [self._running[-1], *self.sims[side + 1 :]]
+        found = self.relay(*self.PACE, "--port", str(port), *argv, name=name)
+        self.ports[side] = found
+        self.sims[side] = self._running[-1]
 
     def pair(
         self, name: str, dialect: str = "responses", *, targets: int = 2, one: str = "ok", two: str = "ok",
@@ -185,14 +197,24 @@ class Stage(Processes):
         sides: tuple[int, int] = (0, 1),
     ) -> Pair:  # fmt: skip
         """A route named `name`: its first upstream plays the scenario `one`, its second `two`."""
-        pair = Pair(name, dialect, targets, (one, two), (query, query_two), (more, more_two), route_more, sides)
+        pair = Pair(
+            name,
+            dialect,
+            targets,
+            (one, two),
+            (query, query_two),
+            (more, more_two),
+            route_more,
+            sides,
+            f"r{self.row}-{name}",
+        )
         self._pairs.append(pair)
         return pair
 
     def _configuration(self) -> str:
         text = ""
         for pair in self._pairs:
-            path = f"/u/{pair.name}{DIALECTS[pair.dialect]}"
+            path = f"/u/{pair.label}{DIALECTS[pair.dialect]}"
             listed = []
             for side, name in list(enumerate((pair.primary, pair.secondary)))[: pair.targets]:
                 query = f"?{pair.queries[side]}" if pair.queries[side] else ""
@@ -210,8 +232,7 @@ class Stage(Processes):
         """Simulators, daemon and bystander run; at the end the daemon must live and the bystander be unharmed."""
         self.pair(BESIDE)
         with _STARTING:
-            if not self.ports:
-                self.simulators()
+            self.simulators()
             for pair in self._pairs:
                 for side in range(pair.targets):
                     if pair.scenarios[side] != "ok":
@@ -296,7 +317,7 @@ class Stage(Processes):
         for side in range(pair.targets):
             self.steer(pair, "ok", side=side)
             if case.kills:
-                self.control(pair.sides[side], "_kill", upstream=pair.name)
+                self.control(pair.sides[side], "_kill", upstream=pair.label)
         patience = case.heal_within
         if patience is None:
             patience = 0.0 if pair.targets > 1 else 12.0
@@ -326,11 +347,11 @@ class Stage(Processes):
 
     def steer(self, pair: Pair, scenario: str, *, side: int = 0) -> None:
         """From now on this befalls the calls and connections of a pair's first or second upstream."""
-        self.control(pair.sides[side], "_scenario", name=scenario, upstream=pair.name)
+        self.control(pair.sides[side], "_scenario", name=scenario, upstream=pair.label)
 
     def journal(self, side: int, pair: Pair, since_us: int) -> list[dict[str, Any]]:
         """What a simulator noted of a pair's first or second upstream; of a secured one: of all it plays."""
         at = pair.sides[side]
-        label = {} if at in self.secured else {"upstream": pair.name}
+        label = {} if at in self.secured else {"upstream": pair.label}
         said: list[dict[str, Any]] = self.control(at, "_journal", since_us=since_us, **label)["journal"]
         return said

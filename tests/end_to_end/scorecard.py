@@ -23,6 +23,7 @@ if __package__ in (None, ""):
 
 from sidecar import __version__
 from tests.end_to_end import score_answers, score_calls, score_outages, score_ways
+from tests.end_to_end.processes import Processes
 from tests.end_to_end.score_page import cell, machine, put_section
 from tests.end_to_end.score_stage import Score, Stage
 
@@ -36,7 +37,14 @@ AT_ONCE = 4
 def play(
     numbers: Collection[int] = (), *, quick: bool = False, at_once: int = AT_ONCE, tell: Callable[[Score], None]
 ) -> list[Score]:
-    """All lines of these rows (default: of all), in their order."""
+    """All lines of these rows (default: of all), in their order.
+
+    Args:
+        numbers: of rows.
+        quick: shorter outages, and one pair of simulators for all rows: half of the time goes into their starts.
+        at_once: rows.
+        tell: given each line when it is there.
+    """
     lock = threading.Lock()
 
     def safely(score: Score) -> None:
@@ -45,7 +53,7 @@ def play(
 
     def one(number: int) -> list[Score]:
         fault, act = ROWS[number]
-        with Stage(number, fault, quick=quick, tell=safely) as stage:
+        with Stage(number, fault, quick=quick, tell=safely, ports=ports) as stage:
             try:
                 act(stage)
             except Exception as error:
@@ -56,7 +64,10 @@ def play(
 
     # The long ones first: what is short fills the gaps.
     chosen = sorted(numbers or ROWS, key=lambda number: (number not in (15, 24, 2, 14), number))
-    with ThreadPoolExecutor(at_once) as pool:
+    ports: list[int] = []
+    with Processes() as shared, ThreadPoolExecutor(at_once) as pool:
+        if quick and len(chosen) > 1:
+            ports += [shared.relay(*Stage.PACE, name=name) for name in ("primary", "secondary")]
         found = dict(zip(chosen, pool.map(one, chosen), strict=True))
     return [score for number in sorted(found) for score in found[number]]
 
@@ -90,7 +101,9 @@ def main(argv: list[str]) -> int:
     """Exit status: 0 when every line passes, 1 otherwise."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--row", action="append", type=int, choices=sorted(ROWS), help="only this (may be repeated)")
-    parser.add_argument("--quick", action="store_true", help="shorter outages, fewer variants")
+    parser.add_argument(
+        "--quick", action="store_true", help="shorter outages, fewer variants, one pair of simulators for all rows"
+    )
     parser.add_argument("--json", action="store_true", help="the lines as JSON on stdout")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
     arguments = parser.parse_args(argv)
