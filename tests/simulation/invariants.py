@@ -499,12 +499,12 @@ class Watch:
         """A call's end, or another attempt's content, stops an attempt; alone on its connection, by closing it."""
         record = self.world.records[request.tag]
         ends = [record.ended_at] if record.ended_at is not None else []
-        ends += [
-            other.content_at
-            for other in self.by_tag[request.tag]
-            if other is not request and other.content_at is not None and request.content_at is None
-            and other.content_at >= request.written_at and not other.junk
-        ]  # fmt: skip
+        # The first content of all is the winner's; what comes of a stopped attempt later stops nobody.
+        came = [(other.content_at, other) for other in self.by_tag[request.tag] if other.content_at is not None]
+        if came and request.content_at is None:
+            first_at, first = min(came, key=lambda pair: pair[0])
+            if first is not request and not first.junk and first_at >= request.written_at:
+                ends.append(first_at)
         if not ends:
             return
         end = min(ends)
