@@ -156,6 +156,7 @@ class Daemon:
                 waiting=partial(self.dispatcher.parking.waiting, upstream.name),
                 on_capacity=self.dispatcher.parking.on_capacity,
                 on_connect=self.dispatcher.on_connect,
+                on_turn=self.dispatcher.on_turn,
                 log=self.log,
             )
         self.budgets = {upstream.name: _budget(upstream) for upstream in config.upstream}

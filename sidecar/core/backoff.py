@@ -292,4 +292,5 @@ class ConnectBackoff:
 
 
 def _decorrelated(base: float, cap: float, previous: float, jitter: Jitter) -> float:
-    return min(cap, base + (3 * previous - base) * jitter())
+    # The range is clamped, not the draw: else two thirds of all draws are the cap, and hosts come back in step.
+    return base + (min(cap, 3 * previous) - base) * jitter()

@@ -35,6 +35,7 @@ from typing import Final, Literal, TypeAlias
 from msgspec import Struct
 
 from sidecar.core.outcome import DEADLINE, Kind, Outcome
+from sidecar.core.permit import Permit, Refusal
 from sidecar.core.transitions import Table
 from sidecar.core.window import Window, by_chance
 from sidecar.wire import Lane
@@ -59,29 +60,11 @@ PROBE_CAP: Final = 10.0
 #: Trials in a row that ended by their deadlines: no single one need say anything (a bot in a hurry), but so many calls
 #: were risked, and nothing came of it.
 UNANSWERED: Final = 3
+#: Seconds of an answer after which a trial is a success, whether or not it has ended: who waits for the last word of a
+#: long one keeps everybody else waiting, too.
+ANSWERING: Final = 10.0
 #: Seconds added to a wait for a free trial, so that whoever waited does not come a rounding too early, and looks twice.
 _LATER: Final = 0.01
-
-
-class Permit(Struct, frozen=True):
-    """Leave to make one attempt; hand it back with its outcome to `Breaker.record`. `trial`: it decides much."""
-
-    generation: int
-    trial: bool = False
-
-
-class Refusal(Struct, frozen=True):
-    """No.
-
-    Attributes:
-        retry_after: seconds, more than 0, jittered.
-        soon: half-open, and a trial is out or kept for a lower lane for a moment: whoever may wait will get in, or know
-            more, soon; `retry_after` is when to look again. Not while a probe is out: that may take all of a connect's
-            caps.
-    """
-
-    retry_after: float
-    soon: bool = False
 
 
 class BreakerStatistics(Struct, frozen=True, kw_only=True):
@@ -123,7 +106,8 @@ class Breaker:
     """
 
     __slots__ = (
-        "_closed_at", "_consecutive", "_consecutive_limit", "_free_at", "_growth", "_jitter", "_name", "_no_way_in",
+        "_answers", "_closed_at", "_consecutive", "_consecutive_limit", "_free_at", "_growth", "_jitter", "_name",
+        "_no_way_in",
         "_open_base", "_open_cap", "_open_until", "_permit", "_probe_until", "_probed", "_probes", "_rate",
         "_rate_minimum", "_refused", "_slow_rate", "_stale", "_state", "_successes", "_trial", "_trial_timeout",
         "_trial_until", "_trials", "_trials_needed", "_trips", "_unanswered", "_window", "_window_width",
@@ -161,6 +145,7 @@ class Breaker:
         self._open_until = -math.inf
         self._trial: Permit | None = None
         self._trial_until = -math.inf
+        self._answers = False  # the trial that is out has had its first content
         self._free_at = -math.inf  # since when the next trial has been free
         self._probe_until: float | None = None  # a probe is out, and given up for lost then
         self._successes = self._unanswered = 0
@@ -186,6 +171,8 @@ class Breaker:
                 return Refusal(self.retry_after(now), soon=True)
             self._free_at = self._trial_until
             self._trial = None
+            if self._answers and self._trial_answered(now):
+                return self._permit
         kept_until = self._free_at + PATIENCE[lane]
         if now < kept_until:
             self._refused += 1
@@ -194,7 +181,14 @@ class Breaker:
         # A new generation per trial: a trial given up for lost cannot speak for the one after it.
         self._trial = self._permit = Permit(self._permit.generation + 1, trial=True)
         self._trial_until = now + self._trial_timeout
+        self._answers = False
         return self._trial
+
+    def answering(self, permit: Permit, now: float) -> None:
+        """First content of an attempt came. A trial that goes on for `ANSWERING` need not end to be a success."""
+        if permit.trial and permit is self._trial:
+            self._answers = True
+            self._trial_until = now + ANSWERING
 
     def retry_after(self, now: float) -> float:
         """Seconds, more than 0 and jittered, after which asking again makes sense for whoever is refused now."""
@@ -226,9 +220,7 @@ class Breaker:
             if failed or slow or self._unanswered >= UNANSWERED:
                 self._trip(now, outcome)
             elif outcome.kind is Kind.SUCCESS:
-                self._successes += 1
-                if self._successes >= self._trials_needed:
-                    self._close(now)
+                self._trial_answered(now)
             return
         if failed:
             self._consecutive += 1
@@ -385,6 +377,14 @@ class Breaker:
             wait = max(wait, min(self._open_cap, retry_after) * (1 + 0.2 * self._jitter()))
         self._open_until = now + wait
         self._growth += 1
+
+    def _trial_answered(self, now: float) -> bool:
+        """Whether that was enough: it is closed."""
+        self._successes += 1
+        if self._successes < self._trials_needed:
+            return False
+        self._close(now)
+        return True
 
     def _close(self, now: float) -> None:
         self._step("close")

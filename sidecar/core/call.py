@@ -38,7 +38,7 @@ from sidecar.wire import Phase
 #: Wire attempts per call, the first included, unless the route says otherwise (Google SRE: at most three).
 MAX_ATTEMPTS: Final = 3
 #: Attempts that a retry at an upstream counts for which has just refused this call for having too much to do.
-OVERLOADED_PRICE: Final = 2.0
+OVERLOADED_PRICE: Final = 3.0
 #: While an untried target is left, the first-delta clock runs for at most this share of what remains.
 FIRST_DELTA_SHARE: Final = 0.6
 
@@ -301,7 +301,7 @@ class Call:
         return target in self._losses
 
     def price(self, target: int) -> float:
-        """What a further attempt on `target` costs of its budget: twice as much where it has said it is overloaded."""
+        """What a further attempt on `target` costs of its budget: more where it has said that it is overloaded."""
         loss = self._losses.get(target)
         return OVERLOADED_PRICE if loss is not None and loss.overload else 1.0
 

@@ -257,6 +257,13 @@ def classify(fault: UpstreamFault) -> Outcome:
     return _outcome(FAILED, str(fault))
 
 
+def is_aged(fault: UpstreamFault) -> bool:
+    """The connection's time is over, by its upstream's own word (`EXPIRED`, by a code): not an outage's beginning."""
+    if not isinstance(fault, UpstreamError):
+        return False
+    return _BY_CODE.get(key(fault.code)) is EXPIRED or _BY_CODE.get(key(fault.type)) is EXPIRED
+
+
 def _outcome(
     rule: Rule,
     message: str,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from sidecar.core.attempt_state import AttemptState
-from sidecar.core.breaker import Permit
+from sidecar.core.permit import Permit
 from sidecar.dialects.base import Faulted, Finished, Prompt, Started
 from sidecar.errors import MalformedFrame, UpstreamFault
 from sidecar.service.connection import Connection

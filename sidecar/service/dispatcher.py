@@ -15,7 +15,7 @@ import trio
 from msgspec import Struct
 
 from sidecar.config import Frontend
-from sidecar.core.admission import Admission, Admitted, Shed, Unreachable
+from sidecar.core.admission import LANES, Admission, Admitted, Shed, Unreachable
 from sidecar.core.call import Call as CallPolicy
 from sidecar.core.outcome import Outcome
 from sidecar.dialects.base import Finished
@@ -37,11 +37,6 @@ from sidecar.wire import Accepted, Call, Failed, Lane, Terminal
 #: A bot's own send time is believed when it is at most this far ahead, or behind (another time namespace else).
 _SENT_AHEAD_US: Final = 1_000
 _SENT_BEHIND_US: Final = 3_600_000_000
-_SHED: Final[dict[str, str]] = {
-    "full": "too many calls in flight and queued",
-    "share": "too many calls of this bot are in flight and queued while others call, too",
-    "displaced": "shed from the queue for a more urgent call",
-}
 
 
 class DispatcherStatistics(Struct, frozen=True, kw_only=True):
@@ -60,15 +55,13 @@ class Dispatcher:
     """See the module.
 
     Args:
-        routes: by name.
-        frontend: limits.
+        routes, frontend: routes by name; limits.
         clock, mono_us, wall_us: the loop's time in seconds; CLOCK_MONOTONIC and wall clock in microseconds.
         jitter: 0 <= x < 1.
         new_call_id: -> an id no other call of this or an earlier session had.
         session: of this daemon.
         outbound: flushed at the end of each sweep of the clocks.
-        accounting: what is counted and said.
-        clients: who may ask what.
+        accounting, clients: what is counted and said; who may ask what.
     """
 
     def __init__(
@@ -150,7 +143,7 @@ class Dispatcher:
         if own_limit is not None and self._of_uid.get(peer.uid, 0) >= own_limit:
             problem = f"{own_limit} calls of uid {peer.uid} are in flight and queued, its limit"
             return self._turn_away(call, peer, "overloaded", problem, self._admission.retry_after())
-        order = route.order(now)
+        order = route.order(now, lane)
         policy = CallPolicy(
             order=order,
             # One microsecond on the safe side of two roundings: a deadline is never early.
@@ -174,7 +167,7 @@ class Dispatcher:
             problem = "the calls before it and the usual time to a first token do not fit before its deadline"
             return self._turn_away(call, peer, "deadline_unreachable", problem, decision.retry_after)
         if isinstance(decision, Shed) and decision.key == running.call_id:
-            return self._turn_away(call, peer, "overloaded", _SHED[decision.reason], decision.retry_after)
+            return self._turn_away(call, peer, "overloaded", terminals.SHED[decision.reason], decision.retry_after)
         self.calls[running.call_id] = running
         self._of_uid[peer.uid] = self._of_uid.get(peer.uid, 0) + 1
         if isinstance(decision, Shed):
@@ -322,13 +315,20 @@ class Dispatcher:
         loser = self.calls.get(str(decision.key))
         if loser is not None:
             loser.admitted = None  # the admission has let go of it already
-            self.finish_failed(loser, "overloaded", _SHED["displaced"], retry_after=decision.retry_after)
+            self.finish_failed(loser, "overloaded", terminals.SHED["displaced"], retry_after=decision.retry_after)
 
     # ------------------------------------------------------------------ accounting and life
 
     def record(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         """See `judging.Judge.record`."""
         self._judge.record(attempt, outcome, now)
+
+    def on_turn(self, pool: Pool) -> None:
+        """`pool` may be asked again, or no more: who waits looks again, whatever it waits for."""
+        now = self.clock()
+        for call in sorted(self.calls.values(), key=_urgency):
+            if call.policy.seeking and any(target.pool is pool for target in call.route.targets):
+                self.guarded(call, call.seek, now)
 
     def on_connect(self, pool: Pool, outcome: Outcome | None) -> None:
         """See `judging.Judge.on_connect`."""
@@ -390,6 +390,10 @@ class Dispatcher:
             self._judge.forget(attempt, self.clock())
         call.attempts.clear()
         self.finish_failed(call, "internal", "an error of the daemon's own; its log has the details")
+
+
+def _urgency(call: RunningCall) -> tuple[int, float]:
+    return LANES.index(call.lane), call.policy.deadline
 
 
 def _end(call: RunningCall, message: str, _: float) -> None:

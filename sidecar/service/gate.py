@@ -11,6 +11,8 @@ from sidecar.core.outcome import CANCELLED, Kind, Outcome
 from sidecar.core.throttle import Throttle
 from sidecar.wire import Lane
 
+#: Seconds of a pace after which the upstream is given few attempts at first.
+LONG_PACE: Final = 0.5
 #: Seconds after an exit call for which room is kept for the next one.
 EXITS_REMEMBERED: Final = 3600.0
 
@@ -24,7 +26,7 @@ class Gate:
         jitter: 0 <= x < 1.
     """
 
-    __slots__ = ("_adaptive", "_exits_until", "enabled", "limit", "throttle", "throttled_by")
+    __slots__ = ("_adaptive", "_exits_until", "_paced_at", "enabled", "limit", "throttle", "throttled_by")
 
     def __init__(self, maximum: int, *, adaptive: bool, jitter: Callable[[], float]) -> None:
         #: False: an operator took the upstream out
@@ -35,6 +37,7 @@ class Gate:
         self.throttled_by: Outcome | None = None
         self._adaptive = adaptive
         self._exits_until = -math.inf
+        self._paced_at = math.inf  # when the pace began that holds, or was the last to
 
     def is_open(self, now: float) -> bool:
         """Neither an operator nor the upstream has said that nothing is to come now."""
@@ -45,25 +48,39 @@ class Gate:
 
         Room is kept for exit calls while there are any: from one on, for an hour.
         """
-        if not self.enabled or (self.throttled_by is not None and self.throttle.ready_at > now):
+        if not self.enabled:
             return False
+        if self._paced_at < math.inf:
+            if self.throttle.ready_at > now:
+                return False
+            if self.throttle.ready_at - self._paced_at >= LONG_PACE:
+                self.limit.restart()  # what has been waiting is not to arrive as one
+            self._paced_at = math.inf
         if lane == "exit":
             self._exits_until = now + EXITS_REMEMBERED
         elif now >= self._exits_until:
             lane = "exit"  # nobody to keep room for
         return self.limit.has_room(lane)
 
-    def released(self, outcome: Outcome, now: float, *, slow: bool) -> None:
-        """An attempt is over. `slow`: it was overtaken by its full first-delta timeout."""
+    def released(self, outcome: Outcome, now: float, *, slow: bool) -> bool:
+        """An attempt is over. `slow`: it was overtaken by its full first-delta timeout.
+
+        Returns:
+            whether it is closed now, and was open: who waits for room waits for something else from here on.
+        """
         # What says nothing leaves the limit as it is.
         self.limit.released(outcome if self._adaptive else CANCELLED, slow=slow and self._adaptive)
         if outcome.throttles:
+            was_open = self.is_open(now)
             self.throttle.throttled(outcome, now)
             self.throttled_by = outcome
+            self._paced_at = min(self._paced_at, now)
+            return was_open and not self.is_open(now)
         elif self.throttled_by is not None and outcome.kind is Kind.SUCCESS:
             self.throttle.succeeded(now)
             if self.throttle.ready_at <= now:
                 self.throttled_by = None
+        return False
 
     def throttled_for(self, now: float) -> float:
         """Seconds until the credential may be used again; 0 when it may."""

@@ -102,4 +102,4 @@ class Judge:
             self._accounting.breaker_moved(before, after, upstream=target.pool.name, model=target.model)
             if after == "closed":
                 target.pool.gate.limit.restart()  # what has been waiting is not to arrive as one
-            target.pool.look_again()
+            target.pool.turned()

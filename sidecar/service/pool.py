@@ -17,18 +17,13 @@ import trio
 from sidecar.compression import ZstdStream
 from sidecar.config import Upstream
 from sidecar.core.breaker import Breaker
-from sidecar.core.outcome import Outcome, classify
+from sidecar.core.outcome import Outcome, classify, is_aged
 from sidecar.core.pool_policy import Open, PoolPolicy, Retire
+from sidecar.core.retry import RetryBudget
 from sidecar.credentials import CredentialReader
 from sidecar.dialects.dialect import Dialect
-from sidecar.errors import (
-    ConnectFailed,
-    ConnectionLost,
-    MalformedFrame,
-    UpgradeRefused,
-    UpstreamError,
-    UpstreamFault,
-)
+from sidecar.errors import ConnectFailed, ConnectionLost, MalformedFrame, UpgradeRefused, UpstreamError, UpstreamFault
+from sidecar.service import partings
 from sidecar.service.connection import Connection
 from sidecar.service.connector import Connector
 from sidecar.service.free_slots import FreeSlots
@@ -51,18 +46,17 @@ class Pool:
 
     Args:
         upstream: its configuration.
-        dialect: makes a codec for each connection.
-        policy: what to open and what to retire.
+        dialect, policy: make a codec for each connection; say what to open and what to retire.
         dial: -> a connected byte stream (TCP, proxy and TLS done), or raises `ConnectFailed`.
         host, resource: for the upgrade request.
         credential: where the key lies; None for an upstream without one.
         gate: may the upstream be asked now.
         clock, jitter: the loop's time, 0 <= x < 1.
-        outbound: flushed after every step of the tasks here.
-        pump: moves the connections' bytes.
+        outbound, pump: flushed after every step of the tasks here; moves the connections' bytes.
         waiting: how many calls wait for a connection of this pool.
         on_capacity: told when a call could be started here.
         on_connect: told of each connect's outcome (None: it worked), for breakers and logs.
+        on_turn: told when it may be asked again, or no more, for a reason other than its connections.
         log: a bound logger's methods: event, **fields.
     """
 
@@ -84,6 +78,7 @@ class Pool:
         waiting: Callable[[], int],
         on_capacity: Callable[[Pool], None],
         on_connect: Callable[[Pool, Outcome | None], None],
+        on_turn: Callable[[Pool], None],
         log: Any,
     ) -> None:
         self.name = upstream.name
@@ -92,6 +87,8 @@ class Pool:
         self.connections: dict[int, Connection] = {}
         self.last_error: str | None = None
         self.gate = gate
+        #: for attempts in place of those that were never taken up: of all connections at once, and a tenth of the calls
+        self.replays = RetryBudget(capacity=max(10, upstream.max_connections * upstream.calls_per_connection))
         #: of its models
         self.breakers: list[Breaker] = []
         self.waiting = waiting
@@ -104,6 +101,7 @@ class Pool:
         self._outbound = outbound
         self._on_capacity = on_capacity
         self._on_connect = on_connect
+        self._on_turn = on_turn
         self._log = log
         self._free = FreeSlots()
         self._next_key = 0
@@ -117,8 +115,7 @@ class Pool:
         #: closed by our own wish: what that means for the pool is looked at in its own next step, not inside the wish
         self._parted: deque[tuple[Connection, UpstreamFault]] = deque()
         #: no connection has stood since one was lost or could not be made
-        self._was_down = False
-        self._look_again = False
+        self._was_down = self._look_again = self._turned = False
         self.prober = Prober(self, clock, pong_timeout=upstream.pong_timeout_s)
         self._connecting = self._opened = self._failed = 0
 
@@ -132,11 +129,7 @@ class Pool:
         return self.refusal is None and self.gate.is_open(now)
 
     def lease(self, *, avoid: frozenset[int] = frozenset(), not_on: frozenset[int] = frozenset()) -> Connection | None:
-        """A connection that can take a call now, the one that waited longest first; None when there is none.
-
-        One of the keys in `avoid` is given only when there is no other, one of `not_on` never.
-        The caller starts its attempt on it in the same step; nothing is reserved.
-        """
+        """A connection that can take a call now: see `FreeSlots.take`. Nothing is reserved: it is used in this step."""
         return self._free.take(avoid, not_on)
 
     def leased(self, connection: Connection) -> None:
@@ -150,13 +143,20 @@ class Pool:
 
     def released(self, outcome: Outcome, now: float, *, slow: bool) -> None:
         """An attempt is over: see `Gate.released`. Calls that wait look again with the pool's next step."""
-        self.gate.released(outcome, now, slow=slow)
-        if self.waiting():
+        if self.gate.released(outcome, now, slow=slow):
+            self.turned()
+        elif self.waiting():
             self.look_again()
 
     def look_again(self) -> None:
         """Something other than a connection has changed: calls that wait look again with the pool's next step."""
         self._look_again = True
+        self._wake.set()
+
+    def turned(self) -> None:
+        """It may be asked again, or no more: every call that has it among its targets and waits, for it or another."""
+        self._turned = True
+        self.prober.wake()
         self._wake.set()
 
     @property
@@ -173,8 +173,7 @@ class Pool:
             for connection in list(self.connections.values()):
                 if connection.state != "CONNECTING":
                     self.retire(connection, "disabled")
-        self.prober.wake()
-        self.look_again()
+        self.turned()
 
     def credential_refused(self, connection: Connection, outcome: Outcome) -> Outcome:
         """An answer said that the key is bad. Returns how that is judged: see `Refusals.in_an_answer`."""
@@ -223,9 +222,9 @@ class Pool:
             while True:
                 self._wake = trio.Event()
                 self._look_at_parted()
-                if self._look_again:
-                    self._look_again = False
-                    self._on_capacity(self)
+                if self._look_again or self._turned:
+                    turned, self._look_again, self._turned = self._turned, False, False
+                    (self._on_turn if turned else self._on_capacity)(self)
                     self._outbound.flush()
                 now = self._clock()
                 if self._closing:
@@ -281,6 +280,7 @@ class Pool:
             self.gate.limit.restart()  # what has been waiting is not to arrive as one
         self._on_connect(self, None)
         connection.opened(websocket, now)
+        self.prober.wake()
         self._keepalive.add(connection)
         websocket.start()
         if not self.gate.enabled:
@@ -316,20 +316,15 @@ class Pool:
             return
         now = self._clock()
         fault = connection.fault or fault
-        if connection.stopped_by_us:
-            self._policy.stopped_by_us(now)
-        elif connection.state == "DRAINING" and connection.fault is None:
-            pass  # on its way out already: its replacement is no storm
-        elif connection.opened_at is not None and not (isinstance(fault, ConnectionLost) and fault.how == "local"):
+        if partings.tell(self._policy, connection, fault, now):
             said = self.last_error = fault.loggable
-            # One that carried a call was taken in for good, however young: the breaker judges what became of the call.
-            lived = math.inf if connection.used else now - connection.opened_at
-            self._policy.lost(now, fault, lived=lived)
             self._log.info("connection.lost", upstream=self.name, reason=said)
             if isinstance(fault, MalformedFrame) and self._compression and fault.reason.startswith("zstd"):
                 # A stream that cannot be decoded once will not be the next time: plain JSON from here on.
                 self._compression = False
                 self._log.warning("compression.off", upstream=self.name, reason=fault.reason)
+        if is_aged(fault):
+            self.expired(connection)
         del self.connections[connection.key]
         if not connection.stopped_by_us and all(c.opened_at is None for c in self.connections.values()):
             self._was_down = True
@@ -345,6 +340,7 @@ class Pool:
         self._failed += 1
         self.last_error = outcome.message
         await self._refusals.at_connect(connection, fault, outcome)
+        self.prober.wake()
         self._on_connect(self, outcome)
 
     # ------------------------------------------------------------------ inside
@@ -375,6 +371,11 @@ class Pool:
         elif connection.state == "DRAINING" and connection.active == 0 and connection.fault is None:
             self.retire(connection, "drained")
         self.poke()
+
+    def expired(self, connection: Connection) -> None:
+        """Its upstream says that its time is over: so it is for those that are as old, before a call finds out."""
+        for other in partings.as_old(connection, list(self.connections.values())):
+            self.retire(other, "max_age")
 
     def retire(self, connection: Connection, reason: str) -> None:
         """Take it out of service: closed now, or when the last call on it is over."""

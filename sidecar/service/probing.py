@@ -57,6 +57,8 @@ class Prober:
             now = self._clock()
             wanted_at = min((breaker.probe_due_at() for breaker in pool.breakers), default=math.inf)
             due_at = max(wanted_at, pool.may_open_at())
+            if due_at <= now and any(c.state == "CONNECTING" for c in pool.connections.values()):
+                due_at = math.inf  # its end says as much: whoever has none yet does not ask for two
             if due_at > now:
                 with trio.move_on_at(due_at):
                     await self._woken.wait()

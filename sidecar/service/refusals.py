@@ -27,8 +27,8 @@ class Keyed(Protocol):
         """Take it out of service."""
         ...
 
-    def look_again(self) -> None:
-        """Calls that wait for this upstream look again."""
+    def turned(self) -> None:
+        """It may be asked again, or no more: calls that wait look again."""
         ...
 
 
@@ -84,7 +84,7 @@ class Refusals:
         for connection in list(self._pool.connections.values()):
             if not self.is_outdated(connection):
                 self._pool.retire(connection, "credential refused")
-        self._pool.look_again()
+        self._pool.turned()
 
     async def at_connect(self, connection: Connection, fault: UpstreamFault, outcome: Outcome) -> bool:
         """A connect failed. Whether its key has changed since, so that it is no failure: one immediate try follows."""
@@ -114,4 +114,4 @@ class Refusals:
         self._policy.credential_changed(now)
         self._pool.gate.throttle.credential_changed()
         self.standing = None
-        self._pool.look_again()
+        self._pool.turned()

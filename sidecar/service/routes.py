@@ -34,7 +34,9 @@ class TargetRuntime:
     upstream.
     """
 
-    __slots__ = ("base_options", "blame", "breaker", "budget", "cap", "default_options", "model", "pool", "times")
+    __slots__ = (
+        "base_options", "blame", "breaker", "budget", "cap", "default_options", "model", "pool", "times",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -122,10 +124,11 @@ class RouteRuntime:
         self._order_until = self._usual_until = self._measured_at = -math.inf
         self._usual: float | None = None
 
-    def order(self, now: float) -> Sequence[int]:
-        """The targets (indices) in the order in which a call asks them now: see `core.preference`.
+    def order(self, now: float, lane: Lane) -> Sequence[int]:
+        """The targets (indices) in the order in which a call of `lane` asks them now: see `core.preference`.
 
-        A target whose breaker wants a trial stands at its own place: one call at a time finds out how it is.
+        A target whose breaker wants a trial stands at its own place, as if it were fit: one call at a time finds out
+        how it is. Before those that are preferred to it it stands for calls that have little to lose, never for exits.
         """
         natural = self._natural
         if len(natural) == 1 or now < self._order_until:
@@ -136,8 +139,15 @@ class RouteRuntime:
             if tuple(order) == natural:
                 self._order_until = now + _ORDER_STANDS
             return order
-        trials = [i for i in natural if self.targets[i].breaker.state(now) == "half_open"]
-        return [*trials, *(i for i in order if i not in trials)] if trials else order
+        trials = [i for i in natural if not fit[i] and self.targets[i].breaker.state(now) == "half_open"]
+        if not trials:
+            return order
+        others = [i for i in order if i not in trials]
+        if lane != "exit":
+            return trials + others
+        for trial in trials:
+            others.insert(next((at for at, i in enumerate(others) if i > trial), len(others)), trial)
+        return others
 
     def usual(self, now: float) -> float:
         """Seconds that the quickest of the targets in question usually needs to its first delta; 0 while unknown."""

@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from sidecar.core.breaker import Permit
 from sidecar.core.call import Call as CallPolicy
 from sidecar.core.call import State
-from sidecar.core.outcome import CANCELLED, FIRST_DELTA_TIMEOUT, IDLE_TIMEOUT, SUCCESS, Kind, Outcome, classify
+from sidecar.core.outcome import CANCELLED, FIRST_DELTA_TIMEOUT, IDLE_TIMEOUT, SUCCESS, Kind, Outcome, classify, is_aged
+from sidecar.core.permit import Permit
 from sidecar.core.verdict import End, Seek
 from sidecar.dialects.base import ENDING_GRACE, Finished, Prompt
 from sidecar.errors import ConnectionLost, UpstreamFault
@@ -93,8 +93,8 @@ class RunningCall:
         self.lost_connections: frozenset[tuple[str, int]] = frozenset()
         self.first_lost: Attempt | None = None
         #: the next attempt stands in for one that the upstream never took up (its connection's time was over, its
-        #: credential had changed): no retry of a failure, so the budget, which bounds those, has no say (gRPC A6 calls
-        #: it transparent). MAX_ATTEMPTS bounds it.
+        #: credential had changed): no retry of a failure (gRPC A6 calls it transparent), so it is paid for by
+        #: `Pool.replays`, not by the budget that bounds those.
         self.replays = False
 
     def __repr__(self) -> str:
@@ -206,6 +206,7 @@ class RunningCall:
         if not self.policy.made:
             for other in self.route.budgets:
                 other.deposit(now)
+            target.pool.replays.deposit(now)
         sent_at = desk.clock()
         if self.waiting_since is not None:
             self.overhead += sent_at - now
@@ -215,6 +216,7 @@ class RunningCall:
         if self.queued_until is None:
             self.queued_until = now
         attempt.state = self.policy.started(index, sent_at)
+        self.replays = False
         self.attempts.append(attempt)
         if self.policy.made > 1 and self.stream and self.reply.committed:
             self.reply.restart(
@@ -244,6 +246,8 @@ class RunningCall:
         for loser in losers:
             self._stop(next(a for a in self.attempts if a.state is loser), FIRST_DELTA_TIMEOUT, now)
         attempt.target.times.observe(now - attempt.state.sent_at, now)
+        if attempt.permit.trial:
+            attempt.target.breaker.answering(attempt.permit, now)
         if self.first_delta_at is None:
             self.first_delta_at = now
         self.desk.clocks.arm(self)
@@ -276,6 +280,8 @@ class RunningCall:
             outcome = classify(fault)
             if outcome.retire_connection:
                 attempt.target.pool.retire(attempt.connection, outcome.code)
+            if is_aged(fault):
+                attempt.target.pool.expired(attempt.connection)
             if outcome.credential_refused:
                 outcome = attempt.target.pool.credential_refused(attempt.connection, outcome)
             if now >= self.policy.deadline:

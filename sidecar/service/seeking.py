@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from typing import Final, Protocol
 
-from sidecar.core.breaker import PATIENCE, Permit, Refusal
+from sidecar.core.breaker import PATIENCE
 from sidecar.core.call import Call as CallPolicy
 from sidecar.core.outcome import Outcome
+from sidecar.core.permit import Permit, Refusal
 from sidecar.service.connection import Connection
 from sidecar.service.ports import Peer
 from sidecar.service.routes import RouteRuntime, TargetRuntime
@@ -120,8 +121,10 @@ def _try(call: Seeker, index: int, prospects: _Prospects, now: float) -> bool:
             pool.leased(connection)
             _breaker_refused(call, target, permit, prospects, now)
             return False
-        price = policy.price(index) if policy.made > 0 and not call.replays else 0.0
-        if price and not target.budget.withdraw(now, price):
+        # A replay of what was never taken up is no retry of a failure; of those, too, there are only so many.
+        budget = pool.replays if call.replays else target.budget
+        price = policy.price(index) if policy.made > 0 else 0.0
+        if price and not budget.withdraw(now, price):
             breaker.give_back(permit)
             pool.leased(connection)
             return False
@@ -131,7 +134,7 @@ def _try(call: Seeker, index: int, prospects: _Prospects, now: float) -> bool:
         # Barred, or the connection turned out to be gone: nothing was sent.
         breaker.give_back(permit)
         if price:
-            target.budget.give_back(price)
+            budget.give_back(price)
         if barred_for:
             pool.leased(connection)
             prospects.reopens_at = min(prospects.reopens_at, now + barred_for)

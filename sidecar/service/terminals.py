@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sidecar.core.outcome import Outcome
 from sidecar.dialects.base import Faulted, Finished, Started
 from sidecar.dialects.facts import estimate_usage
@@ -9,6 +11,13 @@ from sidecar.errors import CODES
 from sidecar.service.attempt import Attempt
 from sidecar.service.calls import CallView
 from sidecar.wire import Call, Done, Failed, Timing, Usage
+
+#: Why the admission turned a call away -> words for the bot.
+SHED: Final[dict[str, str]] = {
+    "full": "too many calls in flight and queued",
+    "share": "too many calls of this bot are in flight and queued while others call, too",
+    "displaced": "shed from the queue for a more urgent call",
+}
 
 
 def refusal(call: Call, code: str, message: str, *, retry_after_ms: int | None = None) -> Failed:

@@ -12,7 +12,8 @@ from msgspec import structs
 from sidecar.core import blame
 from sidecar.core import outcome as o
 from sidecar.core.blame import HOLDERS, TRANSITIONS, TRIAL_TIMEOUT, Blame
-from sidecar.core.breaker import Breaker, Permit
+from sidecar.core.breaker import Breaker
+from sidecar.core.permit import Permit
 from sidecar.core.transitions import IllegalTransition
 from sidecar.errors import ConnectionLost
 

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from sidecar.core import outcome as o
-from sidecar.core.breaker import PATIENCE, TRANSITIONS, Breaker, Permit, Refusal
+from sidecar.core.breaker import PATIENCE, TRANSITIONS, Breaker
+from sidecar.core.permit import Permit, Refusal
 from sidecar.core.transitions import IllegalTransition
 from sidecar.errors import ConnectFailed, ConnectionLost, UpgradeRefused, UpstreamError
 
@@ -552,3 +553,30 @@ def test_a_waiting_call_without_a_connection_is_told_when_to_come_again():
     it = tripped(probed=True)
     assert it.retry_after(0.5) == pytest.approx(1.1)
     assert it.retry_after(50) == 0.75
+
+
+def test_a_trial_that_goes_on_answering_need_not_end_to_be_a_success():
+    """First content, and ten seconds later it counts; its end, whenever it comes, says nothing more."""
+    it = tripped(trials=2)
+    now = 100.0
+    first = it.admit(now)
+    it.answering(first, now + 1)
+    assert isinstance(it.admit(now + 10), Refusal)
+    second = it.admit(now + 11.5)
+    assert isinstance(second, Permit)
+    assert second.trial
+    it.record(first, FAILURE, now + 12)
+    assert it.state(now + 12) == "half_open", "the first one's end is old news"
+    it.answering(second, now + 12)
+    it.answering(first, now + 12)
+    closed = it.admit(now + 23)
+    assert closed == it.admit(now + 23)
+    assert it.state(now + 23) == "closed"
+
+
+def test_a_trial_that_stayed_silent_is_given_up_for_lost_as_before():
+    """No content, no success."""
+    it = tripped(trials=1)
+    it.admit(100.0)
+    assert isinstance(it.admit(131.0), Permit)
+    assert it.state(131.0) == "half_open"

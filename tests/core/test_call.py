@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from msgspec import structs
 
 from sidecar.core.attempt_state import AttemptState
-from sidecar.core.call import FIRST_DELTA_SHARE, MAX_ATTEMPTS, Call, State
+from sidecar.core.call import FIRST_DELTA_SHARE, MAX_ATTEMPTS, OVERLOADED_PRICE, Call, State
 from sidecar.core.outcome import (
     CANCELLED,
     DEADLINE,
@@ -551,11 +551,11 @@ def test_what_they_say_of_themselves() -> None:
     assert isinstance(attempt, AttemptState)
 
 
-def test_a_retry_where_it_is_overloaded_costs_twice() -> None:
+def test_a_retry_where_it_is_overloaded_costs_more() -> None:
     """By the last loss there: 503 says so, a cut says no such thing; another target costs what it always does."""
     tried = call(2)
     assert [tried.price(0), tried.price(1)] == [1.0, 1.0]
     tried.lost(tried.started(0, 0.0), classify(UpstreamError("busy", status=503)), 0.1, committed=False)
-    assert [tried.price(0), tried.price(1)] == [2.0, 1.0]
+    assert [tried.price(0), tried.price(1)] == [OVERLOADED_PRICE, 1.0]
     tried.lost(tried.started(1, 0.2), LOST, 0.3, committed=False)
-    assert [tried.price(0), tried.price(1)] == [2.0, 1.0]
+    assert [tried.price(0), tried.price(1)] == [OVERLOADED_PRICE, 1.0]

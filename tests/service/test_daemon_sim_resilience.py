@@ -8,7 +8,7 @@ from typing import Any
 import trio
 
 from tests.fakes.clockwork import House, brief, clockwork, virtual
-from tests.fakes.upstream import DOWN, Asked, Refuse, Script, answers, erring, silent, slowly
+from tests.fakes.upstream import DOWN, Asked, Delay, Refuse, Script, answers, erring, silent, slowly
 
 TWO: dict[str, dict[str, Any]] = {"a": {}, "b": {}}
 BACKUPS = {"backup_lanes": ["exit", "entry"], "first_delta_timeout_ms": 1500}
@@ -445,3 +445,66 @@ async def test_without_spares_a_refused_credential_is_tried_again_when_its_time_
         assert trio.current_time() == began
         await trio.sleep(301)
         assert (await bot.ask())["type"] == "done"
+
+
+# ------------------------------------------------------------------ who waits hears of it
+
+
+@virtual
+async def test_a_call_that_waits_for_one_target_is_served_by_another_that_is_back() -> None:
+    """It waits for b, whose only connection is taken; an operator puts a in again: it goes there at once."""
+    async with clockwork({"a": {}, "b": {"warm_connections": 1, "max_connections": 1}}) as house:
+        house.daemon.pools["a"].set_enabled(False)
+        house["b"].default = silent
+        bot = house.bot()
+        bot.call(timeout_ms=1900, first_delta_timeout_ms=1900)
+        await trio.sleep(0.2)
+        waiting = bot.call(timeout_ms=1900)
+        await trio.sleep(0.2)
+        assert not bot.of(waiting, "done", "failed")
+        began = trio.current_time()
+        house.daemon.pools["a"].set_enabled(True)
+        assert (await bot.terminal(waiting))["upstream"] == "a"
+        assert trio.current_time() - began < 0.5
+
+
+@virtual
+async def test_connections_that_expire_together_cost_no_call() -> None:
+    """Opened together, they come to their age in one instant: one of them says so, and none of the others is tried."""
+
+    async def aged(asked: Asked) -> None:
+        await asked.send(asked.error(400, "websocket_connection_limit_reached"))
+        await asked.connection.close(1000)
+
+    async with clockwork({"a": {"warm_connections": 4, "max_connections": 8}}) as house:
+        old = set(house["a"].standing)
+
+        async def by_age(asked: Asked) -> None:
+            await (aged if asked.connection in old else answers)(asked)
+
+        house["a"].default = by_age
+        bot = house.bot()
+        done = await bot.ask(stream=False, timeout_ms=1000)
+        assert (done["type"], done["attempts"]) == ("done", 2)
+        names = [bot.call(timeout_ms=1000) for _ in range(8)]
+        for name in names:
+            assert (await bot.terminal(name))["type"] == "done"
+        assert not old & set(house["a"].standing)
+
+
+@virtual
+async def test_a_probe_waits_for_a_connect_under_way() -> None:
+    """A host without a connection asks a recovering service for one, not for two."""
+    async with clockwork({"a": {"warm_connections": 1, "max_connections": 2}}) as house:
+        house["a"].down = DOWN
+        await house["a"].cut_all()
+        bot = house.bot()
+        for _ in range(40):
+            await bot.ask(timeout_ms=200)
+            await trio.sleep(1)
+        house["a"].down = None
+        house["a"].connects.extend([Delay(0.3)] * 4)
+        dialled = len(house["a"].dialled_at)
+        await house["a"].until(lambda: len(house["a"].dialled_at) > dialled)
+        await trio.sleep(0.2)
+        assert len(house["a"].dialled_at) == dialled + 1

@@ -16,8 +16,9 @@ from msgspec import Struct
 
 from sidecar.core import call as call_policy
 from sidecar.core.admission import Admission
-from sidecar.core.breaker import Breaker, Permit, Refusal
+from sidecar.core.breaker import Breaker
 from sidecar.core.outcome import CANCELLED
+from sidecar.core.permit import Permit, Refusal
 from sidecar.core.retry import RetryBudget
 from sidecar.service.connection import Connection
 from sidecar.service.dispatcher import Dispatcher
