@@ -43,7 +43,7 @@ def plan(sizes: list[int], *, quick: bool) -> list[Scenario]:
         found.append(Scenario(name="two targets", hosts=hosts, targets=2))
     if quick:
         found.append(Scenario(name="patient bots", hosts=3, manners="patient"))
-        return [structs.replace(scenario, outage=15.0, recovery=15.0) for scenario in found]
+        return [structs.replace(scenario, outage=15.0, recovery=30.0) for scenario in found]
     found += _bad_answers(FEW, DESIGNS[:3])
     found += [Scenario(name=f"{manners} bots", hosts=FEW, manners=manners) for manners in ("patient", "impatient")]
     return found

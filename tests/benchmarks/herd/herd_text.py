@@ -15,7 +15,8 @@ CONNECTS = (
     "half connected, s", "99 %", "all", "calls/s after: peak", "mean", "99 % served from, s",
 )  # fmt: skip
 CALLS = (
-    "scenario", "hosts, design", "offered in the outage", "attempts", "per offered call", "answered", "most for one",
+    "scenario", "hosts, design", "offered in the outage", "tries of bots for one", "attempts",
+    "per offered call", "answered", "most for one",
     "calls/s in the outage: peak", "mean", "99 % served from, s",
 )  # fmt: skip
 
@@ -29,6 +30,11 @@ def number(value: float, unit: str = "") -> str:
     return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}") + unit
 
 
+def _served_from(row: Row) -> str:
+    """Of few hosts a second has so few calls that one of them decides: not said."""
+    return number(row["served_from"]) if row["hosts"] >= 50 else "-"
+
+
 def connect_rows(rows: Sequence[Row]) -> list[list[str]]:
     """A line per run with a dark outage and one target."""
     return [
@@ -38,7 +44,7 @@ def connect_rows(rows: Sequence[Row]) -> list[list[str]]:
             number(row["connects"]["after"]["peak"]), number(row["connects"]["after"]["mean"]),
             number(row["connects"]["whole"]["ratio"]), number(row["connects"]["after"]["ratio"]),
             number(row["connected"]["p50"]), number(row["connected"]["p99"]), number(row["connected"]["all"]),
-            number(row["calls"]["after"]["peak"]), number(row["calls"]["after"]["mean"]), number(row["served_from"]),
+            number(row["calls"]["after"]["peak"]), number(row["calls"]["after"]["mean"]), _served_from(row),
         ]
         for row in rows if row["scenario"] == "dark"
     ]  # fmt: skip
@@ -48,9 +54,10 @@ def call_rows(rows: Sequence[Row]) -> list[list[str]]:
     """A line per run: what calls cost the service while it was in trouble."""
     return [
         [
-            row["scenario"], f"{row['hosts']:,}, {row['design']}", number(row["offered"]), number(row["attempts"]),
+            row["scenario"], f"{row['hosts']:,}, {row['design']}", number(row["offered"]),
+            number(row["tries"] / row["offered"] if row["offered"] else math.nan), number(row["attempts"]),
             number(row["amplification"]), number(100 * row["served"], " %"), number(row["most_attempts"]),
-            number(row["calls"]["outage"]["peak"]), number(row["calls"]["outage"]["mean"]), number(row["served_from"]),
+            number(row["calls"]["outage"]["peak"]), number(row["calls"]["outage"]["mean"]), _served_from(row),
         ]
         for row in rows
     ]  # fmt: skip
