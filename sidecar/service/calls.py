@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from msgspec import Struct
+
 from sidecar.core.call import Call as CallPolicy
 from sidecar.dialects.base import Prompt
 from sidecar.service.ports import Peer
@@ -34,3 +36,15 @@ class CallView(Protocol):
     def prompt(self, index: int) -> Prompt:
         """What target `index` is asked."""
         ...
+
+
+class DispatcherStatistics(Struct, frozen=True, kw_only=True):
+    """Calls now and so far."""
+
+    in_flight: int
+    queued: int
+    parked: int
+    accepted: int
+    refused: int
+    done: int
+    failed: int

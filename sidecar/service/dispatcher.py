@@ -7,12 +7,11 @@ is synchronous but for its clocks' task; `running_call` has the steps of one cal
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from functools import partial
 from typing import Final
 
 import trio
-from msgspec import Struct
 
 from sidecar.config import Frontend
 from sidecar.core.admission import LANES, Admission, Admitted, Shed, Unreachable
@@ -23,6 +22,7 @@ from sidecar.errors import CODES
 from sidecar.service import terminals
 from sidecar.service.accounting import Accounting
 from sidecar.service.attempt import Attempt
+from sidecar.service.calls import DispatcherStatistics
 from sidecar.service.clients import Clients
 from sidecar.service.clocks import Clocked, Clocks
 from sidecar.service.examination import examine
@@ -37,18 +37,6 @@ from sidecar.wire import Accepted, Call, Failed, Lane, Terminal
 #: A bot's own send time is believed when it is at most this far ahead, or behind (another time namespace else).
 _SENT_AHEAD_US: Final = 1_000
 _SENT_BEHIND_US: Final = 3_600_000_000
-
-
-class DispatcherStatistics(Struct, frozen=True, kw_only=True):
-    """Calls now and so far."""
-
-    in_flight: int
-    queued: int
-    parked: int
-    accepted: int
-    refused: int
-    done: int
-    failed: int
 
 
 class Dispatcher:
@@ -326,14 +314,17 @@ class Dispatcher:
     def on_turn(self, pool: Pool) -> None:
         """`pool` may be asked again, or no more: who waits looks again, whatever it waits for."""
         now = self.clock()
+        self._judge.look_at(pool, self._targets(), now)  # a probe moves a breaker, too
         for call in sorted(self.calls.values(), key=_urgency):
             if call.policy.seeking and any(target.pool is pool for target in call.route.targets):
                 self.guarded(call, call.seek, now)
 
     def on_connect(self, pool: Pool, outcome: Outcome | None) -> None:
         """See `judging.Judge.on_connect`."""
-        targets = (target for route in self.routes.values() for target in route.targets)
-        self._judge.on_connect(pool, targets, outcome, self.clock())
+        self._judge.on_connect(pool, self._targets(), outcome, self.clock())
+
+    def _targets(self) -> Iterable[TargetRuntime]:
+        return (target for route in self.routes.values() for target in route.targets)
 
     def end_lanes(self, lanes: Collection[Lane], message: str) -> int:
         """An operator has halted these lanes: every call in them ends, upstream too. Returns how many."""

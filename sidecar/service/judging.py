@@ -26,6 +26,7 @@ class Judge:
 
     def __init__(self, accounting: Accounting) -> None:
         self._accounting = accounting
+        self._said: dict[int, str] = {}  # breaker -> the state it was last said to be in
 
     def record(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         """An attempt is over, however."""
@@ -75,12 +76,11 @@ class Judge:
     def _tell(self, attempt: Attempt, outcome: Outcome, now: float, *, slow: bool) -> None:
         target = attempt.target
         breaker = target.breaker
-        before = breaker.state(now)
         breaker.record(attempt.permit, outcome, now, slow=slow)
         target.pool.released(outcome, now, slow=slow)
         self._accounting.attempt_ended(attempt, outcome)
-        if before != "closed" or outcome.counts_against_breaker or slow:
-            self._say_moved(target, before, now)
+        if attempt.permit.trial or outcome.counts_against_breaker or slow:
+            self.look(target, now)
 
     def on_connect(self, pool: Pool, targets: Iterable[TargetRuntime], outcome: Outcome | None, now: float) -> None:
         """A connect of `pool` worked (None) or failed: every breaker of the upstream is told."""
@@ -88,17 +88,25 @@ class Judge:
         for target in targets:
             if target.pool is pool and id(target.breaker) not in seen:
                 seen.add(id(target.breaker))
-                before = target.breaker.state(now)
                 if outcome is None:
                     target.breaker.connected(now)
                 else:
                     target.breaker.connect_failed(outcome, now)
-                self._say_moved(target, before, now)
+                self.look(target, now)
 
-    def _say_moved(self, target: TargetRuntime, before: str, now: float) -> None:
+    def look_at(self, pool: Pool, targets: Iterable[TargetRuntime], now: float) -> None:
+        """`look` at those of one pool."""
+        for target in targets:
+            if target.pool is pool:
+                self.look(target, now)
+
+    def look(self, target: TargetRuntime, now: float) -> None:
+        """If its breaker has moved since the last look, say so, and let those look again who wait for it."""
         after = target.breaker.state(now)
+        before = self._said.get(id(target.breaker), "closed")
         target.pool.prober.wake()
         if after != before:
+            self._said[id(target.breaker)] = after
             self._accounting.breaker_moved(before, after, upstream=target.pool.name, model=target.model)
             if after == "closed":
                 target.pool.gate.limit.restart()  # what has been waiting is not to arrive as one

@@ -27,8 +27,8 @@ class Probed(Protocol):
         """The earliest instant for a connect; inf while none is to be made."""
         ...
 
-    def look_again(self) -> None:
-        """Calls that wait for this upstream look again."""
+    def turned(self) -> None:
+        """It may be asked again, or is known not to: whoever waits looks again."""
         ...
 
 
@@ -72,7 +72,7 @@ class Prober:
             for breaker in waiting:
                 breaker.probe_ended(now, stands)
             if stands:
-                pool.look_again()
+                pool.turned()
 
     async def _probe(self, wanted_at: float) -> bool:
         """A connection that was made since is fresh enough: after an outage a whole fleet's connects are in demand."""

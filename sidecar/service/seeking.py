@@ -129,14 +129,19 @@ def _try(call: Seeker, index: int, prospects: _Prospects, now: float) -> bool:
             pool.leased(connection)
             return False
         barred_for = target.blame.refused_for(call.peer.holder, now)
-        if not barred_for and call.start(index, target, connection, permit, now):
-            return True
-        # Barred, or the connection turned out to be gone: nothing was sent.
-        breaker.give_back(permit)
-        if price:
-            budget.give_back(price)
+        started = False
+        try:
+            if not barred_for and (started := call.start(index, target, connection, permit, now)):
+                return True
+        finally:
+            if not started:
+                # Barred, or the connection turned out to be gone: nothing was sent. What was taken goes back, also when
+                # a bug is on its way to the guard of this call.
+                breaker.give_back(permit)
+                if price:
+                    budget.give_back(price)
+                pool.leased(connection)
         if barred_for:
-            pool.leased(connection)
             prospects.reopens_at = min(prospects.reopens_at, now + barred_for)
             prospects.barred = True
             return False
@@ -178,7 +183,7 @@ def _breaker_refused(call: Seeker, target: TargetRuntime, refusal: Refusal, pros
         return
     if not call.on_receipt:
         prospects.may_come.append(target)  # one trial at a time: who waits already may wait for its end
-    elif refusal.retry_after < _A_MOMENT:
+    elif refusal.retry_after < _A_MOMENT and again_at < call.policy.deadline:
         prospects.look_at = min(prospects.look_at, again_at)
 
 
