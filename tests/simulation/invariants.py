@@ -209,7 +209,7 @@ class Watch:
     def _spend(self, bucket: _Bucket, request: Request, before: list[Request], now: float) -> None:
         """An attempt after the first is paid for, unless the one before it was never taken up by its upstream."""
         running = [other for other in before if self._runs(other)]
-        if not running and any(other.how in ("ignored", "auth") for other in before):
+        if not running and any((other.how or other.session.told) in ("ignored", "auth") for other in before):
             self.world.counts["replays"] += 1
             return
         if running:

@@ -137,6 +137,8 @@ class Request:
 
     def ends(self, how: str, *frames: bytes) -> None:
         """Frames of which the last is an end."""
+        if how in ("ignored", "auth"):
+            self.session.told = how
         self.session.send(b"".join(frames), partial(self._end_came, how))
 
     def done(self, *before: bytes, usage: bool = True) -> None:
@@ -161,6 +163,7 @@ class Session:
         )
         self.requests: list[Request] = []
         self.opened = self.gone = self.closing = False
+        self.told = ""  # what one request of it was told of the whole connection
         self.opened_at: float | None = None
         #: when the server sent its Close: it reads nothing more of what comes
         self.said_close_at: float | None = None
@@ -250,9 +253,11 @@ class Session:
     def _ended(self, how: str) -> None:
         self.gone = True
         now = trio.current_time()
+        # What one of them was told of the whole connection ends the others as well.
+        shared = self.told or "cut"
         for request in self.requests:
             if request.ended_at is None:
-                request.ended_at, request.how = now, request.how or "cut"
+                request.ended_at, request.how = now, request.how or shared
         self.service.lost(self)
 
     # ------------------------------------------------------------------ what the server does
