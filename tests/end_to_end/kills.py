@@ -25,6 +25,7 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).parents[2])
 
 from sidecar import __version__
+from tests.end_to_end.keeper import keep
 from tests.end_to_end.processes import Processes, until
 from tests.end_to_end.score_page import cell, machine, put_section
 
@@ -84,6 +85,7 @@ class Bot:
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=stage.environ()
         )
         stage._running.append(self.process)  # type: ignore[arg-type]
+        keep(self.process.pid, stage.folder)
 
     def hear(self, key: str) -> dict[str, Any]:
         """Its next message, which must have `key`; an empty one when it ended without."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import zmq
 
+from tests.end_to_end.keeper import keep
 from tests.fakes.running import Running
 
 #: The issue of every wait here; never part of a verdict.
@@ -33,6 +34,7 @@ class Processes(Running):
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self.environ(**environ),
             )  # fmt: skip
         self._running.append(process)
+        keep(process.pid, self.folder)
         return process
 
     def run(self, *argv: str, timeout: float = 30, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
