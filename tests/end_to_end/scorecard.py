@@ -10,6 +10,7 @@ Exit status 0 only if every line passes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import threading
@@ -65,9 +66,11 @@ def play(
     # The long ones first: what is short fills the gaps.
     chosen = sorted(numbers or ROWS, key=lambda number: (number not in (15, 24, 2, 14), number))
     ports: list[int] = []
-    with Processes() as shared, ThreadPoolExecutor(at_once) as pool:
+    with contextlib.ExitStack() as ending:
         if quick and len(chosen) > 1:
+            shared = ending.enter_context(Processes())
             ports += [shared.relay(*Stage.PACE, name=name) for name in ("primary", "secondary")]
+        pool = ending.enter_context(ThreadPoolExecutor(at_once))
         found = dict(zip(chosen, pool.map(one, chosen), strict=True))
     return [score for number in sorted(found) for score in found[number]]
 
