@@ -13,8 +13,9 @@ import trio
 from sidecar.core.breaker import Breaker
 from sidecar.core.outcome import CANCELLED, DEADLINE, FIRST_DELTA_TIMEOUT
 from sidecar.core.permit import Permit
-from tests.fakes.clockwork import House, clockwork, standing, virtual
-from tests.fakes.upstream import Asked, FakeUpstream, Refuse, answers, erring, slowly
+from sidecar.service import running_call
+from tests.fakes.clockwork import House, clockwork, simulate, standing, virtual
+from tests.fakes.upstream import Asked, FakeUpstream, Refuse, answers, erring, silent, slowly
 from tests.service.test_daemon_sim_credentials import key_file
 
 
@@ -34,9 +35,7 @@ class AtMost(deque[Any]):
         return Refuse(self.status) if there >= self.connections else None
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a refused spare counts against the breaker, and only a further connect is a probe"
-)
+@pytest.mark.xfail(strict=True, reason="refused spares open the breaker, and only a further connect probes")
 @virtual
 async def test_connections_that_stand_answer_although_the_service_takes_no_more() -> None:
     """Two of four wanted spares stand; the service refuses further connects with 503. Who stands is asked."""
@@ -220,3 +219,84 @@ async def test_a_connect_that_was_told_to_wait_for_a_day_is_tried_again_within_t
     async with clockwork({"a": {}}, prepare=prepare, warm=False) as house:
         await trio.sleep(4000)
         assert standing(house.daemon.pools["a"]), house.daemon.pools["a"]._policy
+
+
+@pytest.mark.xfail(strict=True, reason="a discarded slot is taken until its upstream ends it, which may be never")
+@virtual
+async def test_slots_of_stopped_calls_come_back() -> None:
+    """Three silent calls end by their deadlines beside one that is answered; then nobody is on that connection."""
+    upstream = {"max_connections": 1, "warm_connections": 1, "calls_per_connection": 4}
+    async with clockwork({"a": upstream}, route={"first_delta_timeout_ms": 1500}) as house:
+        house["a"].scripts.extend([silent, silent, silent, slowly(0.4)])
+        bot = house.bot()
+        calls = [*(bot.call(timeout_ms=200) for _ in range(3)), bot.call(timeout_ms=1000)]
+        assert [(await bot.terminal(name))["type"] for name in calls] == ["failed", "failed", "failed", "done"]
+        await trio.sleep(10)
+        house["a"].default = slowly(0.3)
+        began = trio.current_time()
+        for name in [bot.call() for _ in range(4)]:
+            assert (await bot.terminal(name))["type"] == "done"
+        assert trio.current_time() - began < 0.5, "all four at once"
+
+
+HURRIED = pytest.mark.xfail(strict=True, reason="one budget for all: who is overtaken on purpose empties it")
+
+
+@pytest.mark.parametrize("patience_ms", [pytest.param(1, marks=HURRIED), 500])
+def test_a_bot_in_a_hurry_does_not_spend_the_retries_of_others(patience_ms: int) -> None:
+    """Every call of one bot has the next target started after a millisecond; another's few failures are replaced."""
+
+    async def main() -> None:
+        many = {"warm_connections": 16, "max_connections": 64}
+        async with clockwork({"a": many, "b": many}) as house:
+            rude, good = house.bot(uid=1001), house.bot(uid=1002)
+            goods = 0
+
+            async def fails_now_and_then(asked: Asked) -> None:
+                nonlocal goods
+                goods += asked.prompt == "good"
+                await (erring(503) if asked.prompt == "good" and goods % 2 else slowly(0.1))(asked)
+
+            house["a"].default, house["b"].default = fails_now_and_then, slowly(0.1)
+            ends = []
+            for number in range(200):
+                rude.call("rude", first_delta_timeout_ms=patience_ms)
+                if number % 10 == 0:
+                    ends.append((await good.ask("good"))["type"])
+                await trio.sleep(0.02)
+            assert ends == ["done"] * 20, ends.count("failed")
+            await trio.sleep(2)
+
+    simulate(main)
+
+
+@pytest.mark.xfail(strict=True, reason="each connection that opens makes every waiting call look for a trial")
+@virtual
+async def test_calls_that_wait_for_a_trial_are_not_all_looked_at_with_every_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """200 calls wait, a breaker is half-open, 32 connections open one by one: one trial is there to be had, not 32."""
+    looked = 0
+    seek = running_call.seek
+
+    def counted(call: Any, now: float) -> None:
+        nonlocal looked
+        looked += 1
+        seek(call, now)
+
+    monkeypatch.setattr(running_call, "seek", counted)
+    upstreams = {"a": {"max_connections": 64, "warm_connections": 32}, "b": {"max_connections": 4}}
+    route = {"timeout_ms": 60_000, "first_delta_timeout_ms": 30_000, "idle_timeout_ms": 30_000}
+    async with clockwork(upstreams, route=route, max_calls_in_flight=500, queue_max=500) as house:
+        bot = house.bot()
+        house["a"].default, house["b"].default = erring(500), slowly(20)
+        while house.breaker("a").state(trio.current_time()) == "closed":
+            bot.call()
+            await trio.sleep(0.05)
+        calls = [bot.call(timeout_ms=25_000) for _ in range(200)]
+        house["a"].default, looked = slowly(0.5), 0
+        while house.breaker("a").state(trio.current_time()) == "open":
+            await trio.sleep(0.05)
+        await trio.sleep(0.3)
+        assert looked < 10 * len(calls), looked
+        await trio.sleep(60)
