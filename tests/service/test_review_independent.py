@@ -300,3 +300,36 @@ async def test_calls_that_wait_for_a_trial_are_not_all_looked_at_with_every_conn
         await trio.sleep(0.3)
         assert looked < 10 * len(calls), looked
         await trio.sleep(60)
+
+
+@pytest.mark.xfail(strict=True, reason="the trials go to the one bot whose prompts fail, again and again")
+@virtual
+async def test_a_poisonous_bot_does_not_keep_an_upstream_shut_after_an_outage() -> None:
+    """All of its prompts fail, it calls often and in the lowest lane: another bot is to take a trial now and then."""
+    async with clockwork({"a": {"warm_connections": 8, "max_connections": 32}}) as house:
+        poisonous, good = house.bot(uid=1001), house.bot(uid=1002)
+        down = True
+
+        async def script(asked: Asked) -> None:
+            await (erring(500) if down or asked.prompt == "poison" else answers)(asked)
+
+        house["a"].default = script
+        over = trio.Event()
+
+        async def poisons() -> None:
+            while not over.is_set():
+                poisonous.call("poison", lane="research")
+                await trio.sleep(0.05)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(poisons)
+            while house.breaker("a").state(trio.current_time()) == "closed":
+                await good.ask("good", lane="entry")
+            await trio.sleep(5)
+            down = False
+            ends = []
+            for _ in range(240):
+                ends.append((await good.ask("good", lane="entry"))["type"])
+                await trio.sleep(0.25)
+            over.set()
+        assert ends[-40:].count("done") > 30, ends.count("done")
