@@ -333,3 +333,50 @@ async def test_a_poisonous_bot_does_not_keep_an_upstream_shut_after_an_outage() 
                 await trio.sleep(0.25)
             over.set()
         assert ends[-40:].count("done") > 30, ends.count("done")
+
+
+async def _long(asked: Asked) -> None:
+    """Two deltas a second, for fifty."""
+    for _ in range(100):
+        await trio.sleep(0.5)
+        await asked.send(asked.delta("word "))
+    await asked.send(asked.finish())
+
+
+@pytest.mark.xfail(strict=True, reason="closed by `admit`: nobody is told, and the limit is not restarted")
+@virtual
+async def test_a_breaker_that_a_long_answer_closes_is_said_and_lets_calls_in_by_and_by() -> None:
+    """As after any other trial: the log has it, and sixty calls that waited do not arrive as one."""
+    upstreams = {"a": {"max_connections": 64, "warm_connections": 64}, "b": {"max_connections": 2}}
+    route = {"timeout_ms": 90_000, "first_delta_timeout_ms": 50_000, "idle_timeout_ms": 50_000}
+    async with clockwork(upstreams, route=route, max_calls_in_flight=500) as house:
+        bot = house.bot()
+        house["a"].default, house["b"].default = erring(500), slowly(80)
+        while house.breaker("a").state(trio.current_time()) == "closed":
+            bot.call()
+            await trio.sleep(0.05)
+        house["a"].default = _long
+        before = len(house["a"].asked)
+        for _ in range(60):
+            bot.call(timeout_ms=80_000)
+        while house.breaker("a").state(trio.current_time()) != "closed":
+            await trio.sleep(0.05)
+        await trio.sleep(0.4)
+        assert "breaker.closed" in [entry["event"] for entry in house.log]
+        assert len(house["a"].asked) - before < 20
+        await trio.sleep(100)
+
+
+@pytest.mark.xfail(strict=True, reason="1 ms, for everybody")
+@virtual
+async def test_calls_that_cannot_make_it_are_not_told_to_come_back_at_once() -> None:
+    """`deadline_unreachable`: retry_after_ms is jittered, and no invitation to a tight loop."""
+    async with clockwork({"a": {}}, route={"first_delta_timeout_ms": 1500}) as house:
+        house["a"].default = slowly(0.4)
+        bot = house.bot()
+        for _ in range(20):
+            await bot.ask()
+        ends = [await bot.ask(timeout_ms=100) for _ in range(12)]
+        told = {end["retry_after_ms"] for end in ends if end["code"] == "deadline_unreachable"}
+        assert len(told) > 3
+        assert min(told) >= 10
