@@ -401,3 +401,32 @@ async def test_what_one_bot_is_not_permitted_does_not_shut_the_upstream_for_othe
             ends.append((await good.ask())["type"])
             await trio.sleep(0.5)
         assert ends.count("done") >= 38, ends.count("done")
+
+
+@pytest.mark.xfail(strict=True, reason="a 429 paces the whole credential, whosever doing it is")
+@virtual
+async def test_a_bot_whose_every_prompt_meets_429_does_not_silence_others() -> None:
+    """A request too large for a token limit is a 429, too. Others are answered whenever they are sent: they are to be."""
+    async with clockwork({"a": {"warm_connections": 8, "max_connections": 16}}) as house:
+
+        async def script(asked: Asked) -> None:
+            await (erring(429, "rate_limit_exceeded") if asked.prompt == "large" else answers)(asked)
+
+        house["a"].default = script
+        greedy, good = house.bot(uid=1001), house.bot(uid=1002)
+        over = trio.Event()
+
+        async def asks_too_much() -> None:
+            while not over.is_set():
+                greedy.call("large", lane="research")
+                await trio.sleep(0.2)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(asks_too_much)
+            ends = []
+            for _ in range(100):
+                ends.append((await good.ask(lane="exit", timeout_ms=1000))["type"])
+                await trio.sleep(0.1)
+            over.set()
+        assert ends.count("done") >= 80, ends.count("done")
+        await trio.sleep(3)
