@@ -406,7 +406,7 @@ async def test_what_one_bot_is_not_permitted_does_not_shut_the_upstream_for_othe
 @pytest.mark.xfail(strict=True, reason="a 429 paces the whole credential, whosever doing it is")
 @virtual
 async def test_a_bot_whose_every_prompt_meets_429_does_not_silence_others() -> None:
-    """A request too large for a token limit is a 429, too. Others are answered whenever they are sent: they are to be."""
+    """A request too large for a token limit is a 429, too. Who is answered whenever it is sent is to be sent."""
     async with clockwork({"a": {"warm_connections": 8, "max_connections": 16}}) as house:
 
         async def script(asked: Asked) -> None:
