@@ -135,6 +135,8 @@ class ConnectBackoff:
         lost_spread, graceful_spread: seconds, of the first delay.
         stable_after: seconds.
         refused_base, refused_cap: seconds.
+        longest_floor: seconds; no Retry-After is taken for more. A connect in so many is no storm, and a proxy that
+            says "tomorrow" is mostly wrong.
     """
 
     def __init__(
@@ -147,11 +149,13 @@ class ConnectBackoff:
         stable_after: float = 60.0,
         refused_base: float = 30.0,
         refused_cap: float = 300.0,
+        longest_floor: float = 300.0,
     ) -> None:
         self._base, self._cap = base, cap
         self._lost_spread, self._graceful_spread = lost_spread, graceful_spread
         self._stable_after = stable_after
         self._refused_base, self._refused_cap = refused_base, refused_cap
+        self._longest_floor = longest_floor
         self._state: State = "steady"
         self._delay_until = -math.inf
         self._floor_until = -math.inf
@@ -217,7 +221,8 @@ class ConnectBackoff:
         self._failures += 1
         self._lost_at = None
         if outcome.retry_after is not None:
-            self._floor_until = max(self._floor_until, now + outcome.retry_after * (1 + 0.2 * jitter()))
+            asked = min(outcome.retry_after, self._longest_floor)
+            self._floor_until = max(self._floor_until, now + asked * (1 + 0.2 * jitter()))
         running = self._delay_until > now
         if running and (self._state == "refused" or not outcome.credential_refused):
             if self._state == "steady":  # one that was taken in meanwhile
@@ -276,6 +281,10 @@ class ConnectBackoff:
             self._delay_until = -math.inf
             self._previous = None
         self._state = TRANSITIONS.after(self._state, "credential_changed")
+
+    def told_to_try(self) -> None:
+        """An operator says that it is worth a try: what was told before is older."""
+        self._delay_until = self._floor_until = self._unstable_until = -math.inf
 
     def statistics(self) -> BackoffStatistics:
         """A snapshot."""

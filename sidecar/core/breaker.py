@@ -213,13 +213,15 @@ class Breaker:
         failed = outcome.counts_against_breaker
         if permit.trial:
             self._trial, self._free_at = None, now
-            if outcome.code == DEADLINE.code:
-                self._unanswered += 1
-            elif outcome.kind is not Kind.IGNORED:
+            # Ended by its bot, or by its deadline, in the middle of an answer: it answered.
+            answered = outcome.kind is Kind.SUCCESS or (self._answers and outcome.kind is Kind.IGNORED)
+            if answered or outcome.kind is not Kind.IGNORED:
                 self._unanswered = 0
+            elif outcome.code == DEADLINE.code:
+                self._unanswered += 1
             if failed or slow or self._unanswered >= UNANSWERED:
                 self._trip(now, outcome)
-            elif outcome.kind is Kind.SUCCESS:
+            elif answered:
                 self._trial_answered(now)
             return
         if failed:

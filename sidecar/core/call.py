@@ -26,9 +26,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from msgspec import Struct
-
-from sidecar.core.attempt_state import AttemptState
+from sidecar.core.attempt_state import AttemptState, Loss
 from sidecar.core.backoff import call_backoff
 from sidecar.core.outcome import DEADLINE, Outcome, deadline
 from sidecar.core.transitions import IllegalTransition
@@ -66,18 +64,6 @@ TRANSITIONS: Final[dict[State, frozenset[State]]] = {
 }
 
 
-class _Loss(Struct):
-    """What became of a target in this call: how often it was lost, and when it may be asked again.
-
-    Never (inf): it refused, or stayed silent beyond the first-delta clock.
-    """
-
-    count: int = 0
-    not_before: float = 0.0
-    #: the last time because it had too much to do
-    overload: bool = False
-
-
 class Call:
     """One call's life.
 
@@ -88,11 +74,9 @@ class Call:
         restart: `on_lost: "restart"` was asked for.
         jitter: 0 <= x < 1, for backoff.
         max_attempts: on the wire, the first included.
-        backup_after: seconds after which a lone attempt without content gets a sibling; inf for never.
     """
 
     __slots__ = (
-        "_backup_after",
         "_first_delta_timeout",
         "_idle_timeout",
         "_jitter",
@@ -122,7 +106,6 @@ class Call:
         restart: bool,
         jitter: Callable[[], float],
         max_attempts: int = MAX_ATTEMPTS,
-        backup_after: float = math.inf,
     ) -> None:
         self.state = State.QUEUED
         self.deadline = deadline
@@ -138,14 +121,13 @@ class Call:
         self.seeking = False
         self._order = order
         self._max_attempts = max_attempts
-        self._backup_after = backup_after
         #: the backup that is wanted may go to a target that is being asked already, on another connection
         self._twice = False
         self._first_delta_timeout = first_delta_timeout
         self._idle_timeout = idle_timeout
         self._restart = restart
         self._jitter = jitter
-        self._losses: dict[int, _Loss] = {}
+        self._losses: dict[int, Loss] = {}
         self._seek_at = math.inf
         #: the phase in which the last attempt was lost, until the call waits for something else
         self._lost_in: Phase | None = None
@@ -163,8 +145,11 @@ class Call:
         self._to(State.SEEKING)
         self.seeking = True
 
-    def started(self, target: int, now: float) -> AttemptState:
-        """An attempt was handed to a connection of `target`."""
+    def started(self, target: int, now: float, *, backup_after: float = math.inf) -> AttemptState:
+        """An attempt was handed to a connection of `target`.
+
+        `backup_after`: seconds after which, alone and without content, it gets a sibling; inf for never.
+        """
         if not self.seeking:
             raise IllegalTransition(f"{self!r} wants no attempt")
         if self.state is State.SEEKING:
@@ -177,8 +162,8 @@ class Call:
         if len(self._order) > 1 and self._untried(exclude=target) and self.made < self._max_attempts:
             wait = min(wait, FIRST_DELTA_SHARE * (self.deadline - now))
         attempt = AttemptState(self.made, target, now, now + wait)
-        if self._backup_after < math.inf and not self.attempts:
-            attempt.backup_at = now + self._backup_after
+        if not self.attempts:
+            attempt.backup_at = now + backup_after
         self.attempts.append(attempt)
         return attempt
 
@@ -235,10 +220,10 @@ class Call:
             self.winner = None
             if committed and not self._restart:
                 return End(outcome)
-        loss = self._losses.setdefault(attempt.target, _Loss())
+        loss = self._losses.setdefault(attempt.target, Loss())
         loss.count += 1
-        loss.overload = outcome.overload
-        if loss.not_before < math.inf:
+        loss.overload, loss.paced = outcome.overload, outcome.throttles
+        if not loss.silent:
             loss.not_before = self._again_at(loss.count, outcome, now, usual)
         if outcome.retry == "never":
             return End(self.first_outcome) if not self.attempts else Wait()
@@ -300,6 +285,12 @@ class Call:
         """Whether an attempt of this call on `target` was lost."""
         return target in self._losses
 
+    def lift(self, target: int, now: float) -> None:
+        """The credential of `target` need wait no longer: nor does this call, if that was why it waited."""
+        loss = self._losses.get(target)
+        if loss is not None and loss.paced and not loss.silent:
+            loss.not_before = min(loss.not_before, now)
+
     def price(self, target: int) -> float:
         """What a further attempt on `target` costs of its budget: more where it has said that it is overloaded."""
         loss = self._losses.get(target)
@@ -353,8 +344,8 @@ class Call:
             elif now >= attempt.first_delta_at:
                 attempt.first_delta_at = math.inf
                 attempt.overtaken = True
-                # It is not asked again by this call, whatever becomes of this attempt, or of another one there.
-                self._losses.setdefault(attempt.target, _Loss()).not_before = math.inf
+                loss = self._losses.setdefault(attempt.target, Loss())
+                loss.not_before, loss.silent = math.inf, True
                 return Due("first_delta", attempt)
         if now >= self._seek_at:
             self._seek_at = math.inf

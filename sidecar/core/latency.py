@@ -130,6 +130,13 @@ class FirstDeltaTimes:
         count = len(ordered)
         return ordered[max(0, math.ceil(q * count) - 1)] if count >= FEW else None
 
+    def at_best(self, now: float) -> float:
+        """Seconds that hardly any first delta of late came before; 0.0 while unknown.
+
+        Calls differ: what a call cannot make must not be judged by what is usual of others, with longer prompts.
+        """
+        return (self.quantile(0.05, now) or 0.0) if self.usual(now) is not None else 0.0
+
     def backup_after(
         self, now: float, *, quantile: float = 0.95, at_least: float = 0.05, at_most: float = 2.0
     ) -> float | None:

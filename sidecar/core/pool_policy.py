@@ -198,6 +198,11 @@ class PoolPolicy:
         self._backoff.credential_changed()
         self._wake_at = now
 
+    def told_to_try(self, now: float) -> None:
+        """An operator put the upstream in: it is tried at once."""
+        self._backoff.told_to_try()
+        self._wake_at = now
+
     # ---------------------------------------------------------------- decisions
 
     @property

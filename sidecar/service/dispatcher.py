@@ -131,9 +131,8 @@ class Dispatcher:
         if own_limit is not None and self._of_uid.get(peer.uid, 0) >= own_limit:
             problem = f"{own_limit} calls of uid {peer.uid} are in flight and queued, its limit"
             return self._turn_away(call, peer, "overloaded", problem, self._admission.retry_after())
-        order = route.order(now, lane)
         policy = CallPolicy(
-            order=order,
+            order=route.order(now, lane),
             # One microsecond on the safe side of two roundings: a deadline is never early.
             deadline=now + (deadline_mono_us - mono_now + 1) / 1e6,
             first_delta_timeout=(call.first_delta_timeout_ms or config.first_delta_timeout_ms) / 1000,
@@ -141,7 +140,6 @@ class Dispatcher:
             restart=call.on_lost == "restart",
             jitter=self._jitter,
             max_attempts=config.max_attempts,
-            backup_after=route.backup_after(lane, order[0], now),
         )
         running = RunningCall(
             self, call, lane, reply, peer, route, options, policy,
@@ -149,7 +147,7 @@ class Dispatcher:
             deadline_mono_us=deadline_mono_us,
         )  # fmt: skip
         decision = self._admission.offer(
-            running.call_id, lane, policy.deadline, now, holder=peer.holder, usual=route.usual(now)
+            running.call_id, lane, policy.deadline, now, holder=peer.holder, usual=route.at_best(now)
         )
         if isinstance(decision, Unreachable):
             problem = "the calls before it and the usual time to a first token do not fit before its deadline"
@@ -316,7 +314,7 @@ class Dispatcher:
         now = self.clock()
         self._judge.look_at(pool, self._targets(), now)  # a probe moves a breaker, too
         for call in sorted(self.calls.values(), key=_urgency):
-            if call.policy.seeking and any(target.pool is pool for target in call.route.targets):
+            if call.policy.seeking and call.turned(pool, now):
                 self.guarded(call, call.seek, now)
 
     def on_connect(self, pool: Pool, outcome: Outcome | None) -> None:

@@ -71,19 +71,25 @@ class Judge:
     def forget(self, attempt: Attempt, now: float) -> None:
         """An attempt whose call went wrong by our own doing: as if it had never been."""
         attempt.target.breaker.give_back(attempt.permit)
-        attempt.target.pool.released(CANCELLED, now, slow=False)
+        attempt.target.pool.released(attempt.connection, CANCELLED, now, slow=False)
 
     def _tell(self, attempt: Attempt, outcome: Outcome, now: float, *, slow: bool) -> None:
         target = attempt.target
         breaker = target.breaker
         breaker.record(attempt.permit, outcome, now, slow=slow)
-        target.pool.released(outcome, now, slow=slow)
+        target.pool.released(attempt.connection, outcome, now, slow=slow)
         self._accounting.attempt_ended(attempt, outcome)
         if attempt.permit.trial or outcome.counts_against_breaker or slow:
             self.look(target, now)
 
     def on_connect(self, pool: Pool, targets: Iterable[TargetRuntime], outcome: Outcome | None, now: float) -> None:
-        """A connect of `pool` worked (None) or failed: every breaker of the upstream is told."""
+        """A connect of `pool` worked (None) or failed: every breaker of the upstream is told.
+
+        Not of a failure while connections stand: a service that takes no further one may answer well on those it has
+        taken, and what becomes of their calls is known better.
+        """
+        if outcome is not None and pool.prober.newest() is not None:
+            return
         seen: set[int] = set()
         for target in targets:
             if target.pool is pool and id(target.breaker) not in seen:

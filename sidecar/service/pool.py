@@ -17,7 +17,7 @@ import trio
 from sidecar.compression import ZstdStream
 from sidecar.config import Upstream
 from sidecar.core.breaker import Breaker
-from sidecar.core.outcome import Outcome, classify, is_aged
+from sidecar.core.outcome import CANCELLED, Outcome, classify, is_aged
 from sidecar.core.pool_policy import Open, PoolPolicy, Retire
 from sidecar.core.retry import RetryBudget
 from sidecar.credentials import CredentialReader
@@ -99,9 +99,7 @@ class Pool:
         )
         self._clock = clock
         self._outbound = outbound
-        self._on_capacity = on_capacity
-        self._on_connect = on_connect
-        self._on_turn = on_turn
+        self._on_capacity, self._on_connect, self._on_turn = on_capacity, on_connect, on_turn
         self._log = log
         self._free = FreeSlots()
         self._next_key = 0
@@ -109,14 +107,13 @@ class Pool:
         self._nursery: trio.Nursery | None = None
         self._closing = False
         self._compression = upstream.compression == "zstd-stream"
-        self._keepalive = Keepalive(
-            clock, jitter, interval=upstream.ping_interval_s, pong_timeout=upstream.pong_timeout_s
-        )
+        pong_timeout = upstream.pong_timeout_s
+        self._keepalive = Keepalive(clock, jitter, interval=upstream.ping_interval_s, pong_timeout=pong_timeout)
         #: closed by our own wish: what that means for the pool is looked at in its own next step, not inside the wish
         self._parted: deque[tuple[Connection, UpstreamFault]] = deque()
         #: no connection has stood since one was lost or could not be made
         self._was_down = self._look_again = self._turned = False
-        self.prober = Prober(self, clock, pong_timeout=upstream.pong_timeout_s)
+        self.prober = Prober(self, clock, pong_timeout=pong_timeout)
         self._connecting = self._opened = self._failed = 0
 
     def __repr__(self) -> str:
@@ -141,8 +138,10 @@ class Pool:
         """Whether a call of `lane` could be started here now, breakers aside."""
         return self._free.any() and self.gate.has_room(lane, now)
 
-    def released(self, outcome: Outcome, now: float, *, slow: bool) -> None:
+    def released(self, connection: Connection, outcome: Outcome, now: float, *, slow: bool) -> None:
         """An attempt is over: see `Gate.released`. Calls that wait look again with the pool's next step."""
+        if outcome.throttles and self._refusals.is_outdated(connection):
+            outcome = CANCELLED  # another key was told that
         if self.gate.released(outcome, now, slow=slow):
             self.turned()
         elif self.waiting():
@@ -169,7 +168,10 @@ class Pool:
         if enabled == self.gate.enabled:
             return
         self.gate.enabled = enabled
-        if not enabled:
+        if enabled:
+            self._policy.told_to_try(self._clock())
+            self.gate.throttle.credential_changed()
+        else:
             for connection in list(self.connections.values()):
                 if connection.state != "CONNECTING":
                     self.retire(connection, "disabled")
@@ -269,7 +271,9 @@ class Pool:
 
     def _stands(self, connection: Connection, websocket: WebSocket) -> None:
         self._opened += 1
-        self._refusals.standing = None
+        if self.refusal is not None:
+            self._refusals.standing = None
+            self.turned()
         now = self._clock()
         connection.retire_at = self._policy.retire_at_for(now)
         if self._refusals.is_outdated(connection):
@@ -289,9 +293,8 @@ class Pool:
 
     async def open_one(self) -> Connection:
         """One connect now, whatever the policy wants. An older spare beyond what is wanted goes for it."""
-        now = self._clock()
-        self._policy.opened_beside(now)
-        connection = self._new_connection(now)
+        self._policy.opened_beside(self._clock())
+        connection = self._new_connection(self._clock())
         await self._connect(connection)
         spare = self._free.oldest()
         if connection.state == "READY" and len(self._free) > max(1, self.upstream.warm_connections) and spare:

@@ -8,6 +8,7 @@ from typing import NoReturn, Protocol
 
 import trio
 
+from sidecar.config import Upstream
 from sidecar.core.breaker import Breaker
 from sidecar.errors import ConnectionLost
 from sidecar.service.connection import Connection
@@ -16,6 +17,7 @@ from sidecar.service.connection import Connection
 class Probed(Protocol):
     """The pool, as seen from here."""
 
+    upstream: Upstream
     breakers: list[Breaker]
     connections: dict[int, Connection]
 
@@ -75,14 +77,26 @@ class Prober:
                 pool.turned()
 
     async def _probe(self, wanted_at: float) -> bool:
-        """A connection that was made since is fresh enough: after an outage a whole fleet's connects are in demand."""
-        made = [c for c in self._pool.connections.values() if c.opened_at is not None and c.opened_at >= wanted_at]
-        connection = next((c for c in made if c.websocket is not None), None) or await self._pool.open_one()
-        websocket = connection.websocket
-        if websocket is None:
+        """Whether a ping is answered, on the newest connection there is to be had.
+
+        One that was made since is fresh enough: after an outage a whole fleet's connects are in demand. One more is not
+        opened beyond the maximum; and a service that takes no further one may still answer on those it has taken.
+        """
+        pool = self._pool
+        connection = self.newest()
+        fresh = connection is not None and connection.opened_at is not None and connection.opened_at >= wanted_at
+        if not fresh and (connection is None or len(pool.connections) < pool.upstream.max_connections):
+            opened = await pool.open_one()
+            connection = opened if opened.websocket is not None else self.newest()
+        if connection is None or connection.websocket is None:
             return False
         try:
-            connection.rtt = await websocket.ping(self._pong_timeout)
+            connection.rtt = await connection.websocket.ping(self._pong_timeout)
         except ConnectionLost:
             return False
         return True
+
+    def newest(self) -> Connection | None:
+        """The newest connection that takes calls, or carries one; None when none stands."""
+        standing = [c for c in self._pool.connections.values() if c.state == "READY" or c.state == "BUSY"]
+        return max(standing, key=lambda c: c.opened_at or 0.0, default=None)

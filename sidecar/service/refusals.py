@@ -108,9 +108,12 @@ class Refusals:
         """Another key is there: connections of the old one are replaced, and what was said of it holds no more."""
         now = self._clock()
         self._log.info("credential.changed", upstream=self._pool.name)
-        for connection in self._pool.connections.values():
+        throttled = not self._pool.gate.is_open(now)
+        for connection in list(self._pool.connections.values()):
             if self.is_outdated(connection):
                 connection.retire_at = now
+                if throttled:  # what waits for the end of the old key's pace is not to go out with the old key
+                    self._pool.retire(connection, "credential changed")
         self._policy.credential_changed(now)
         self._pool.gate.throttle.credential_changed()
         self.standing = None

@@ -20,6 +20,7 @@ from sidecar.errors import ConnectionLost, UpstreamFault
 from sidecar.service.attempt import Attempt
 from sidecar.service.connection import Connection
 from sidecar.service.desk import Desk
+from sidecar.service.pool import Pool
 from sidecar.service.ports import Peer, Reply
 from sidecar.service.routes import RouteRuntime, TargetRuntime
 from sidecar.service.seeking import seek
@@ -173,6 +174,14 @@ class RunningCall:
             self.desk.parking.unpark(self)
             seek(self, now)
 
+    def turned(self, pool: Pool, now: float) -> bool:
+        """`pool` may be asked again, or no more; whether that is a matter of this call's."""
+        concerned = [index for index, target in enumerate(self.route.targets) if target.pool is pool]
+        if concerned and pool.takes_calls(now):
+            for index in concerned:
+                self.policy.lift(index, now)
+        return bool(concerned)
+
     def asked_on(self, pool: str) -> frozenset[int]:
         """See `seeking.Seeker`."""
         return frozenset(attempt.connection.key for attempt in self.attempts if attempt.target.pool.name == pool)
@@ -215,7 +224,9 @@ class RunningCall:
             self.overhead += sent_at - (now if self.policy.made else self.received_at)
         if self.queued_until is None:
             self.queued_until = now
-        attempt.state = self.policy.started(index, sent_at)
+        policy = self.policy
+        backup_after = math.inf if policy.attempts else self.route.backup_after(self.lane, index, now)
+        attempt.state = policy.started(index, sent_at, backup_after=backup_after)
         self.replays = False
         self.attempts.append(attempt)
         if self.policy.made > 1 and self.stream and self.reply.committed:
@@ -299,7 +310,7 @@ class RunningCall:
             self.first_lost = attempt
         self.desk.record(attempt, outcome, now)
         committed = self.stream and self.reply.committed
-        usual = attempt.target.times.usual(now) or 0.0
+        usual = attempt.target.times.at_best(now)
         verdict = self.policy.lost(attempt.state, outcome, now, committed=committed, usual=usual)
         if isinstance(verdict, End):
             self._stop_attempts(CANCELLED)

@@ -61,11 +61,15 @@ class Seeker(Protocol):
 class _Prospects:
     """What a call that found no connection may hope for: targets worth waiting for, instants, what refused it."""
 
-    __slots__ = ("barred", "connects_at", "disabled", "look_at", "may_come", "paced_at", "refused", "reopens_at")
+    __slots__ = (
+        "barred", "connects_at", "disabled", "look_at", "may_come", "paced_at", "perhaps", "refused", "reopens_at",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         #: a connection of these, or room there, may come in time
         self.may_come: list[TargetRuntime] = []
+        #: not to be hoped for; who waits for another hears of it all the same, should it come
+        self.perhaps: list[TargetRuntime] = []
         #: worth another look then
         self.look_at = math.inf
         #: breakers, throttled credentials, connects: when the earliest lets somebody in
@@ -80,12 +84,13 @@ class _Prospects:
 def seek(call: Seeker, now: float) -> None:
     """Start the attempt that the call's policy wants, on the first candidate that can take it; else wait, else end."""
     policy = call.policy
+    if now >= policy.deadline:
+        return  # its clock is due, and beats every other
     if not policy.made and call.route.is_unreachable(policy.deadline, now):
-        if now < policy.deadline:
-            usual_ms = round(1000 * call.route.usual(now))
-            left_ms = round(1000 * (policy.deadline - now))
-            problem = f"the first token usually takes {usual_ms} ms, and {left_ms} ms are left"
-            call.fail("deadline_unreachable", problem, retry_after=0.0)
+        best_ms = round(1000 * call.route.at_best(now))
+        left_ms = round(1000 * (policy.deadline - now))
+        problem = f"the first token takes {best_ms} ms at best, of late, and {left_ms} ms are left"
+        call.fail("deadline_unreachable", problem, retry_after=0.0)
         return
     prospects = _Prospects()
     for index in policy.candidates(now):
@@ -98,9 +103,9 @@ def seek(call: Seeker, now: float) -> None:
         else:
             policy.give_up_backup()
     elif prospects.may_come:
-        call.wait(prospects.may_come, min(prospects.reopens_at, prospects.look_at), now)
+        call.wait(prospects.may_come + prospects.perhaps, min(prospects.reopens_at, prospects.look_at), now)
     elif prospects.look_at < math.inf or policy.retry_is_due_later(now):
-        call.wait([], prospects.look_at, now)
+        call.wait(prospects.perhaps, prospects.look_at, now)
     else:
         _nobody(call, prospects, now)
 
@@ -148,6 +153,7 @@ def _try(call: Seeker, index: int, prospects: _Prospects, now: float) -> bool:
         target.blame.give_back(call.peer.holder, now)
     if pool.refusal is not None and pool.may_open_at() > now:
         prospects.refused = prospects.refused or pool.refusal
+        prospects.perhaps.append(target)
         return False
     at = pool.may_connect_at()
     prospects.connects_at = min(prospects.connects_at, at)
@@ -156,6 +162,8 @@ def _try(call: Seeker, index: int, prospects: _Prospects, now: float) -> bool:
             prospects.may_come.append(target)
         else:
             prospects.reopens_at = min(prospects.reopens_at, now + breaker.retry_after(now))
+    else:
+        prospects.perhaps.append(target)
     return False
 
 
@@ -168,7 +176,7 @@ def _no_room(call: Seeker, target: TargetRuntime, prospects: _Prospects, now: fl
         paced_at = gate.throttle.ready_at
         prospects.paced_at = min(prospects.paced_at, paced_at)
         prospects.refused = prospects.refused or gate.throttled_by
-        if paced_at + (target.times.usual(now) or 0.0) < call.policy.deadline:
+        if paced_at + target.times.at_best(now) < call.policy.deadline:
             prospects.look_at = min(prospects.look_at, paced_at)
     elif target.breaker.state(now) == "open":
         prospects.reopens_at = min(prospects.reopens_at, now + target.breaker.retry_after(now))

@@ -355,8 +355,9 @@ class CallLife(RuleBasedStateMachine):
         self.restart, self.stream = restart, stream
         self.call = Call(
             order=range(routed), deadline=deadline, first_delta_timeout=1.0, idle_timeout=0.5, restart=restart,
-            jitter=lambda: jitter, backup_after=backup_after,
+            jitter=lambda: jitter,
         )  # fmt: skip
+        self.backup_after = backup_after
         self.committed = False
         self.silent: set[int] = set()
         self.lost: set[int] = set()
@@ -390,7 +391,7 @@ class CallLife(RuleBasedStateMachine):
             assert target not in self.silent, "a silent target is not asked again"
             if self.call.attempts:
                 assert target not in self.lost or target in asked, "a backup goes where nothing was lost"
-            attempt = self.call.started(target, self.now)
+            attempt = self.call.started(target, self.now, backup_after=self.backup_after)
             assert attempt.number == self.call.made
 
     @precondition(lambda self: self._alive() and self.call.attempts)
