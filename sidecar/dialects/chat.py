@@ -272,7 +272,9 @@ class ChatCodec:
         if slot.request_id is None and chunk.id and chunk.id != slot.name:
             slot.request_id = chunk.id
         if not slot.started:
-            if choice.finish_reason and not frame.id and slot.serial > 1 and not (piece.content or piece.refusal):
+            bare_end = choice.finish_reason and not (piece.content or piece.refusal)
+            # Of an id that is not ours nothing is known yet: it may be the last call's, which never got that far.
+            if bare_end and slot.serial > 1 and (not frame.id or frame.id != slot.name):
                 raise MalformedFrame("an end that may be the last answer's")
             self._start(slot, payload, events)
         if frame.id and slot.completion is None:

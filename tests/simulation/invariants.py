@@ -327,7 +327,8 @@ class Watch:
         self.world.counts["end refused " + message["code"]] += 1
         if not asked:
             return  # garbage
-        record = asked.popleft()
+        # Of two with one id, sent together, it is the second that comes too early; the other one's word comes later.
+        record = asked.pop() if message["code"] == "duplicate_id" else asked.popleft()
         if not asked:
             del connection.asked[message["id"]]
         self._settled(record, message, "refused")
@@ -410,6 +411,11 @@ class Watch:
             sources = [source]
         else:
             sources = [request for request in requests if request.finished and (request.junk or not request.pieces)]
+            others = (other for request in requests for other in request.session.requests)
+            if not sources and any(other.junk and other.finished for other in others):
+                # The same without text: a beginning and an end of another answer, under a name that never changes.
+                self.world.counts["end of a mad upstream's other answer"] += 1
+                return
         self._check(bool(sources), "no false end", f"{record}: done, and no attempt ended so: {message}, {requests}")
         for source in sources[:1]:
             whole = "".join(source.pieces)
