@@ -19,8 +19,7 @@ With `probed`, a bot's call is risked only after a fresh connect and a ping have
 over: most outages are such that this shows them, and it costs no bot its deadline. What the pool finds out is evidence
 of its instant, whoever found it: probes carry no permit, and news of one that nobody waits for is ignored.
 
-Trials are taken from those who have the least to lose: research at once, an entry when no research came for a moment,
-an exit last (`PATIENCE`).
+Trials are taken from those who have the least to lose (`core.trials`).
 
 Sources: gobreaker (generations), Polly (lost trials), resilience4j (slow-call rate), Finagle (equal-jittered,
 growing). Probes and lanes: docs/decisions/0013. The numbers: docs/decisions/0006.
@@ -29,18 +28,15 @@ growing). Probes and lanes: docs/decisions/0013. The numbers: docs/decisions/000
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Final, Literal, TypeAlias
-
-from msgspec import Struct
+from collections.abc import Callable, Hashable
+from typing import Final
 
 from sidecar.core.outcome import DEADLINE, Kind, Outcome
-from sidecar.core.permit import Permit, Refusal
+from sidecar.core.permit import BreakerStatistics, Permit, Refusal, State
 from sidecar.core.transitions import Table
+from sidecar.core.trials import Trials
 from sidecar.core.window import Window, by_chance
 from sidecar.wire import Lane
-
-State: TypeAlias = Literal["closed", "open", "half_open"]
 
 TRANSITIONS: Final[Table[State]] = Table(
     "breaker",
@@ -53,8 +49,6 @@ TRANSITIONS: Final[Table[State]] = Table(
     },
 )
 
-#: Seconds for which a free trial is kept from a lane, in the hope of a call that has less to lose.
-PATIENCE: Final[dict[Lane, float]] = {"research": 0.0, "entry": 0.1, "exit": 0.25}
 #: Seconds, the longest open time after a failed probe, which cost no call: as long as connects wait at most.
 PROBE_CAP: Final = 10.0
 #: Trials in a row that ended by their deadlines: no single one need say anything (a bot in a hurry), but so many calls
@@ -65,23 +59,6 @@ UNANSWERED: Final = 3
 ANSWERING: Final = 10.0
 #: Seconds added to a wait for a free trial, so that whoever waited does not come a rounding too early, and looks twice.
 _LATER: Final = 0.01
-
-
-class BreakerStatistics(Struct, frozen=True, kw_only=True):
-    """A snapshot. `total`, `failures`, `slow` are of the window; the rest since the start."""
-
-    name: str
-    state: State
-    consecutive_failures: int
-    total: int
-    failures: int
-    slow: int
-    trips: int
-    refused: int
-    trials: int
-    probes: int
-    stale: int
-    next_wakeup_at: float
 
 
 class Breaker:
@@ -107,10 +84,9 @@ class Breaker:
 
     __slots__ = (
         "_answers", "_closed_at", "_consecutive", "_consecutive_limit", "_free_at", "_growth", "_jitter", "_name",
-        "_no_way_in",
-        "_open_base", "_open_cap", "_open_until", "_permit", "_probe_until", "_probed", "_probes", "_rate",
-        "_rate_minimum", "_refused", "_slow_rate", "_stale", "_state", "_successes", "_trial", "_trial_timeout",
-        "_trial_until", "_trials", "_trials_needed", "_trips", "_unanswered", "_window", "_window_width",
+        "_no_way_in", "_open_base", "_open_cap", "_open_until", "_permit", "_probe_until", "_probed", "_probes",
+        "_rate", "_rate_minimum", "_refused", "_slow_rate", "_stale", "_state", "_successes", "_trial",
+        "_trial_timeout", "_trial_until", "_trials", "_trials_needed", "_trips", "_turns", "_unanswered", "_window", "_window_width",
     )  # fmt: skip
 
     def __init__(
@@ -146,21 +122,23 @@ class Breaker:
         self._trial: Permit | None = None
         self._trial_until = -math.inf
         self._answers = False  # the trial that is out has had its first content
+        self._turns = Trials()
         self._free_at = -math.inf  # since when the next trial has been free
         self._probe_until: float | None = None  # a probe is out, and given up for lost then
         self._successes = self._unanswered = 0
         self._no_way_in = False  # it is open because of a failed connect
         self._trips = self._refused = self._trials = self._probes = self._stale = 0
 
-    def admit(self, now: float, lane: Lane = "research") -> Permit | Refusal:
+    def admit(self, now: float, lane: Lane = "research", holder: Hashable = None) -> Permit | Refusal:
         """May an attempt be made? A permit is handed back once: to `record`, or unused to `give_back`.
 
         Args:
             now: instant.
-            lane: of the call. It matters to trials only: see `PATIENCE`.
+            lane, holder: of the call, and whose it is. They matter to trials only: see `core.trials`.
         """
         if self._state == "closed":
             return self._permit
+        self._turns.asks(holder, now)
         if self.state(now) == "open":
             self._refused += 1
             return Refusal(self.retry_after(now))
@@ -173,11 +151,12 @@ class Breaker:
             self._trial = None
             if self._answers and self._trial_answered(now):
                 return self._permit
-        kept_until = self._free_at + PATIENCE[lane]
+        kept_until = self._turns.kept_until(lane, holder, free_at=self._free_at, now=now)
         if now < kept_until:
             self._refused += 1
             return Refusal(kept_until - now + _LATER * (1 + self._jitter()), soon=True)
         self._trials += 1
+        self._turns.given(holder)
         # A new generation per trial: a trial given up for lost cannot speak for the one after it.
         self._trial = self._permit = Permit(self._permit.generation + 1, trial=True)
         self._trial_until = now + self._trial_timeout
@@ -220,8 +199,10 @@ class Breaker:
             elif outcome.code == DEADLINE.code:
                 self._unanswered += 1
             if failed or slow or self._unanswered >= UNANSWERED:
+                self._turns.ended(failed=True)
                 self._trip(now, outcome)
             elif answered:
+                self._turns.ended(failed=False)
                 self._trial_answered(now)
             return
         if failed:
@@ -301,6 +282,16 @@ class Breaker:
         """Hand a permit back unused (no connection was to be had): as if it had never been asked for."""
         if permit.trial and permit is self._trial:
             self._trial = None
+
+    def is_shut(self, now: float, lane: Lane) -> bool:
+        """Nobody of `lane` would get a permit: open, or half-open with its trial out or kept for a lower lane."""
+        if self._state == "closed":
+            return False
+        if self.state(now) == "open":
+            return True
+        if self._trial is not None:
+            return now < self._trial_until
+        return now < self._turns.kept_until(lane, None, free_at=self._free_at, now=now)
 
     def state(self, now: float) -> State:
         """The state that a call asking now would meet: an open breaker whose time is over is half-open, if unprobed."""

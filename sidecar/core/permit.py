@@ -1,8 +1,12 @@
-"""What a breaker answers to whoever asks for an attempt."""
+"""What a breaker answers to whoever asks for an attempt, and to whoever asks how it stands."""
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 from msgspec import Struct
+
+State: TypeAlias = Literal["closed", "open", "half_open"]
 
 
 class Permit(Struct, frozen=True):
@@ -24,3 +28,20 @@ class Refusal(Struct, frozen=True):
 
     retry_after: float
     soon: bool = False
+
+
+class BreakerStatistics(Struct, frozen=True, kw_only=True):
+    """A snapshot. `total`, `failures`, `slow` are of the window; the rest since the start."""
+
+    name: str
+    state: State
+    consecutive_failures: int
+    total: int
+    failures: int
+    slow: int
+    trips: int
+    refused: int
+    trials: int
+    probes: int
+    stale: int
+    next_wakeup_at: float

@@ -71,11 +71,18 @@ class RetryBudget:
         self._balance = min(self._most(), self.balance(now) + self._per_first)
         self._at = now
 
-    def withdraw(self, now: float, price: float = 1.0) -> bool:
-        """May a further attempt be made here? If so, it has been paid for. `price`: attempts that it counts for."""
+    def withdraw(self, now: float, price: float = 1.0, *, sparing: bool = False) -> bool:
+        """May a further attempt be made here? If so, it has been paid for.
+
+        Args:
+            now: instant.
+            price: attempts that it counts for.
+            sparing: it stands beside one that runs on: a comfort, for which the upper half is there (gRPC A6). What is
+                to replace a failure may have all.
+        """
         balance = self.balance(now)
         self._at = now
-        if balance < price:
+        if balance - price < (self._most() / 2 if sparing else 0.0):
             self._balance = balance
             self._denied += 1
             return False

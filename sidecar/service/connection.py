@@ -237,10 +237,13 @@ class Connection:
         self._attempts[slot] = _DISCARDED
         self.active -= 1
         if self.active == 0:
-            self.stopped_by_us = True
-            self.kill(ConnectionLost(1000, "its only call was stopped", how="local"))
+            self._stop_working()
         else:
             self._codec.discard(slot)
+
+    def _stop_working(self) -> None:
+        self.stopped_by_us = True
+        self.kill(ConnectionLost(1000, "its only call was stopped", how="local"))
 
     def conclude(self, attempt: SlotHolder, now: float) -> None:
         """The usage of an ended answer did not come in time: end it without."""
@@ -330,6 +333,8 @@ class Connection:
         self._settling = True
         self.taken -= 1
         self._step("idle" if self.taken == 0 and self.state == "BUSY" else "released")
+        if self.taken and not self.active:
+            self._stop_working()  # what runs here still, nobody waits for
 
     def _inflate_all(self, payloads: list[bytes], binary: list[int]) -> MalformedFrame | None:
         """Put the messages in the place of their slices; from one on that is none nothing counts any more."""

@@ -50,13 +50,11 @@ class Pool:
         dial: -> a connected byte stream (TCP, proxy and TLS done), or raises `ConnectFailed`.
         host, resource: for the upgrade request.
         credential: where the key lies; None for an upstream without one.
-        gate: may the upstream be asked now.
-        clock, jitter: the loop's time, 0 <= x < 1.
+        gate, clock, jitter: may the upstream be asked now; the loop's time, 0 <= x < 1.
         outbound, pump: flushed after every step of the tasks here; moves the connections' bytes.
         waiting: how many calls wait for a connection of this pool.
-        on_capacity: told when a call could be started here.
-        on_connect: told of each connect's outcome (None: it worked), for breakers and logs.
-        on_turn: told when it may be asked again, or no more, for a reason other than its connections.
+        on_capacity, on_connect, on_turn: told when a call could be started here; of each connect's outcome (None: it
+            worked); when it may be asked again, or no more, for a reason other than its connections.
         log: a bound logger's methods: event, **fields.
     """
 
@@ -126,7 +124,7 @@ class Pool:
         return self.refusal is None and self.gate.is_open(now)
 
     def lease(self, *, avoid: frozenset[int] = frozenset(), not_on: frozenset[int] = frozenset()) -> Connection | None:
-        """A connection that can take a call now: see `FreeSlots.take`. Nothing is reserved: it is used in this step."""
+        """A connection that can take a call now: see `FreeSlots.take`. It is used in this step."""
         return self._free.take(avoid, not_on)
 
     def leased(self, connection: Connection) -> None:
@@ -135,7 +133,9 @@ class Pool:
         self.poke()
 
     def can_take(self, lane: Lane, now: float) -> bool:
-        """Whether a call of `lane` could be started here now, breakers aside."""
+        """Whether a call of `lane` could be started here now."""
+        if self.breakers and all(breaker.is_shut(now, lane) for breaker in self.breakers):
+            return False
         return self._free.any() and self.gate.has_room(lane, now)
 
     def released(self, connection: Connection, outcome: Outcome, now: float, *, slow: bool) -> None:
@@ -148,7 +148,7 @@ class Pool:
             self.look_again()
 
     def look_again(self) -> None:
-        """Something other than a connection has changed: calls that wait look again with the pool's next step."""
+        """Something has changed: calls that wait for it look again with its next step."""
         self._look_again = True
         self._wake.set()
 
@@ -187,15 +187,14 @@ class Pool:
 
     @property
     def refusal(self) -> Outcome | None:
-        """Why its credential is not used now; None when it is."""
+        """Why its credential is not used now."""
         return self._refusals.standing
 
     def may_connect_at(self) -> float:
         """The earliest instant at which a call parked now could get a connection; inf for never."""
         if any(c.state == "CONNECTING" or c.state == "BUSY" or c.stopped_by_us for c in self.connections.values()):
             return -math.inf  # one is coming, may come free, or is about to be replaced at once
-        at = self.may_open_at()
-        # After a refusal a call may wait for the next try, not for one after it: with no spares wanted it is the try.
+        at = self.may_open_at()  # after a refusal a call may wait for the next try, not for one after it
         return math.inf if self.refusal is not None and at > self._clock() else at
 
     def may_open_at(self) -> float:

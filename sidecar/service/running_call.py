@@ -305,7 +305,6 @@ class RunningCall:
     def _lost(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         self.attempts.remove(attempt)
         self.lost_connections |= {(attempt.target.pool.name, attempt.connection.key)}
-        self.replays = outcome.kind is Kind.IGNORED or outcome.credential_refused
         if self.policy.first_outcome is None:
             self.first_lost = attempt
         self.desk.record(attempt, outcome, now)
@@ -324,6 +323,7 @@ class RunningCall:
             self.first_delta_at = None
             self.pieces.clear()
         if isinstance(verdict, Seek):
+            self.replays = outcome.kind is Kind.IGNORED or outcome.credential_refused
             self.waiting_since = None
             self.seek(now)
             if not self.ended:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from typing import Final, Protocol
 
-from sidecar.core.breaker import PATIENCE
 from sidecar.core.call import Call as CallPolicy
 from sidecar.core.outcome import Outcome
 from sidecar.core.permit import Permit, Refusal
+from sidecar.core.trials import PATIENCE
 from sidecar.service.connection import Connection
 from sidecar.service.ports import Peer
 from sidecar.service.routes import RouteRuntime, TargetRuntime
@@ -121,7 +121,7 @@ def _try(call: Seeker, index: int, prospects: _Prospects, now: float) -> bool:
     avoid = frozenset(key for name, key in lost if name == pool.name) if lost else _NONE
     not_on = call.asked_on(pool.name) if policy.attempts else _NONE
     while connection := pool.lease(avoid=avoid, not_on=not_on):
-        permit = breaker.admit(now, call.lane)
+        permit = breaker.admit(now, call.lane, call.peer.holder)
         if isinstance(permit, Refusal):
             pool.leased(connection)
             _breaker_refused(call, target, permit, prospects, now)
@@ -129,7 +129,7 @@ def _try(call: Seeker, index: int, prospects: _Prospects, now: float) -> bool:
         # A replay of what was never taken up is no retry of a failure; of those, too, there are only so many.
         budget = pool.replays if call.replays else target.budget
         price = policy.price(index) if policy.made > 0 else 0.0
-        if price and not budget.withdraw(now, price):
+        if price and not budget.withdraw(now, price, sparing=bool(policy.attempts)):
             breaker.give_back(permit)
             pool.leased(connection)
             return False

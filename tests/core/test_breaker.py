@@ -5,9 +5,10 @@ import math
 import pytest
 
 from sidecar.core import outcome as o
-from sidecar.core.breaker import PATIENCE, TRANSITIONS, Breaker
+from sidecar.core.breaker import TRANSITIONS, Breaker
 from sidecar.core.permit import Permit, Refusal
 from sidecar.core.transitions import IllegalTransition
+from sidecar.core.trials import PATIENCE
 from sidecar.errors import ConnectFailed, ConnectionLost, UpgradeRefused, UpstreamError
 
 FAILURE = o.classify(ConnectionLost())

@@ -11,8 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from msgspec import structs
 
 from sidecar.core import outcome as o
-from sidecar.core.breaker import PATIENCE, Breaker
+from sidecar.core.breaker import Breaker
 from sidecar.core.permit import Permit, Refusal
+from sidecar.core.trials import PATIENCE
 from sidecar.errors import ConnectFailed, ConnectionLost, UpstreamError
 
 FAILURE = o.classify(ConnectionLost())

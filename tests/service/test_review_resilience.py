@@ -178,8 +178,8 @@ def test_after_any_storm_the_books_balance(seed: int, monkeypatch: pytest.Monkey
         books["given back"] += 1
         give_back(budget, *price)
 
-    def withdrawn(budget: RetryBudget, now: float, *price: float) -> bool:
-        paid = withdraw(budget, now, *price)
+    def withdrawn(budget: RetryBudget, now: float, *price: float, **how: bool) -> bool:
+        paid = withdraw(budget, now, *price, **how)
         books["withdrawn"] += paid
         return paid
 

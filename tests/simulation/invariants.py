@@ -209,6 +209,7 @@ class Watch:
     def _spend(self, bucket: _Bucket, request: Request, before: list[Request], now: float) -> None:
         """An attempt after the first is paid for, unless the one before it was never taken up by its upstream."""
         running = [other for other in before if self._runs(other)]
+        running = [other for other in running if other.session.said_close_at is None]
         if not running and any((other.how or other.session.told) in ("ignored", "auth") for other in before):
             self.world.counts["replays"] += 1
             return
@@ -252,7 +253,8 @@ class Watch:
             return
         self.world.counts["trials"] += 1
         trials = self._trials.setdefault(key, [])
-        trials[:] = [trial for trial in trials if self._runs(trial) and now - trial.written_at < 29.9]
+        # One that speaks in tongues may have ended, or answered for long enough, by any of its frames.
+        trials[:] = [t for t in trials if self._runs(t) and now - t.written_at < 29.9 and not (t.junk and t.content_at)]
         self._check(not trials, "one trial", f"{request} is sent while {trials} runs; {key} opened at {opened_at}")
         trials.append(request)
 
