@@ -449,3 +449,30 @@ def test_one_bots_long_prompts_do_not_make_an_upstream_overloaded(gap: float) ->
             await trio.sleep(8)
 
     simulate(main)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(429, "insufficient_quota"), (402, None), (404, "model_not_found")],
+    ids=["quota", "402", "404"],
+)
+@pytest.mark.xfail(
+    strict=True, reason="every call asks the first target first; the second's budget pays for the way on"
+)
+def test_a_first_target_that_is_out_of_money_or_model_leaves_the_calls_to_the_second(
+    status: int, code: str | None
+) -> None:
+    """It says so at once, of every call, for hours; the second is well. Fifty calls a second, hardly one is lost."""
+
+    async def main() -> None:
+        many = {"warm_connections": 16, "max_connections": 32}
+        async with clockwork({"a": many, "b": many}) as house:
+            house["a"].default = erring(status, code)
+            bot = house.bot()
+            ends = []
+            for _ in range(150):
+                ends.append((await bot.ask())["type"])
+                await trio.sleep(0.02)
+            assert ends.count("done") >= 140, ends.count("done")
+
+    simulate(main)
