@@ -476,3 +476,24 @@ def test_a_first_target_that_is_out_of_money_or_model_leaves_the_calls_to_the_se
             assert ends.count("done") >= 140, ends.count("done")
 
     simulate(main)
+
+
+@pytest.mark.xfail(strict=True, reason="each process begins with a clean record, and its first failures count")
+@virtual
+async def test_a_poisonous_bot_that_is_a_new_process_for_every_call_opens_no_breaker() -> None:
+    """A job started again and again by one user, every prompt of it fails; another user's bot is answered always."""
+    async with clockwork({"a": {"warm_connections": 16, "max_connections": 64}}) as house:
+
+        async def script(asked: Asked) -> None:
+            await (erring(500) if asked.prompt == "poison" else answers)(asked)
+
+        house["a"].default = script
+        good = house.bot(uid=1002, pid=2)
+        ends = []
+        for number in range(200):
+            house.bot(uid=1001, pid=1000 + number).call("poison", lane="research")
+            if number % 2 == 0:
+                ends.append((await good.ask())["type"])
+            await trio.sleep(0.08)
+        assert ends.count("done") >= 90, ends.count("done")
+        await trio.sleep(3)
