@@ -497,3 +497,30 @@ async def test_a_poisonous_bot_that_is_a_new_process_for_every_call_opens_no_bre
             await trio.sleep(0.08)
         assert ends.count("done") >= 90, ends.count("done")
         await trio.sleep(3)
+
+
+@pytest.mark.xfail(strict=True, reason="a trial that ends wakes nobody while the next is kept for a lower lane")
+@virtual
+async def test_the_second_trial_follows_the_first_whatever_the_open_time() -> None:
+    """Twelve entries wait; each trial takes 50 ms: two of them do not take half of `open_min_s`."""
+    upstreams = {
+        "a": {"max_connections": 8, "warm_connections": 4, "breaker": {"open_min_s": 20, "open_max_s": 40}},
+        "b": {"max_connections": 1, "warm_connections": 1},
+    }
+    route = {"timeout_ms": 90_000, "first_delta_timeout_ms": 80_000, "idle_timeout_ms": 80_000}
+    async with clockwork(upstreams, route=route) as house:
+        bot = house.bot()
+        house["a"].default, house["b"].default = erring(500), slowly(85)
+        while house.breaker("a").state(trio.current_time()) == "closed":
+            bot.call()
+            await trio.sleep(0.05)
+        for _ in range(12):
+            bot.call(timeout_ms=89_000)
+        house["a"].default = slowly(0.05)
+        while house.breaker("a").state(trio.current_time()) == "open":
+            await trio.sleep(0.01)
+        half_open_at = trio.current_time()
+        while house.breaker("a").state(trio.current_time()) != "closed":
+            await trio.sleep(0.01)
+        assert trio.current_time() - half_open_at < 3
+        await trio.sleep(90)
