@@ -28,13 +28,14 @@ from typing import Any, Final
 import trio
 
 from sidecar.config import Config, Upstream
-from sidecar.core.blame import Blame
 from sidecar.core.breaker import Breaker
 from sidecar.core.halt import in_order
 from sidecar.core.health import RouteHealth, UpstreamHealth, report
+from sidecar.core.jury import Jury
 from sidecar.core.latency import FirstDeltaTimes
 from sidecar.core.pool_policy import PoolPolicy
 from sidecar.core.retry import RetryBudget
+from sidecar.core.throttle import Throttle
 from sidecar.credentials import CredentialReader
 from sidecar.dialects import DIALECTS
 from sidecar.logs import get_logger
@@ -160,7 +161,7 @@ class Daemon:
                 log=self.log,
             )
         self.budgets = {upstream.name: _budget(upstream) for upstream in config.upstream}
-        self.health: dict[tuple[str, str], tuple[FirstDeltaTimes, Blame]] = {}
+        self.health: dict[tuple[str, str], tuple[FirstDeltaTimes, Jury, Throttle]] = {}
         for route in config.route:
             targets = []
             for target in route.targets:
@@ -169,7 +170,7 @@ class Daemon:
                 if key not in self.breakers:
                     breaker = self.breakers[key] = _breaker("/".join(key), pool.upstream, jitter)
                     pool.breakers.append(breaker)
-                    self.health[key] = (FirstDeltaTimes(), Blame(jitter=jitter))
+                    self.health[key] = (FirstDeltaTimes(), Jury(jitter=jitter), Throttle(jitter=jitter))
                 targets.append(
                     TargetRuntime(
                         pool,

@@ -136,6 +136,17 @@ class Blame:
             run.growth += 1
         return False
 
+    def late(self, holder: Hashable, now: float) -> bool:
+        """An attempt of this holder was slow, whatever came of it.
+
+        Returns:
+            as `failed`; but slow prompts bar nobody.
+        """
+        run = self._run(holder, now)
+        run.failures += 1
+        self._no_longer_answered(holder)
+        return run.failures <= BENEFIT or not self._others_are_answered(run, now)
+
     def refused_for(self, holder: Hashable, now: float) -> float:
         """Whether this holder may ask the target.
 

@@ -86,7 +86,8 @@ class Breaker:
         "_answers", "_closed_at", "_consecutive", "_consecutive_limit", "_free_at", "_growth", "_jitter", "_name",
         "_no_way_in", "_open_base", "_open_cap", "_open_until", "_permit", "_probe_until", "_probed", "_probes",
         "_rate", "_rate_minimum", "_refused", "_slow_rate", "_stale", "_state", "_successes", "_trial",
-        "_trial_timeout", "_trial_until", "_trials", "_trials_needed", "_trips", "_turns", "_unanswered", "_window", "_window_width",
+        "_trial_timeout", "_trial_until", "_trials", "_trials_needed", "_trips", "_turns", "_unanswered", "_window",
+        "_window_width",
     )  # fmt: skip
 
     def __init__(
@@ -147,9 +148,7 @@ class Breaker:
             if now < self._trial_until:
                 self._refused += 1
                 return Refusal(self.retry_after(now), soon=True)
-            self._free_at = self._trial_until
-            self._trial = None
-            if self._answers and self._trial_answered(now):
+            if self.settle(now):
                 return self._permit
         kept_until = self._turns.kept_until(lane, holder, free_at=self._free_at, now=now)
         if now < kept_until:
@@ -168,6 +167,21 @@ class Breaker:
         if permit.trial and permit is self._trial:
             self._answers = True
             self._trial_until = now + ANSWERING
+
+    def settles_at(self) -> float:
+        """When the trial that is out will have answered for long enough; inf when none answers."""
+        return self._trial_until if self._trial is not None and self._answers else math.inf
+
+    def settle(self, now: float) -> bool:
+        """A trial's time is over: an answer that goes on is a success, silence is a loss. Whether that closed it."""
+        if self._trial is None or now < self._trial_until:
+            return False
+        self._free_at = self._trial_until
+        self._trial = None
+        if not self._answers:
+            return False
+        self._turns.ended(failed=False)
+        return self._trial_answered(now)
 
     def retry_after(self, now: float) -> float:
         """Seconds, more than 0 and jittered, after which asking again makes sense for whoever is refused now."""
@@ -283,15 +297,11 @@ class Breaker:
         if permit.trial and permit is self._trial:
             self._trial = None
 
-    def is_shut(self, now: float, lane: Lane) -> bool:
-        """Nobody of `lane` would get a permit: open, or half-open with its trial out or kept for a lower lane."""
+    def is_shut(self, now: float) -> bool:
+        """Nobody would get a permit: it is open, or half-open with its trial out."""
         if self._state == "closed":
             return False
-        if self.state(now) == "open":
-            return True
-        if self._trial is not None:
-            return now < self._trial_until
-        return now < self._turns.kept_until(lane, None, free_at=self._free_at, now=now)
+        return self.state(now) == "open" or (self._trial is not None and now < self._trial_until)
 
     def state(self, now: float) -> State:
         """The state that a call asking now would meet: an open breaker whose time is over is half-open, if unprobed."""

@@ -6,6 +6,7 @@ long enough?) is added here, once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from msgspec import structs
@@ -33,40 +34,54 @@ class Judge:
         target, state = attempt.target, attempt.state
         if outcome.kind is Kind.SUCCESS and not state.overtaken:
             target.blame.succeeded(attempt.call.peer.holder, now)
+            if target.refusals.ready_at > -math.inf:
+                target.refusals.succeeded(now)
             self._tell(attempt, outcome, now, slow=False)
             return
-        route = attempt.call.route.config
-        # An impatient bot's own clocks say nothing about the upstream: the route's are the measure.
         until = now if state.first_content_at is None else state.first_content_at
         waited = until - state.sent_at
-        long_enough = waited >= route.first_delta_timeout_ms / 1000
-        if outcome is DEADLINE_COUNTED and not long_enough:
-            # ... or what this target usually needs.
-            late = target.times.quantile(0.95, now)
-            if late is None or waited < 2 * late:
-                outcome = CANCELLED
-        elif outcome is FIRST_DELTA_TIMEOUT:
-            self._accounting.lost_race(attempt)
-            if not long_enough:
-                outcome = CANCELLED
-        elif outcome is IDLE_TIMEOUT and now - state.last_content_at < route.idle_timeout_ms / 1000:
-            outcome = structs.replace(outcome, counts_against_breaker=False)
+        long_enough = waited >= attempt.call.route.config.first_delta_timeout_ms / 1000
+        outcome = self._by_its_route(attempt, outcome, now, waited=waited, long_enough=long_enough)
         slow = state.overtaken and long_enough
         holder = attempt.call.peer.holder
-        if outcome.counts_against_breaker and not target.blame.failed(holder, now):
+        if (outcome.counts_against_breaker or outcome.throttles) and not target.blame.failed(holder, now):
             # This bot fails again and again where others are answered: no fault of the upstream's, nor a slow one.
-            outcome = structs.replace(outcome, kind=Kind.IGNORED, counts_against_breaker=False)
+            outcome = structs.replace(outcome, kind=Kind.IGNORED, counts_against_breaker=False, throttles=False)
             slow = False
         elif slow:
-            target.times.failed(now)  # whatever came of it in the end
+            # ... and so it is with one whose prompts take long.
+            slow = outcome.counts_against_breaker or target.blame.late(holder, now)
+            if slow:
+                target.times.failed(now)  # whatever came of it in the end
         elif state.first_content_at is None:
             if outcome.kind is Kind.IGNORED or outcome is DEADLINE_COUNTED or outcome is FIRST_DELTA_TIMEOUT:
                 target.times.observe_at_least(waited, now)  # it was stopped while silent
             elif outcome.counts_against_breaker or outcome.kind is Kind.THROTTLED:
                 target.times.failed(now)
-        if outcome.kind is Kind.SUCCESS:
+        if outcome.kind is Kind.REJECTED and outcome.retry == "next_target" and not outcome.credential_refused:
+            target.refusals.throttled(outcome, now)
+        elif outcome.kind is Kind.SUCCESS and not state.overtaken:
             target.blame.succeeded(holder, now)
         self._tell(attempt, outcome, now, slow=slow)
+
+    def _by_its_route(
+        self, attempt: Attempt, outcome: Outcome, now: float, *, waited: float, long_enough: bool
+    ) -> Outcome:
+        """An impatient bot's own clocks say nothing about the upstream: the route's are the measure."""
+        if outcome is DEADLINE_COUNTED and not long_enough:
+            # ... or what this target usually needs.
+            late = attempt.target.times.quantile(0.95, now)
+            if late is None or waited < 2 * late:
+                return CANCELLED
+        elif outcome is FIRST_DELTA_TIMEOUT:
+            self._accounting.lost_race(attempt)
+            if not long_enough:
+                return CANCELLED
+        elif outcome is IDLE_TIMEOUT:
+            patience = attempt.call.route.config.idle_timeout_ms / 1000
+            if now - attempt.state.last_content_at < patience:
+                return structs.replace(outcome, counts_against_breaker=False)
+        return outcome
 
     def forget(self, attempt: Attempt, now: float) -> None:
         """An attempt whose call went wrong by our own doing: as if it had never been."""

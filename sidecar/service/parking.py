@@ -19,6 +19,8 @@ _Entry: TypeAlias = tuple[int, int, float, int, CallT]
 
 #: How many calls of one bot wait in deadline order with everybody else's before its further ones stand behind.
 GROUP: Final = 16
+#: Calls that look again for one trial: enough for one of them to be of the lane it is for.
+FEW: Final = 8
 _RANK: Final = {lane: rank for rank, lane in enumerate(LANES)}
 #: Entries of calls that wait no more are thrown out when a heap is longer than this and mostly stale.
 _COMPACT_ABOVE: Final = 1024
@@ -87,12 +89,15 @@ class Parking(Generic[CallT]):
         now = self._clock()
         newest = self._sequence
         parked_again: list[_Entry[CallT]] = []
-        while heap and pool.can_take(heap[0][4].lane, now):
+        in_vain = 0
+        while heap and in_vain < FEW and pool.can_take(heap[0][4].lane, now):
             entry = heapq.heappop(heap)
             if entry[3] > newest:
                 parked_again.append(entry)  # looked at in this very step: once is enough
             elif _waits(entry):
                 self._look_again(entry[4], now)
+                if entry[4].parked_in and pool.wants_trials(now):
+                    in_vain += 1  # a trial is there for one at most, and it has its own clock now
         for entry in parked_again:
             heapq.heappush(heap, entry)
         may_connect_at = pool.may_connect_at()

@@ -17,7 +17,7 @@ import trio
 from sidecar.compression import ZstdStream
 from sidecar.config import Upstream
 from sidecar.core.breaker import Breaker
-from sidecar.core.outcome import CANCELLED, Outcome, classify, is_aged
+from sidecar.core.outcome import CANCELLED, Kind, Outcome, classify, is_aged
 from sidecar.core.pool_policy import Open, PoolPolicy, Retire
 from sidecar.core.retry import RetryBudget
 from sidecar.credentials import CredentialReader
@@ -134,12 +134,18 @@ class Pool:
 
     def can_take(self, lane: Lane, now: float) -> bool:
         """Whether a call of `lane` could be started here now."""
-        if self.breakers and all(breaker.is_shut(now, lane) for breaker in self.breakers):
+        if self.breakers and all(breaker.is_shut(now) for breaker in self.breakers):
             return False
         return self._free.any() and self.gate.has_room(lane, now)
 
+    def wants_trials(self, now: float) -> bool:
+        """None of its breakers is closed."""
+        return bool(self.breakers) and all(breaker.state(now) != "closed" for breaker in self.breakers)
+
     def released(self, connection: Connection, outcome: Outcome, now: float, *, slow: bool) -> None:
         """An attempt is over: see `Gate.released`. Calls that wait look again with the pool's next step."""
+        if outcome.kind is Kind.SUCCESS:
+            self._refusals.answered(now)
         if outcome.throttles and self._refusals.is_outdated(connection):
             outcome = CANCELLED  # another key was told that
         if self.gate.released(outcome, now, slow=slow):

@@ -57,12 +57,16 @@ class Prober:
         while True:
             self._woken = trio.Event()
             now = self._clock()
+            moved = [breaker for breaker in pool.breakers if breaker.settle(now)]
+            if moved:
+                pool.turned()
+            settles_at = min((breaker.settles_at() for breaker in pool.breakers), default=math.inf)
             wanted_at = min((breaker.probe_due_at() for breaker in pool.breakers), default=math.inf)
             due_at = max(wanted_at, pool.may_open_at())
             if due_at <= now and any(c.state == "CONNECTING" for c in pool.connections.values()):
                 due_at = math.inf  # its end says as much: whoever has none yet does not ask for two
             if due_at > now:
-                with trio.move_on_at(due_at):
+                with trio.move_on_at(min(due_at, settles_at)):
                     await self._woken.wait()
                 continue
             wanted_at = min(wanted_at, now)

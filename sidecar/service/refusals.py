@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from msgspec import structs
 
@@ -14,6 +15,11 @@ from sidecar.errors import ConnectFailed, UpstreamFault
 from sidecar.service.connection import Connection
 from sidecar.service.current_credential import CurrentCredential
 from sidecar.service.gate import Gate
+
+#: Seconds after an answer for which a refusal in another answer is that call's own affair.
+ANSWERED: Final = 10.0
+#: Seconds for which a key that was read anew is taken for what it was.
+RECHECKED: Final = 1.0
 
 
 class Keyed(Protocol):
@@ -51,6 +57,7 @@ class Refusals:
         #: why the credential is not used now: calls are not parked for this pool
         self.standing: Outcome | None = None
         self._rechecking = False
+        self._answered_at = self._rechecked_at = -math.inf
 
     def is_outdated(self, connection: Connection) -> bool:
         """It was authenticated with another secret than the one of now."""
@@ -63,11 +70,21 @@ class Refusals:
             how the attempt is judged (to be tried again at once when the key has changed since), and whether the key
             is to be read anew: then `recheck` is to run.
         """
+        now = self._clock()
         if self.is_outdated(connection):
             return structs.replace(outcome, retry="now"), False
+        if self._holds(now) and now - self._rechecked_at < RECHECKED:
+            return outcome, False  # it was read anew just now, and others are answered with it
         recheck, self._rechecking = not self._rechecking, True
         # While the credential is being read anew the call may wait for what comes of it.
         return structs.replace(outcome, retry="backoff"), recheck
+
+    def answered(self, now: float) -> None:
+        """Somebody was answered on a connection of this upstream."""
+        self._answered_at = now
+
+    def _holds(self, now: float) -> bool:
+        return now - self._answered_at < ANSWERED
 
     async def recheck(self, outcome: Outcome) -> None:
         """Read the key anew: move on to a newer one if there is one, else stop offering this upstream."""
@@ -75,8 +92,15 @@ class Refusals:
             changed = await self.credential.reread()
         finally:
             self._rechecking = False
+        now = self._clock()
         if changed:
             self.move_on()
+            return
+        self._rechecked_at = now
+        if self._holds(now):
+            # Somebody's call is not permitted what others' are. (A whole key is rarely refused call by call.)
+            self._log.warning("call.not_permitted", upstream=self._pool.name, reason=outcome.message)
+            self._pool.turned()
             return
         self._log.error("credential.refused", upstream=self._pool.name, reason=outcome.message)
         self._policy.connect_failed(self._clock(), outcome)

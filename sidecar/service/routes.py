@@ -9,11 +9,12 @@ from typing import Any, Final, Literal
 from msgspec import structs
 
 from sidecar.config import Route
-from sidecar.core.blame import Blame
 from sidecar.core.breaker import Breaker
+from sidecar.core.jury import Jury
 from sidecar.core.latency import FirstDeltaTimes
 from sidecar.core.preference import Preference
 from sidecar.core.retry import RetryBudget
+from sidecar.core.throttle import Throttle
 from sidecar.dialects.options import UnsupportedOption, merge
 from sidecar.service.pool import Pool
 from sidecar.wire import Lane, Options
@@ -37,7 +38,7 @@ class TargetRuntime:
     """
 
     __slots__ = (
-        "base_options", "blame", "breaker", "budget", "cap", "default_options", "model", "pool", "times",
+        "base_options", "blame", "breaker", "budget", "cap", "default_options", "model", "pool", "refusals", "times",
     )  # fmt: skip
 
     def __init__(
@@ -47,7 +48,8 @@ class TargetRuntime:
         breaker: Breaker,
         budget: RetryBudget,
         times: FirstDeltaTimes,
-        blame: Blame,
+        blame: Jury,
+        refusals: Throttle,
         base_options: dict[str, Any],
         cap: int,
     ) -> None:
@@ -58,6 +60,8 @@ class TargetRuntime:
         #: to first delta
         self.times = times
         self.blame = blame
+        #: it said that it cannot serve anybody now, for want of credit or of the model
+        self.refusals = refusals
         self.base_options = base_options
         self.cap = cap
         #: what a call without options of its own sends: merged once
@@ -94,6 +98,7 @@ class TargetRuntime:
             self.breaker.state(now) == "closed"
             and pool.enabled
             and pool.refusal is None
+            and self.refusals.ready_at <= now
             and self.times.keeps_up(patience, now)
         )
 
@@ -112,6 +117,7 @@ class RouteRuntime:
         "_best",
         "_best_until",
         "_default_options",
+        "_jitter",
         "_measured_at",
         "_natural",
         "_order_until",
@@ -133,6 +139,7 @@ class RouteRuntime:
         self._backup_lanes = frozenset(config.backup_lanes)
         self._natural = tuple(range(len(targets)))
         self._preference = Preference(len(targets), ramp=config.return_ramp_s, jitter=jitter)
+        self._jitter = jitter
         self._patience = config.first_delta_timeout_ms / 1000
         self._order_until = self._best_until = self._measured_at = -math.inf
         self._best = 0.0
@@ -186,6 +193,10 @@ class RouteRuntime:
             self._measured_at = now
             return False
         return True
+
+    def measured_again_after(self) -> float:
+        """Seconds, jittered, after which a call that is unreachable now may be the one that is made all the same."""
+        return _MEASURED_EVERY * (0.5 + self._jitter())
 
     def backup_after(self, lane: Lane, index: int, now: float) -> float:
         """Seconds after which a call of `lane`, asking target `index` first, gets a backup; inf for never."""

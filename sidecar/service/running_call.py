@@ -259,6 +259,7 @@ class RunningCall:
         attempt.target.times.observe(now - attempt.state.sent_at, now)
         if attempt.permit.trial:
             attempt.target.breaker.answering(attempt.permit, now)
+            attempt.target.pool.prober.wake()
         if self.first_delta_at is None:
             self.first_delta_at = now
         self.desk.clocks.arm(self)
@@ -323,7 +324,8 @@ class RunningCall:
             self.first_delta_at = None
             self.pieces.clear()
         if isinstance(verdict, Seek):
-            self.replays = outcome.kind is Kind.IGNORED or outcome.credential_refused
+            refused = outcome.kind is Kind.REJECTED  # for what the target is: nothing was done there
+            self.replays = outcome.kind is Kind.IGNORED or outcome.credential_refused or refused
             self.waiting_since = None
             self.seek(now)
             if not self.ended:

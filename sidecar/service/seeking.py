@@ -90,7 +90,7 @@ def seek(call: Seeker, now: float) -> None:
         best_ms = round(1000 * call.route.at_best(now))
         left_ms = round(1000 * (policy.deadline - now))
         problem = f"the first token takes {best_ms} ms at best, of late, and {left_ms} ms are left"
-        call.fail("deadline_unreachable", problem, retry_after=0.0)
+        call.fail("deadline_unreachable", problem, retry_after=call.route.measured_again_after())
         return
     prospects = _Prospects()
     for index in policy.candidates(now):

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 import msgspec
 
 from sidecar.core.admission import LANES
-from sidecar.core.blame import Blame
 from sidecar.core.breaker import Breaker
+from sidecar.core.jury import Jury
 from sidecar.core.latency import FirstDeltaTimes
 from sidecar.core.retry import RetryBudget
+from sidecar.core.throttle import Throttle
 from sidecar.metrics import Metrics
 from sidecar.service.brakes import Brakes
 from sidecar.service.clients import Clients
@@ -32,7 +33,7 @@ class Parts(Protocol):
     pulse: Pulse
     pools: dict[str, Pool]
     breakers: dict[tuple[str, str], Breaker]
-    health: dict[tuple[str, str], tuple[FirstDeltaTimes, Blame]]
+    health: dict[tuple[str, str], tuple[FirstDeltaTimes, Jury, Throttle]]
     budgets: dict[str, RetryBudget]
     brakes: Brakes
 
@@ -112,12 +113,13 @@ def _in_milliseconds(row: dict[str, Any], now: float) -> dict[str, Any]:
     return row
 
 
-def _health(health: tuple[FirstDeltaTimes, Blame], now: float) -> dict[str, Any]:
+def _health(health: tuple[FirstDeltaTimes, Jury, Throttle], now: float) -> dict[str, Any]:
     """What is usual of a target, and how many bots are kept from it for failing where others are answered."""
-    times, blame = health
+    times, blame, refusals = health
     return {
         "first_delta_p50_ms": _ms(times.usual(now)),
         "first_delta_p95_ms": _ms(times.quantile(0.95, now)),
+        "refuses_for_ms": max(0, round(1000 * (refusals.ready_at - now))) if refusals.ready_at > now else 0,
         "barred_bots": blame.statistics(now).barred,
     }
 

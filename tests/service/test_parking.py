@@ -21,6 +21,10 @@ class FakePool:
         """See `Pool`."""
         return self.slots > 0
 
+    def wants_trials(self, now: float) -> bool:
+        """See `Pool`."""
+        return False
+
     def may_connect_at(self) -> float:
         """See `Pool`."""
         return self.connects_at

@@ -37,6 +37,10 @@ class Broken(Struct, frozen=True):
     what: str
 
 
+#: Ends after which the next attempt stands in for one of which nothing was done.
+NOT_TAKEN_UP = ("ignored", "auth", "rejected")
+
+
 class _Bucket:
     """A retry budget as docs/decisions/0016 has it, kept from what is seen on the wire."""
 
@@ -210,7 +214,7 @@ class Watch:
         """An attempt after the first is paid for, unless the one before it was never taken up by its upstream."""
         running = [other for other in before if self._runs(other)]
         running = [other for other in running if other.session.said_close_at is None]
-        if not running and any((other.how or other.session.told) in ("ignored", "auth") for other in before):
+        if not running and any((other.how or other.session.told) in NOT_TAKEN_UP for other in before):
             self.world.counts["replays"] += 1
             return
         if running:
