@@ -96,7 +96,7 @@ class Parking(Generic[CallT]):
                 parked_again.append(entry)  # looked at in this very step: once is enough
             elif _waits(entry):
                 self._look_again(entry[4], now)
-                if entry[4].parked_in and pool.wants_trials(now):
+                if entry[4].parked_in and pool.prober.wants_trials(now):
                     in_vain += 1  # a trial is there for one at most, and it has its own clock now
         for entry in parked_again:
             heapq.heappush(heap, entry)

@@ -134,13 +134,7 @@ class Pool:
 
     def can_take(self, lane: Lane, now: float) -> bool:
         """Whether a call of `lane` could be started here now."""
-        if self.breakers and all(breaker.is_shut(now) for breaker in self.breakers):
-            return False
-        return self._free.any() and self.gate.has_room(lane, now)
-
-    def wants_trials(self, now: float) -> bool:
-        """None of its breakers is closed."""
-        return bool(self.breakers) and all(breaker.state(now) != "closed" for breaker in self.breakers)
+        return self._free.any() and not self.prober.is_shut(now) and self.gate.has_room(lane, now)
 
     def released(self, connection: Connection, outcome: Outcome, now: float, *, slow: bool) -> None:
         """An attempt is over: see `Gate.released`. Calls that wait look again with the pool's next step."""

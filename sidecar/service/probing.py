@@ -51,6 +51,16 @@ class Prober:
         """A breaker has moved, or the pool may connect earlier than it said."""
         self._woken.set()
 
+    def is_shut(self, now: float) -> bool:
+        """None of the breakers would let anybody in."""
+        breakers = self._pool.breakers
+        return bool(breakers) and all(breaker.is_shut(now) for breaker in breakers)
+
+    def wants_trials(self, now: float) -> bool:
+        """None of the breakers is closed."""
+        breakers = self._pool.breakers
+        return bool(breakers) and all(breaker.state(now) != "closed" for breaker in breakers)
+
     async def run(self) -> NoReturn:
         """Probe for ever."""
         pool = self._pool

@@ -8,11 +8,20 @@ from sidecar.service.parking import Parking
 from sidecar.service.ports import Peer
 
 
+class FakeProber:
+    """All breakers are closed."""
+
+    def wants_trials(self, now: float) -> bool:
+        """See `Prober`."""
+        return False
+
+
 class FakePool:
     """A pool by what parking asks of it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.prober = FakeProber()
         self.slots = 0
         self.connects_at = 0.0
         self.pokes = 0
@@ -20,10 +29,6 @@ class FakePool:
     def can_take(self, lane: str, now: float) -> bool:
         """See `Pool`."""
         return self.slots > 0
-
-    def wants_trials(self, now: float) -> bool:
-        """See `Pool`."""
-        return False
 
     def may_connect_at(self) -> float:
         """See `Pool`."""
