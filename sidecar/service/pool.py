@@ -51,8 +51,8 @@ class Pool:
         host, resource: for the upgrade request.
         credential: where the key lies; None for an upstream without one.
         gate, clock, jitter: may the upstream be asked now; the loop's time, 0 <= x < 1.
-        outbound, pump: flushed after every step of the tasks here; moves the connections' bytes.
-        waiting: how many calls wait for a connection of this pool.
+        outbound, pump, waiting: flushed after every step of the tasks here; moves the connections' bytes; how many
+            calls wait for a connection of this pool.
         on_capacity, on_connect, on_turn: told when a call could be started here; of each connect's outcome (None: it
             worked); when it may be asked again, or no more, for a reason other than its connections.
         log: a bound logger's methods: event, **fields.
@@ -313,7 +313,6 @@ class Pool:
             self._ended(*self._parted.popleft())
 
     def _ended(self, connection: Connection, fault: UpstreamFault) -> None:
-        """A connection is of no use any more."""
         if connection.state == "CLOSED":
             return
         now = self._clock()
