@@ -44,8 +44,6 @@ UNUSED: Final = 0.25
 CUT: Final = 0.7
 #: One place of so many, and one at least, is kept for exit calls.
 RESERVE: Final = 8
-#: Statuses that say "too much"; a plain 500 does not.
-OVERLOADED: Final = frozenset({503, 529})
 
 
 class ConcurrencyStatistics(Struct, frozen=True, kw_only=True):
@@ -105,7 +103,7 @@ class ConcurrencyLimit:
         """An attempt ended.
 
         Args:
-            outcome: classified. THROTTLED, 503 and 529 speak of overload, a success against it, nothing else counts.
+            outcome: classified. `overload` says what its name says, a success speaks against it, nothing else counts.
             slow: it was overtaken by its full first-delta timeout; that speaks of overload, too, whatever came of it.
 
         Raises:
@@ -119,7 +117,7 @@ class ConcurrencyLimit:
         if window:
             self._window = window - 1
         kind = outcome.kind
-        if kind is Kind.THROTTLED or outcome.upstream_status in OVERLOADED:
+        if outcome.overload:
             if not window:
                 self._press(BY_OVERLOADED, in_flight)
         elif slow:

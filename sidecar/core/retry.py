@@ -42,7 +42,7 @@ class RetryBudget:
             beside a healthy secondary before the breaker trips (measured: 5 of 50 calls lost with a reserve of 3, none
             with 10).
         per_second: attempts per second that come back by themselves. Many daemons with little to do make much of this
-            together: a tenth lets them off with 1.2 times the load where 1 made it 2.3 times.
+            together: see docs/herd.md.
         per_first_attempt: attempts that each first attempt earns.
     """
 

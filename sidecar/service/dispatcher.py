@@ -150,7 +150,7 @@ class Dispatcher:
             running.call_id, lane, policy.deadline, now, holder=peer.holder, usual=route.at_best(now)
         )
         if isinstance(decision, Unreachable):
-            problem = "the calls before it and the usual time to a first token do not fit before its deadline"
+            problem = "the calls before it and its first token do not fit before its deadline, even at best"
             return self._turn_away(call, peer, "deadline_unreachable", problem, decision.retry_after)
         if isinstance(decision, Shed) and decision.key == running.call_id:
             return self._turn_away(call, peer, "overloaded", terminals.SHED[decision.reason], decision.retry_after)

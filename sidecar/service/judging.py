@@ -46,7 +46,9 @@ class Judge:
         holder = attempt.call.peer.holder
         if (outcome.counts_against_breaker or outcome.throttles) and not target.blame.failed(holder, now):
             # This bot fails again and again where others are answered: no fault of the upstream's, nor a slow one.
-            outcome = structs.replace(outcome, kind=Kind.IGNORED, counts_against_breaker=False, throttles=False)
+            outcome = structs.replace(
+                outcome, kind=Kind.IGNORED, counts_against_breaker=False, throttles=False, overload=False
+            )
             slow = False
         elif slow:
             # ... and so it is with one whose prompts take long.

@@ -55,7 +55,7 @@ class Boundless(RetryBudget):
 
     __slots__ = ()
 
-    def withdraw(self, now: float, price: float = 1.0) -> bool:
+    def withdraw(self, now: float, price: float = 1.0, *, sparing: bool = False) -> bool:
         """Yes."""
         return True
 
