@@ -23,24 +23,28 @@ STANDS_BACK: Final = 0.5
 class Trials:
     """The trials of one breaker, as far as it matters whose they are. A holder of None is nobody in particular."""
 
-    __slots__ = ("_holder", "_others_at", "_spoiled_by")
+    __slots__ = ("_asked_at", "_asks", "_holder", "_other_at", "_spoiled_by")
 
     def __init__(self) -> None:
         self._holder: Hashable = None
         self._spoiled_by: Hashable = None
-        self._others_at = -math.inf
+        # Who asked last and when, and when somebody else did last.
+        self._asks: Hashable = None
+        self._asked_at = self._other_at = -math.inf
 
     def asks(self, holder: Hashable, now: float) -> None:
         """A call of this holder asks while the breaker is not closed."""
-        if holder != self._spoiled_by:
-            self._others_at = now
+        if holder != self._asks:
+            self._other_at, self._asks = self._asked_at, holder
+        self._asked_at = now
 
     def kept_until(self, lane: Lane, holder: Hashable, *, free_at: float, now: float) -> float:
         """Until when the trial that has been free since `free_at` is kept from a call."""
         kept_until = free_at + PATIENCE[lane]
-        if holder is not None and holder == self._spoiled_by and now - self._others_at < OTHERS:
-            return max(kept_until, now + STANDS_BACK)
-        return kept_until
+        if holder is None or holder != self._spoiled_by:
+            return kept_until
+        others_at = self._other_at if holder == self._asks else self._asked_at
+        return max(kept_until, now + STANDS_BACK) if now - others_at < OTHERS else kept_until
 
     def given(self, holder: Hashable) -> None:
         """A call of this holder is the trial."""
