@@ -63,7 +63,7 @@ class Request:
     # ------------------------------------------------------------------ what arrived at the client
 
     def _content_came(self) -> None:
-        if self.content_at is None:
+        if self.content_at is None and self.ended_at is None:  # what comes after a Close is nobody's
             self.content_at = trio.current_time()
 
     def _end_came(self, how: str) -> None:
