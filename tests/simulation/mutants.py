@@ -119,7 +119,7 @@ def _double_terminal(finish: Any) -> Any:
 
 def _budget_ignored(withdraw: Any) -> Any:
     """Further attempts are free."""
-    return lambda self, now, *price: withdraw(self, now, *price) or True
+    return lambda self, now, *price, **how: withdraw(self, now, *price, **how) or True
 
 
 def _permit_leaked(record: Any) -> Any:
