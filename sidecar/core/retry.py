@@ -20,6 +20,8 @@ from msgspec import Struct
 
 #: The budget may hold as much as the first attempts of so many seconds, where that is more than its capacity.
 SECONDS_OF_LOAD: Final = 2.0
+#: Of what the budget may hold, what comforts leave (gRPC A6 stops at a half; a silent upstream needs most of it).
+LEFT_BY_COMFORTS: Final = 0.2
 #: Seconds, the time constant with which the load is learnt and forgotten.
 _LOAD_DECAY: Final = 10.0
 
@@ -77,12 +79,11 @@ class RetryBudget:
         Args:
             now: instant.
             price: attempts that it counts for.
-            sparing: it stands beside one that runs on: a comfort, for which the upper half is there (gRPC A6). What is
-                to replace a failure may have all.
+            sparing: it stands beside one that runs on, for comfort: a fifth is left to those that replace a failure.
         """
         balance = self.balance(now)
         self._at = now
-        if balance - price < (self._most() / 2 if sparing else 0.0):
+        if balance - price < (LEFT_BY_COMFORTS * self._most() if sparing else 0.0):
             self._balance = balance
             self._denied += 1
             return False

@@ -31,10 +31,41 @@ class RunningCall:
     """A call from its acceptance to its terminal; the frontend holds it as its `Ticket`."""
 
     __slots__ = (
-        "_instructions", "_messages", "_options", "abandoned", "admitted", "armed_at", "attempts", "call_id",
-        "deadline_mono_us", "desk", "emit", "ended", "first_delta_at", "first_lost", "id", "lane", "length",
-        "lost_connections", "on_receipt", "overhead", "parked_as", "parked_in", "peer", "pieces", "policy",
-        "queued_until", "received_at", "refusal", "replays", "reply", "route", "stream", "waiting_since", "winner",
+        "_instructions",
+        "_messages",
+        "_options",
+        "abandoned",
+        "admitted",
+        "armed_at",
+        "attempts",
+        "call_id",
+        "deadline_mono_us",
+        "desk",
+        "emit",
+        "ended",
+        "first_delta_at",
+        "first_lost",
+        "id",
+        "lane",
+        "length",
+        "lost_connections",
+        "on_receipt",
+        "overhead",
+        "parked_as",
+        "parked_in",
+        "peer",
+        "pieces",
+        "policy",
+        "queued_until",
+        "received_at",
+        "refusal",
+        "replays",
+        "reply",
+        "route",
+        "sparing",
+        "stream",
+        "waiting_since",
+        "winner",
     )  # fmt: skip
 
     def __init__(
@@ -97,6 +128,8 @@ class RunningCall:
         #: credential had changed): no retry of a failure (gRPC A6 calls it transparent), so it is paid for by
         #: `Pool.replays`, not by the budget that bounds those.
         self.replays = False
+        #: the next attempt is a comfort beside one that runs on: see `RetryBudget.withdraw`
+        self.sparing = False
 
     def __repr__(self) -> str:
         return f"<RunningCall {self.call_id} {self.policy!r}>"
@@ -138,9 +171,14 @@ class RunningCall:
             elif due.clock == "seek":
                 self.seek(now)
             elif due.clock == "first_delta":
+                assert due.attempt is not None
+                patience = self.route.config.first_delta_timeout_ms / 1000
+                # Sooner than the route would: the bot's own haste.
+                self.sparing = now - due.attempt.sent_at < 0.99 * patience
                 if self.policy.want_backup():
                     self.seek(now)
             elif due.clock == "backup":
+                self.sparing = True
                 if self.policy.want_backup(twice=True):
                     self.seek(now)
             else:
@@ -326,6 +364,7 @@ class RunningCall:
         if isinstance(verdict, Seek):
             refused = outcome.kind is Kind.REJECTED  # for what the target is: nothing was done there
             self.replays = outcome.kind is Kind.IGNORED or outcome.credential_refused or refused
+            self.sparing = False
             self.waiting_since = None
             self.seek(now)
             if not self.ended:

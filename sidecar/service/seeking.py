@@ -34,6 +34,7 @@ class Seeker(Protocol):
     peer: Peer
     on_receipt: bool
     replays: bool
+    sparing: bool
     #: (pool, connection) on which an attempt of it was lost
     lost_connections: frozenset[tuple[str, int]]
 
@@ -129,7 +130,7 @@ def _try(call: Seeker, index: int, prospects: _Prospects, now: float) -> bool:
         # A replay of what was never taken up is no retry of a failure; of those, too, there are only so many.
         budget = pool.replays if call.replays else target.budget
         price = policy.price(index) if policy.made > 0 else 0.0
-        if price and not budget.withdraw(now, price, sparing=bool(policy.attempts)):
+        if price and not budget.withdraw(now, price, sparing=call.sparing and bool(policy.attempts)):
             breaker.give_back(permit)
             pool.leased(connection)
             return False
