@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
+#: Seconds each, of what changes rarely: run when those benchmarks do, and by whoever asks for all.
+LONG = pytest.mark.skipif(not os.environ.get("SIDECAR_ALL_SMOKE"), reason="long: set SIDECAR_ALL_SMOKE=1")
 COMMANDS = (
     "backup", "choose_chaos", "client_cost", "control_lag", "deadlines", "exit_lane", "footprint", "growth", "guard",
     "herd", "hostile", "hot_path", "hundred_million", "million_tokens", "peers", "ports", "probe_under_load", "restart",
@@ -89,6 +92,7 @@ def test_each_short_call_is_answered() -> None:
     assert {"intake: read a call", "codec: decode", "log line", "glue", "sum", "whole"} <= set(found["stages_us"])
 
 
+@LONG
 def test_two_daemons_and_pinned_ones_serve_every_call() -> None:
     """One file, two daemons: nothing is lost, and every token of every paced stream is timed."""
     found = run("workers")
@@ -104,6 +108,7 @@ def test_each_client_gets_every_token_and_call() -> None:
     assert all(found["promises"].values())
 
 
+@LONG
 def test_timers_probes_and_deadlines_are_measured_beside_a_flood() -> None:
     """At both levels, with an end for every short call; how late they were is the full run's matter."""
     found = run("control_lag")
@@ -120,6 +125,7 @@ def test_memory_of_connections_and_streams_is_read() -> None:
     assert [one["flowing"] for one in here["streams"]] == [8]
 
 
+@LONG
 def test_every_token_of_every_number_of_streams_came() -> None:
     """Each way to flow, by our client."""
     found = run("growth", "--bot", "asyncio")["runs"]["here"]
@@ -141,6 +147,7 @@ def test_the_guard_counts_the_same_as_the_suite() -> None:
     assert found["counts"]["responses one"]["python"] > 0
 
 
+@LONG
 def test_direct_clients_and_ours_are_compared_without_any_peer() -> None:
     """Nothing is installed; rows that need a peer say so, the others have a ratio."""
     found = run("peers")

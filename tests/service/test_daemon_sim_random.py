@@ -18,7 +18,7 @@ from sidecar.errors import ConnectFailed
 from tests.fakes.clockwork import House, SimBot, clockwork, simulate
 from tests.fakes.upstream import Asked, Delay, Refuse, Script, answers, closing, erring, silent, slowly, stalling
 
-SCHEDULES = 400
+SCHEDULES = 150
 PER_TEST = 50
 
 

@@ -15,7 +15,7 @@ from tests.simulation.mutants import MUTANTS, find
 from tests.simulation.schedule import draw
 from tests.simulation.world import play
 
-SCHEDULES = 300
+SCHEDULES = 150
 PER_TEST = 50
 #: What 50 schedules must have reached, or they test less than they seem to.
 REACHED = ("attempts", "extra attempts", "log breaker.opened", "toxic link", "log connection.lost", "end done")
