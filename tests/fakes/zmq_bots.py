@@ -29,6 +29,14 @@ class Bots:
         bot.connect(self.address)
         return bot
 
+    def watch(self, bot: zmq.Socket[Any]) -> zmq.Socket[Any]:
+        """Has one message for each connection that this bot has lost, when its libzmq knows.
+
+        What a bot sends before that goes into the connection that is dead, and nobody sends it again.
+        """
+        self.sockets.insert(0, bot.get_monitor_socket(zmq.EVENT_DISCONNECTED))
+        return self.sockets[0]
+
     def close(self) -> None:
         """Sockets before the context."""
         for made in self.sockets:

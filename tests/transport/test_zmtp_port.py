@@ -317,6 +317,7 @@ async def test_two_hundred_bots_at_once(port: ZmtpPort, bots: Bots) -> None:
 async def test_a_bot_finds_the_next_daemon(path: str, bots: Bots) -> None:
     """The port is closed, another one is bound at the same place: the same sockets go on."""
     dealer, req = bots.make(), bots.make(zmq.REQ, req_relaxed=1)
+    ends = [bots.watch(bot) for bot in (dealer, req)]
     for number in range(3):
         with ZmtpPort(max_message_bytes=LIMIT) as port:
             port.bind(bots.address)
@@ -324,6 +325,8 @@ async def test_a_bot_finds_the_next_daemon(path: str, bots: Bots) -> None:
                 for bot in (dealer, req):
                     bot.send(b"%d" % number)
                     assert await until(lambda bot=bot: inbox(bot)) == [[b"%d" % number]]
+        for lost in ends:  # else the next question goes into the connection to this port
+            assert len(await until(lambda lost=lost: inbox(lost))) == 1
 
 
 async def test_a_command_that_asks_by_hand_is_answered(port: ZmtpPort, path: str) -> None:
