@@ -1,8 +1,9 @@
-"""Chat Completions chunks over a WebSocket.
+"""Chat Completions chunks, over a WebSocket or over HTTP.
 
-No public description of such a relay's frames exists, so this is an assumption, stated as one: up goes the body of
-`POST /v1/chat/completions` as one text frame, with an `id` of ours beside it; down come `chat.completion.chunk`
-objects, bare, or as `{id, data: {chunk}}`, or with the `data: ` of an event stream before them, and perhaps `[DONE]`.
+Of a relay's frames over a WebSocket no public description exists, so they are an assumption, stated as one: up goes the
+body of `POST /v1/chat/completions` as one text frame, with an `id` of ours beside it; down come
+`chat.completion.chunk` objects, bare, or as `{id, data: {chunk}}`, or with the `data: ` of an event stream before them,
+and perhaps `[DONE]`. Over HTTP every answer has a body of its own: no id is held against what comes in it.
 
 `finish_reason` ends the answer. Its usage may come with it, or in a chunk after it, or never: so an answer is in
 `Ending` first, and `conclude` ends it without. What then still comes of it (usage, `[DONE]`) is known by the id of
@@ -35,6 +36,7 @@ from sidecar.dialects.base import (
 from sidecar.dialects.chat_frames import (
     DONE,
     FINISHES,
+    Body,
     Choice,
     Chunk,
     Frame,
@@ -75,14 +77,14 @@ def _rest(options: Options, store: bool) -> bytes:  # noqa: FBT001
 
 
 class ChatCodec:
-    """One connection's conversation. See `base.Codec`."""
+    """One connection's conversation, or one answer over HTTP. See `base.Codec`."""
 
-    __slots__ = ("_live", "_named", "_orphans", "_owners", "_serial", "_slots", "slots")
+    __slots__ = ("_live", "_named", "_orphans", "_over_http", "_owners", "_serial", "_slots", "slots")
 
-    def __init__(self, slots: int = 1) -> None:
+    def __init__(self, slots: int = 1, *, over_http: bool = False) -> None:
         if slots < 1:
             raise ValueError("a connection carries at least one call")
-        self.slots = slots
+        self.slots, self._over_http = slots, over_http
         self._slots = [Slot(index) for index in range(slots)]
         #: The fast path: id of a frame -> the slot whose content needs no second look.
         self._live: dict[str | None, Slot] = {}
@@ -105,7 +107,9 @@ class ChatCodec:
         messages = prompt.messages
         if prompt.instructions is not None:
             messages = (ChatMessage(role="system", content=prompt.instructions), *messages)
-        request = Request(id=name, model=prompt.model, messages=messages)
+        request: Request | Body = Body(model=prompt.model, messages=messages)
+        if not self._over_http:
+            request = Request(id=name, model=prompt.model, messages=messages)
         if portable.is_plain(prompt.options):
             frame = _encode(request)[:-1] + b"," + _rest(prompt.options, prompt.store)[1:]
         else:  # `extra_body` may reach into any field
@@ -246,6 +250,8 @@ class ChatCodec:
             slot = self._named.get(name) if name is not None else None
             return slot, slot is None and self._owners.of(name) is not None
         only = self._slots[0]
+        if self._over_http:
+            return (only, False) if only.taken else (None, True)
         owner = self._owners.of(name)
         if not only.taken:
             return None, owner is not None
@@ -293,6 +299,8 @@ class ChatCodec:
         if choice.finish_reason:
             self._end(slot, choice.finish_reason, events)
         elif not slot.discarded and not slot.half and slot.seen:
+            if self._over_http:
+                self._live.clear()  # some gateways give every chunk an id of its own
             self._live[frame.id] = slot
         else:
             self._quiet(slot)
@@ -387,4 +395,4 @@ class ChatCodec:
             del self._live[name]
 
 
-CHAT: Final = Dialect("chat", ChatCodec)
+CHAT: Final = Dialect("chat", ChatCodec, functools.partial(ChatCodec, over_http=True))

@@ -32,6 +32,13 @@ class Request(Struct, frozen=True, kw_only=True):
     messages: tuple[ChatMessage, ...]
 
 
+class Body(Struct, frozen=True, kw_only=True):
+    """The same over HTTP: nothing to tell apart by an `id`."""
+
+    model: str
+    messages: tuple[ChatMessage, ...]
+
+
 class Counts(Struct, frozen=True):
     """The upstream's `usage`."""
 

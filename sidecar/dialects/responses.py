@@ -1,4 +1,4 @@
-"""The Responses API over a WebSocket: OpenAI's mode, also spoken by Azure, xAI, Vercel's gateway, LiteLLM and vLLM.
+"""The Responses API, over a WebSocket (OpenAI's mode; Azure, xAI, Vercel's gateway, LiteLLM and vLLM) or over HTTP.
 
 Up: one `response.create` per call. Down: typed events; the ones that matter are `response.output_text.delta` and
 exactly one of `response.completed`, `response.incomplete`, `response.failed` or `error`. There is no cancel.
@@ -6,6 +6,9 @@ exactly one of `response.completed`, `response.incomplete`, `response.failed` or
 With several slots a connection multiplexes by `stream_id`, from a fixed set of names (services allow 32 per socket in
 its whole life). With one slot no `stream_id` is sent, and the call in flight owns every frame, except those that can
 be told to belong to an ended call: text of an old call never reaches a new one.
+
+Over HTTP every answer has a body of its own, so whatever comes in it is the answer's: no id is held against it (there
+are gateways that make up new ones on the way). The request is the POST's body, with `stream`.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from sidecar.dialects.base import (
 from sidecar.dialects.dialect import Dialect
 from sidecar.dialects.facts import ErrorBody, ErrorFrame, Owners, filtered, upstream_error
 from sidecar.dialects.responses_frames import (
+    Body,
     Frame,
     Incomplete,
     Named,
@@ -43,9 +47,12 @@ from sidecar.dialects.responses_frames import (
     read_frame,
     read_item_added,
     read_refusal_done,
+    read_response,
     read_terminal,
     read_text_done,
+    read_whole,
 )
+from sidecar.dialects.responses_slot import CLOSED, Slot
 from sidecar.dialects.text import REPLACEMENT, UNREADABLE, join, reread, typed
 from sidecar.errors import MalformedFrame, UpstreamError
 from sidecar.wire import Finish, Options
@@ -61,59 +68,31 @@ _EXPIRING: Final = "connection_expiring"
 _encode = msgspec.json.Encoder().encode
 
 
-def _constants(store: bool) -> JsonObject:  # noqa: FBT001  (the key of a cache)
-    return {"store": store, "stream_options": {"include_obfuscation": False}}
+def _constants(store: bool, over_http: bool) -> JsonObject:  # noqa: FBT001  (the key of a cache)
+    streamed: JsonObject = {"stream": True} if over_http else {}
+    return {"store": store, **streamed, "stream_options": {"include_obfuscation": False}}
 
 
 @functools.lru_cache(maxsize=256)
-def _rest(options: Options, store: bool) -> bytes:  # noqa: FBT001
+def _rest(options: Options, store: bool, over_http: bool) -> bytes:  # noqa: FBT001
     """The part of a request that is the same for every call with these options, encoded."""
-    return _encode(portable.lay(_constants(store), options, "responses"))
+    return _encode(portable.lay(_constants(store, over_http), options, "responses"))
 
 
 # ---------------------------------------------------------------------------------------------- one connection
 
-#: Equal to no `item_id`: sends a frame past the fast path, to where the slot's state is looked at.
-_CLOSED: Final = object()
-
-
-class _Slot:
-    """The place of one call. `item` is the fast path's key: the item whose deltas need no second look."""
-
-    __slots__ = (
-        "announced", "declared", "discarded", "first", "half", "index", "item", "loose", "model", "name", "refusal",
-        "response_id", "seen", "serial", "spare", "taken",
-    )  # fmt: skip
-
-    def __init__(self, index: int, name: str | None) -> None:
-        self.index, self.name, self.serial = index, name, 0
-        self.reset(taken=False)
-
-    def reset(self, *, taken: bool) -> None:
-        self.taken, self.discarded, self.announced, self.seen = taken, False, False, False
-        self.item: object = _CLOSED
-        #: Messages that `output_item.added` said to be this answer's.
-        self.declared: frozenset[str] = frozenset()
-        #: The item that text came under before it was said to be anybody's.
-        self.first: str | None = None
-        #: This server's deltas name other items than it added (a known fault of gateways that translate).
-        self.loose = False
-        self.response_id: str | None = None
-        self.model: str | None = None
-        self.half = self.refusal = self.spare = ""
-
 
 class ResponsesCodec:
-    """One connection's conversation. See `base.Codec`."""
+    """One connection's conversation, or one answer over HTTP. See `base.Codec`."""
 
-    __slots__ = ("_announces", "_by_stream", "_owners", "_serial", "_slots", "slots")
+    __slots__ = ("_announces", "_by_stream", "_over_http", "_owners", "_serial", "_slots", "slots")
 
-    def __init__(self, slots: int = 1) -> None:
+    def __init__(self, slots: int = 1, *, over_http: bool = False) -> None:
         if not 1 <= slots <= MAX_SLOTS:
             raise ValueError(f"a Responses connection carries 1 to {MAX_SLOTS} calls at once")
-        self.slots = slots
-        self._slots = [_Slot(index, f"s{index}" if slots > 1 else None) for index in range(slots)]
-        self._by_stream: dict[str | None, _Slot] = {slot.name: slot for slot in self._slots}
+        self.slots, self._over_http = slots, over_http
+        self._slots = [Slot(index, f"s{index}" if slots > 1 else None) for index in range(slots)]
+        self._by_stream: dict[str | None, Slot] = {slot.name: slot for slot in self._slots}
         self._owners = Owners()
         self._serial = 0
         #: This server sends `response.created` before its text; learned from its first one.
@@ -127,13 +106,17 @@ class ResponsesCodec:
         place = self._slots[slot]
         if place.taken:
             raise ValueError(f"slot {slot} is taken")
-        request = Request(
-            stream_id=place.name, model=prompt.model, instructions=prompt.instructions, input=prompt.messages
-        )
+        request: Request | Body
+        if self._over_http:
+            request = Body(model=prompt.model, instructions=prompt.instructions, input=prompt.messages)
+        else:
+            request = Request(
+                stream_id=place.name, model=prompt.model, instructions=prompt.instructions, input=prompt.messages
+            )
         if portable.is_plain(prompt.options):
-            frame = _encode(request)[:-1] + b"," + _rest(prompt.options, prompt.store)[1:]
+            frame = _encode(request)[:-1] + b"," + _rest(prompt.options, prompt.store, self._over_http)[1:]
         else:  # `extra_body` may reach into any field
-            body: JsonObject = msgspec.to_builtins(request) | _constants(prompt.store)
+            body: JsonObject = msgspec.to_builtins(request) | _constants(prompt.store, self._over_http)
             frame = _encode(portable.lay(body, prompt.options, "responses"))
         place.reset(taken=True)
         self._serial += 1
@@ -175,7 +158,7 @@ class ResponsesCodec:
         """See `base.Codec.discard`; of a free slot: nothing."""
         place = self._slots[slot]
         if place.taken:
-            place.discarded, place.item, place.half = True, _CLOSED, ""
+            place.discarded, place.item, place.half = True, CLOSED, ""
 
     # ------------------------------------------------------------------ frames off the fast path
 
@@ -198,9 +181,10 @@ class ResponsesCodec:
     def _other(self, frame: Frame, payload: bytes | memoryview) -> tuple[Event, ...]:
         kind = frame.type
         if kind in _TERMINALS:
-            return self._terminal(_TERMINALS[kind], frame.stream_id, payload)
+            response = typed(read_terminal, payload, kind).response
+            return self._terminal(_TERMINALS[kind], frame.stream_id, response)
         if kind in ("error", ""):
-            return self._error(frame, payload)
+            return self._error(frame, payload) if kind else self._untyped(frame, payload)
         slot = self._slot(frame.stream_id)
         if kind == "response.created":
             created = typed(read_created, payload, kind)
@@ -223,7 +207,7 @@ class ResponsesCodec:
             slot.refusal += frame.delta
         return NOTHING
 
-    def _slot(self, stream_id: str | None) -> _Slot | None:
+    def _slot(self, stream_id: str | None) -> Slot | None:
         """The taken slot that a frame belongs to, None when no call holds it."""
         slot = self._by_stream.get(stream_id)
         if slot is None and self.slots == 1:
@@ -246,14 +230,14 @@ class ResponsesCodec:
         if self._announces and not slot.announced:
             raise MalformedFrame("content before its response.created")
         item = frame.item_id
-        if item:
+        if item and not self._over_http:
             self._own(slot, item)
         slot.seen = True
         text, slot.half = join(slot.half, delta)
-        slot.item = _CLOSED if slot.half else item
+        slot.item = CLOSED if slot.half else item
         return (Content(slot.index, text),) if text else NOTHING
 
-    def _own(self, slot: _Slot, item: str) -> None:
+    def _own(self, slot: Slot, item: str) -> None:
         """Hold a delta's item to be this answer's, or raise.
 
         It is when it was added, or when it is the first and nobody else's. Once text has come, another item must have
@@ -271,18 +255,28 @@ class ResponsesCodec:
         slot.loose, slot.first = bool(slot.declared), item
         self._owners.declare(item, slot.serial)
 
-    def _created(self, slot: _Slot, response: Named) -> tuple[Event, ...]:
+    def _created(self, slot: Slot, response: Named) -> tuple[Event, ...]:
         if slot.announced and response.id == slot.response_id:
             return NOTHING
         if slot.seen:
+            if self._over_http:
+                return NOTHING
             raise MalformedFrame("a second response in the middle of one")
         self._announces = slot.announced = True
         slot.response_id, slot.model = response.id, response.model
         self._owners.declare(response.id, slot.serial)
         return NOTHING if slot.discarded else (Started(slot.index, response.id, response.model),)
 
-    def _terminal(self, kind: str, stream_id: str | None, payload: bytes | memoryview) -> tuple[Event, ...]:
-        response = typed(read_terminal, payload, f"response.{kind}").response
+    def _untyped(self, frame: Frame, payload: bytes | memoryview) -> tuple[Event, ...]:
+        """An error that does not say so, or a whole response, of a server that was asked to stream and does not."""
+        whole = typed(read_whole, payload, "a frame")
+        if whole.object != "response":
+            return self._error(frame, payload)
+        if whole.status not in ("completed", "incomplete", "failed", "cancelled"):
+            raise MalformedFrame("a response that has not ended")
+        return self._terminal(whole.status, frame.stream_id, typed(read_response, payload, "a response"))
+
+    def _terminal(self, kind: str, stream_id: str | None, response: Response) -> tuple[Event, ...]:
         output = output_of(response.output or [])
         slot = self._slot(stream_id)
         if slot is None or self._late(slot, response.id):
@@ -310,9 +304,9 @@ class ResponsesCodec:
             )
         return tuple(events)
 
-    def _late(self, slot: _Slot, response_id: str | None) -> bool:
+    def _late(self, slot: Slot, response_id: str | None) -> bool:
         """Whether a terminal is that of another answer. Raises when it can be neither that nor this one's."""
-        if not response_id:
+        if not response_id or self._over_http:
             return False
         if self._owners.of(response_id) not in (None, slot.serial):
             # Ids that repeat from a server that never announces them mean nothing once this answer has begun.
@@ -342,12 +336,12 @@ class ResponsesCodec:
         self._release(slot, events)
         return (*events, Faulted(slot=slot.index, error=error, upstream_request_id=response_id))
 
-    def _alone(self, stream_id: str | None) -> _Slot | None:
+    def _alone(self, stream_id: str | None) -> Slot | None:
         """The only call in flight: an error that names no stream is taken to be its own."""
         taken = [slot for slot in self._slots if slot.taken]
         return taken[0] if stream_id is None and len(taken) == 1 else None
 
-    def _release(self, slot: _Slot, events: list[Event]) -> None:
+    def _release(self, slot: Slot, events: list[Event]) -> None:
         """Free the slot; half a pair still waiting is handed out as U+FFFD."""
         if slot.half:
             events.append(Content(slot.index, REPLACEMENT))
@@ -386,4 +380,4 @@ def _verdict(status: str, response: Response, refusal: str) -> UpstreamError | N
     return filtered(refusal) if refusal else None
 
 
-RESPONSES: Final = Dialect("responses", ResponsesCodec)
+RESPONSES: Final = Dialect("responses", ResponsesCodec, functools.partial(ResponsesCodec, over_http=True))

@@ -19,6 +19,14 @@ class Request(Struct, frozen=True, kw_only=True, tag_field="type", tag="response
     input: tuple[ChatMessage, ...]
 
 
+class Body(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The same over HTTP: what kind of request it is says its path."""
+
+    model: str
+    instructions: str | None = None
+    input: tuple[ChatMessage, ...]
+
+
 class Frame(Struct, frozen=True, gc=False):
     """What the path of a token looks at, and nothing more: all else is skipped unread."""
 
@@ -113,6 +121,13 @@ class Response(Struct, frozen=True):
     error: ErrorBody | None = None
 
 
+class Whole(Struct, frozen=True):
+    """What a map without a type is looked at for: a response that was not streamed."""
+
+    object: str | None = None
+    status: str | None = None
+
+
 class Terminal(Struct, frozen=True):
     """`response.completed`, `response.incomplete`, `response.failed`."""
 
@@ -125,6 +140,8 @@ read_item_added = msgspec.json.Decoder(ItemAdded).decode
 read_text_done = msgspec.json.Decoder(TextDone).decode
 read_refusal_done = msgspec.json.Decoder(RefusalDone).decode
 read_terminal = msgspec.json.Decoder(Terminal).decode
+read_whole = msgspec.json.Decoder(Whole).decode
+read_response = msgspec.json.Decoder(Response).decode
 read_item = msgspec.json.Decoder(Named).decode
 read_message = msgspec.json.Decoder(Message).decode
 read_error = msgspec.json.Decoder(ErrorFrame).decode
