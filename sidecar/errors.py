@@ -174,6 +174,7 @@ class UpstreamError(UpstreamFault):
         message: for people; at most 512 characters.
         status: HTTP-like status, when given or implied.
         retry_after: seconds, when given by a header or in the frame.
+        should_retry: what it said of asking again (`x-should-retry`); None when it did not.
     """
 
     def __init__(
@@ -184,9 +185,10 @@ class UpstreamError(UpstreamFault):
         type: str | None = None,  # noqa: A002 - the upstreams' word
         status: int | None = None,
         retry_after: float | None = None,
+        should_retry: bool | None = None,
     ) -> None:
         self.message, self.code, self.type = message[:512], code, type
-        self.status, self.retry_after = status, retry_after
+        self.status, self.retry_after, self.should_retry = status, retry_after, should_retry
         super().__init__(self.message)
 
     @property

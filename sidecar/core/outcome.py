@@ -14,8 +14,9 @@ from typing import Final, Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from sidecar.core.retry_after import retry_after_of, seconds
 from sidecar.core.upstream_words import body_words, key, number
+from sidecar.dialects.facts import NO_SUCH_PATH
+from sidecar.dialects.retry_after import retry_after_of, seconds, should_retry
 from sidecar.errors import (
     ConnectFailed,
     ConnectionLost,
@@ -119,8 +120,10 @@ CREDENTIAL = Rule(
 )  # fmt: skip
 WRONG_DOOR = Rule(
     # An upgrade carries no call: whatever is wrong, it is not the call, so another target may well answer.
-    seen="upgrade refused with any other status (redirects are not followed)",
+    # Over HTTP, who says "not found" in no dialect's words does not know the path, whatever was asked.
+    seen="upgrade refused with any other status (redirects are not followed), or a path that nobody serves",
     kind=Kind.FAILURE, code="upstream_refused", retry="next_target", counted=True, retire=True,
+    codes=(NO_SUCH_PATH,),
 )  # fmt: skip
 AUTH = Rule(
     seen="credential refused",
@@ -136,8 +139,9 @@ QUOTA = Rule(
     statuses=(402,),
     codes=("insufficient_quota", "quota_exceeded", "billing_hard_limit_reached", "billing_not_active",
            "payment_required", "insufficient_credits", "insufficient_balance", "credit_exhausted",
-           "credits_exhausted", "out_of_credits", "budget_exceeded"),
-    phrases=("exceeded your current quota", "insufficient credit", "insufficient balance", "credit balance"),
+           "credits_exhausted", "out_of_credits", "budget_exceeded", "billing_error"),
+    phrases=("exceeded your current quota", "insufficient credit", "insufficient balance", "credit balance",
+             "specified api usage limits"),
 )  # fmt: skip
 THROTTLED = Rule(
     seen="rate limited",
@@ -145,6 +149,12 @@ THROTTLED = Rule(
     statuses=(429,),
     codes=("rate_limit_exceeded", "rate_limit_error", "rate_limit_reached", "too_many_requests", "throttling_error",
            "requests", "tokens"),
+)  # fmt: skip
+TOO_LARGE = Rule(
+    # Waiting does not help; another target's credential may have the rate for it.
+    seen="the call is larger than what the credential may ask in a minute",
+    kind=Kind.REJECTED, code="upstream_refused", retry="next_target", only_call=True,
+    phrases=("request too large",),
 )  # fmt: skip
 TRY_LATER = Rule(
     seen="try again later",
@@ -156,13 +166,17 @@ MODEL = Rule(
     # It is the target that is wrong, not the call: the next target names another model.
     seen="no such model",
     kind=Kind.REJECTED, code="model_not_found", retry="next_target",
-    codes=("model_not_found", "model_not_available", "unknown_model", "invalid_model", "deployment_not_found"),
+    codes=("model_not_found", "model_not_available", "unknown_model", "invalid_model", "deployment_not_found",
+           "model_decommissioned"),
+    phrases=("the model `", "model not exist", "invalid model name"),
 )  # fmt: skip
 CONTEXT = Rule(
     seen="the prompt is too long for the model",
     kind=Kind.REJECTED, code="context_length_exceeded", retry="never", only_call=True,
-    codes=("context_length_exceeded", "context_window_exceeded", "context_window_exceeded_error", "prompt_too_long"),
-    phrases=("context length", "context window", "contextwindow", "prompt is too long"),
+    codes=("context_length_exceeded", "context_window_exceeded", "context_window_exceeded_error", "prompt_too_long",
+           "exceed_context_size_error"),
+    phrases=("context length", "context window", "contextwindow", "context limit", "context size",
+             "prompt is too long"),
 )  # fmt: skip
 FILTER = Rule(
     seen="content filter, refusal",
@@ -194,8 +208,9 @@ REFUSED = Rule(
 OVERLOADED = Rule(
     seen="the upstream has too much to do",
     kind=Kind.FAILURE, code="upstream_error", retry="backoff", counted=True, retryable=True, overload=True,
-    statuses=(503, 529),
-    codes=("overloaded_error", "overloaded", "engine_overloaded", "service_unavailable", "no_capacity", "slow_down"),
+    statuses=(498, 503, 529),
+    codes=("overloaded_error", "overloaded", "engine_overloaded", "service_unavailable", "unavailable_error",
+           "no_capacity", "capacity_exceeded", "slow_down"),
 )  # fmt: skip
 FAILED = Rule(
     seen="the upstream's own error (any other 5xx, and what nobody has heard of)",
@@ -218,10 +233,10 @@ OURS = Rule(
     kind=Kind.IGNORED, code="upstream_lost", retry="now", retryable=True, retire=True,
 )  # fmt: skip
 
-#: The table. Its order is the order of printing only; no key stands in two rows (a test).
+#: The table. Its order is that of printing, and in which phrases are looked for; no key stands in two rows (a test).
 RULES: Final = (
-    CONNECT, CREDENTIAL, WRONG_DOOR, AUTH, QUOTA, THROTTLED, TRY_LATER, MODEL, CONTEXT, FILTER, EXPIRED, SLOTS,
-    REFUSED, OVERLOADED, FAILED, LOST, MALFORMED, OURS,
+    CONNECT, CREDENTIAL, WRONG_DOOR, AUTH, QUOTA, THROTTLED, TOO_LARGE, TRY_LATER, MODEL, CONTEXT, FILTER, EXPIRED,
+    SLOTS, REFUSED, OVERLOADED, FAILED, LOST, MALFORMED, OURS,
 )  # fmt: skip
 
 _BY_CODE: Final = {code: rule for rule in RULES for code in rule.codes}
@@ -235,13 +250,14 @@ def classify(fault: UpstreamFault) -> Outcome:
     """Judge a fault. Total: every `UpstreamFault` has an outcome, the unknown ones as `FAILED`."""
     if isinstance(fault, UpstreamError):
         rule = _rule_of_error(fault)
-        return _outcome(
+        outcome = _outcome(
             rule,
             fault.message or rule.seen,
             retry_after=seconds(fault.retry_after),
             status=fault.status if fault.status is not None else number(fault.code),
             code=fault.code or fault.type,
         )
+        return outcome if fault.should_retry is not False else _not_again(outcome)
     if isinstance(fault, ConnectionLost):
         return _outcome(_rule_of_close(fault), str(fault), retire=True)
     if isinstance(fault, ConnectFailed):
@@ -293,13 +309,15 @@ def _outcome(
 
 def _rule_of_error(fault: UpstreamError) -> Rule:
     code, type_ = key(fault.code), key(fault.type)
-    specific = _BY_CODE.get(code) or _BY_CODE.get(type_)
-    if specific:
-        return specific
+    rule = _BY_CODE.get(code) or _BY_CODE.get(type_)
     # Some gateways put the HTTP status into `code`, as a string (LiteLLM: "401").
-    rule = _rule_of_status(fault.status) or _rule_of_status(number(fault.code))
+    rule = rule or _rule_of_status(fault.status) or _rule_of_status(number(fault.code))
     rule = rule or _BY_GENERIC.get(code) or _BY_GENERIC.get(type_) or FAILED
-    return _by_phrase(fault.message) or rule if rule is REFUSED or rule is THROTTLED else rule
+    if rule is REFUSED or rule is THROTTLED:
+        spoken = _by_phrase(fault.message)
+        # Whatever a 429 says of a model, it knows it.
+        rule = spoken if spoken and not (spoken is MODEL and rule is THROTTLED) else rule
+    return rule
 
 
 def _rule_of_status(status: int | None) -> Rule | None:
@@ -307,7 +325,7 @@ def _rule_of_status(status: int | None) -> Rule | None:
         return None
     if status in _BY_STATUS:
         return _BY_STATUS[status]
-    return {4: REFUSED, 5: FAILED}.get(status // 100)
+    return {3: WRONG_DOOR, 4: REFUSED, 5: FAILED}.get(status // 100)
 
 
 def _rule_of_close(fault: ConnectionLost) -> Rule:
@@ -333,7 +351,12 @@ def _classify_upgrade(fault: UpgradeRefused) -> Outcome:
         code=code,
         retire=True,
     )
-    if fault.headers.get("x-should-retry", "").strip().lower() == "false" and outcome.retry in {"now", "backoff"}:
+    return outcome if should_retry(fault.headers) is not False else _not_again(outcome)
+
+
+def _not_again(outcome: Outcome) -> Outcome:
+    """For an upstream that says "do not retry": it is not asked again for this call."""
+    if outcome.retry in {"now", "backoff"}:
         return msgspec.structs.replace(outcome, retry="next_target", retryable=False)
     return outcome
 

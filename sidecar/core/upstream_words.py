@@ -9,10 +9,14 @@ import msgspec
 
 
 def key(code: str | None) -> str:
-    """A code as the table spells it: `DeploymentNotFound` and `deployment-not-found` are `deployment_not_found`."""
+    """A code as the table spells it: `DeploymentNotFound` and `deployment-not-found` are `deployment_not_found`.
+
+    An acronym is a word: `AIPolicy` is `ai_policy`.
+    """
     if not code:
         return ""
-    return re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", code[:128]).lower()).strip("_")
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", code[:128])
+    return re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_")
 
 
 def number(code: str | None) -> int | None:

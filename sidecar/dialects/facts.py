@@ -1,18 +1,27 @@
-"""What both dialects share: error frames read into `UpstreamError`, ids remembered, usage estimated."""
+"""What the dialects share: errors (frames, responses) read into `UpstreamError`, ids remembered, usage estimated."""
 
 from __future__ import annotations
 
 import math
 from typing import Annotated, Any, Final
 
+import msgspec
 from msgspec import Meta, Struct
 
-from sidecar.dialects.base import Prompt
+from sidecar.dialects.base import JsonObject, Prompt
+from sidecar.dialects.retry_after import retry_after_of, seconds, should_retry
+from sidecar.dialects.text import UNREADABLE
 from sidecar.errors import UpstreamError
 from sidecar.wire import MAX_SAFE_INTEGER, Usage
 
 #: A token count as an upstream may give it.
 Tokens = Annotated[int, Meta(ge=0, le=MAX_SAFE_INTEGER)] | None
+
+#: Our code for a 404 or 405 in no dialect's words: there is no such path, rather than no such model.
+NO_SUCH_PATH: Final = "no_such_path"
+
+#: How much of the body of a response other than 200 is read.
+MAX_ERROR_BYTES: Final = 64 << 10
 
 #: About how many characters of English prose make one token.
 CHARACTERS_PER_TOKEN: Final = 4
@@ -38,6 +47,8 @@ class ErrorBody(Struct, frozen=True, kw_only=True):
     message: str | None = None
     headers: dict[str, Any] | None = None
     retry_after: float | None = None
+    #: Azure's own word for it, a map with a `code`.
+    innererror: Any = None
 
 
 class ErrorFrame(Struct, frozen=True, kw_only=True):
@@ -59,18 +70,81 @@ def upstream_error(frame: ErrorFrame) -> UpstreamError:
     status = _status(frame.status) or _status(frame.status_code) or _status(code)
     given = {**(frame.headers or {}), **(body.headers or {})}
     headers = {name.lower(): value for name, value in given.items()}
+    message = body.message or frame.message
     return UpstreamError(
-        body.message or frame.message or "the upstream gave no reason",
-        code=None if code is None else str(code),
-        type=body.type,
+        message or "the upstream gave no reason",
+        code=_code(None if code is None else str(code), body.type, message),
+        type=body.type or _inner(body.innererror),
         status=status,
         retry_after=_retry_after(headers, body.retry_after if body.retry_after is not None else frame.retry_after),
+    )
+
+
+def http_error(status: int, headers: dict[str, str], body: bytes) -> UpstreamError:
+    """What a response other than 200 says, in the words of any dialect. Total: a page or garbage says its status only.
+
+    Args:
+        status: HTTP status; the error's own `status` in any case.
+        headers: lower-case names.
+        body: as far as it came; no more than `MAX_ERROR_BYTES` of it are looked at.
+    """
+    said = _said(body)
+    error = said.get("error", said)
+    if not isinstance(error, dict):
+        error = {"message": error}
+    detail = said.get("detail")  # FastAPI's
+    code, type_ = (_word(error.get(name)) or _word(said.get(name)) for name in ("code", "type"))
+    type_ = None if type_ == "error" else type_
+    message = _word(error.get("message")) or _word(said.get("message"))
+    if message is None and code is None and type_ is None and status in (404, 405):
+        code = NO_SUCH_PATH
+    wait = retry_after_of(headers)
+    return UpstreamError(
+        message or _word(detail) or f"HTTP {status}",
+        code=_code(code, type_, message),
+        type=type_ or _inner(error.get("innererror")),
+        status=status,
+        retry_after=wait if wait is not None else seconds(_number(error.get("retry_after"))),
+        should_retry=should_retry(headers),
     )
 
 
 def filtered(reason: str) -> UpstreamError:
     """A filter or a refusal: never an answer, and no fault of the connection."""
     return UpstreamError(reason, code="content_filter")
+
+
+def _said(body: bytes) -> JsonObject:
+    """The map of a body in JSON; empty when it is none."""
+    try:
+        said: Any = msgspec.json.decode(body[:MAX_ERROR_BYTES])
+    except UNREADABLE:
+        return {}
+    if isinstance(said, list) and said:  # Google's
+        said = said[0]
+    return said if isinstance(said, dict) else {}
+
+
+def _word(value: Any) -> str | None:
+    """A code or a message: text, or a number."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) and value else None
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _inner(innererror: Any) -> str | None:
+    return _word(innererror.get("code")) if isinstance(innererror, dict) else None
+
+
+def _code(code: str | None, type_: str | None, message: str | None) -> str | None:
+    """Anthropic has one word for whatever is not there, and says in its message that it is a model."""
+    if code is None and type_ == "not_found_error" and message and message.startswith("model:"):
+        return "model_not_found"
+    return code
 
 
 def _status(given: int | str | None) -> int | None:

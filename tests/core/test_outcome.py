@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from sidecar.core import outcome as o
 from sidecar.core.outcome import Kind, classify
-from sidecar.core.retry_after import MAX_RETRY_AFTER, retry_after_of, seconds
 from sidecar.core.upstream_words import key
+from sidecar.dialects.retry_after import MAX_RETRY_AFTER, retry_after_of, seconds
 from sidecar.errors import (
     CODES,
     ConnectFailed,
@@ -162,6 +162,25 @@ def test_errors_in_the_upstreams_own_words(fields, wire, retry):
     """Specific code or type, then status, then the generic type; the message only where those leave it open."""
     said = error(**fields)
     assert (said.code, said.retry) == (wire, retry)
+
+
+def test_what_a_429_says_besides():
+    """A quota that is used up, or a call larger than the rate, is no matter of waiting; a model it names, it knows."""
+    for code in (None, "rate_limit_exceeded"):
+        assert error(code, status=429, message="Request too large for m: Limit 6000").code == "upstream_refused"
+        assert error(code, status=429, message="Request too large for m: Limit 6000").retry == "next_target"
+        assert error(code, status=429, message="You exceeded your current quota").code == "insufficient_quota"
+        assert error(code, status=429, message="Too much for the model `m`").code == "upstream_rate_limited"
+    assert error(status=400, message="The model `m` does not exist").code == "model_not_found"
+
+
+def test_codes_are_read_in_any_spelling():
+    """Words are told apart by case and by signs; an acronym is one word."""
+    assert key("DeploymentNotFound") == key("deployment-not-found") == "deployment_not_found"
+    assert key("ResponsibleAIPolicyViolation") == "responsible_ai_policy_violation"
+    assert key("RESOURCE_EXHAUSTED") == "resource_exhausted"
+    assert key("APIError") == "api_error"
+    assert key("") == key(None) == ""
 
 
 def test_what_the_upstream_said_is_passed_on():

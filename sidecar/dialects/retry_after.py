@@ -1,4 +1,4 @@
-"""How long an upstream asks us to wait, in its headers. What cannot be read says nothing."""
+"""How long an upstream asks us to wait, and whether to ask again, in its headers. What cannot be read says nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_RETRY_AFTER: Final = 86_400.0
 def retry_after_of(headers: dict[str, str]) -> float | None:
     """Seconds to wait by `retry-after-ms`, else `retry-after` (seconds, or an HTTP-date, read against `date`).
 
-    Without a `date` header an HTTP-date says nothing here: core has no wall clock, and two clocks rarely agree.
+    Without a `date` header an HTTP-date says nothing here: pure code has no wall clock, and two clocks rarely agree.
 
     Args:
         headers: lower-case names.
@@ -33,6 +33,11 @@ def retry_after_of(headers: dict[str, str]) -> float | None:
     except (ValueError, TypeError, OverflowError):  # TypeError: one of them has no time zone
         return None
     return min(max(0.0, gap.total_seconds()), MAX_RETRY_AFTER)
+
+
+def should_retry(headers: dict[str, str]) -> bool | None:
+    """What `x-should-retry` says; None when it says neither."""
+    return {"true": True, "false": False}.get(headers.get("x-should-retry", "").strip().lower())
 
 
 def seconds(value: str | float | None) -> float | None:
