@@ -10,7 +10,6 @@ from typing import Final, Protocol
 import msgspec
 import trio
 
-from sidecar.simulator import frames
 from sidecar.simulator.behaviour import Behaviour, piece, words
 from sidecar.simulator.counters import Counters
 from sidecar.simulator.metronome import Metronome
@@ -26,8 +25,17 @@ class Line(Protocol):
     """What a call may do to its connection. `session.Session` implements it."""
 
     counters: Counters
-    compressed: bool
     metronome: Metronome
+    #: of an error, where none is asked for
+    shape: str
+
+    @property
+    def framed(self) -> Callable[[bytes], bytes] | None:
+        """What makes of a message the bytes that `send_large` takes; None: messages are said one by one.
+
+        Hashable, and the same for each connection on which the bytes would be the same.
+        """
+        ...
 
     @property
     def backlog(self) -> int:
@@ -151,7 +159,8 @@ class Act:
     async def _flood(self, goal: int) -> None:
         while self.sent < goal:
             number = min(_BLOCK, goal - self.sent)
-            if self.behaviour.stamp or self.line.compressed:
+            framed = self.line.framed
+            if self.behaviour.stamp or framed is None:
                 for index in range(self.sent, self.sent + number):
                     self.line.say(self.voice.delta(_encode(self._text(index))))
                     if not index % 64:
@@ -159,7 +168,7 @@ class Act:
                 await self.line.drained()
             else:
                 offset = self.sent % len(self._words)
-                block = _rendered(_Prefab(self.voice, number), self._words, offset, self.sent == 0)
+                block = _rendered(_Prefab(self.voice, number), framed, self._words, offset, self.sent == 0)
                 self.voice.skip(number)
                 await self.line.send_large(block.replace(PLACEHOLDER.encode(), self.voice.digits.encode()))
             self.sent += number
@@ -198,7 +207,7 @@ class Act:
         """`fault` in the shape asked for, with a retry-after if it is a patient one."""
         after = self.behaviour.retry_after_s
         headers = {"retry-after": f"{after:g}"} if patient and after is not None else None
-        return msgspec.structs.replace(fault, shape=self.behaviour.shape, headers=headers)
+        return msgspec.structs.replace(fault, shape=self.behaviour.shape or self.line.shape, headers=headers)
 
 
 class _Prefab:
@@ -223,16 +232,18 @@ def _joined(cycle: tuple[str, ...], number: int) -> str:
 
 
 @lru_cache(maxsize=64)
-def _rendered(prefab: _Prefab, cycle: tuple[str, ...], offset: int, first: bool) -> bytes:  # noqa: FBT001 -- lru_cache
+def _rendered(
+    prefab: _Prefab,
+    framed: Callable[[bytes], bytes],
+    cycle: tuple[str, ...],
+    offset: int,
+    first: bool,  # noqa: FBT001 -- lru_cache
+) -> bytes:
     voice = prefab.voice.prefab()
     start = 0 if first else offset + len(cycle)
     texts = [_encode(piece(cycle, start + index)) for index in range(min(prefab.number, len(cycle) + 1))]
-    parts: list[bytes] = []
-    heads: dict[int, bytes] = {}
-    for index in range(prefab.number):
-        payload = voice.delta(texts[index] if index < len(texts) else texts[(index - 1) % len(cycle) + 1])
-        size = len(payload)
-        if size not in heads:
-            heads[size] = frames.header(size)
-        parts += heads[size], payload
-    return b"".join(parts)
+    many = len(texts)
+    return b"".join(
+        framed(voice.delta(texts[index] if index < many else texts[(index - 1) % len(cycle) + 1]))
+        for index in range(prefab.number)
+    )

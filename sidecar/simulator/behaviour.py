@@ -38,7 +38,9 @@ class Behaviour(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         late_s: what `late` and `slow_first` add to `ttft_s`.
         keepalive_s: between the pings and metadata frames of a `stall`.
         retry_after_s: said in 429 and 503, in the handshake and in error frames; None: not said.
-        shape: of error frames, the five seen in the wild.
+        rate_limit_requests, rate_limit_tokens, rate_remaining_requests, rate_remaining_tokens, rate_reset_s: what the
+            head of an answer over HTTP says may still be asked; of a 429 nothing remains until `retry_after_s`.
+        shape: of errors, the five seen in the wild; None: as the dialect's own service sends them.
         envelope: how `chat` sends a chunk: bare, as `{id, data}`, or with a `data: ` prefix.
         size_bytes: of what a giant frame, endless fragments or a zstd bomb come to before the relay gives up.
         link_latency_s, link_jitter_s, link_bytes_per_s, link_slow_close_s, link_after_bytes, link_slice_bytes: of the
@@ -60,7 +62,12 @@ class Behaviour(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     late_s: Seconds = 3.0
     keepalive_s: Annotated[float, Meta(gt=0, le=3600)] = 0.1
     retry_after_s: Annotated[float, Meta(ge=0, le=86_400)] | None = 2.0
-    shape: Literal["nested", "headers_top", "flat", "no_status", "no_type"] = "nested"
+    rate_limit_requests: Annotated[int, Meta(ge=0)] = 10_000
+    rate_limit_tokens: Annotated[int, Meta(ge=0)] = 2_000_000
+    rate_remaining_requests: Annotated[int, Meta(ge=0)] | None = None
+    rate_remaining_tokens: Annotated[int, Meta(ge=0)] | None = None
+    rate_reset_s: Seconds = 0.006
+    shape: Literal["nested", "headers_top", "flat", "no_status", "no_type"] | None = None
     envelope: Literal["bare", "wrapped", "sse"] = "bare"
     size_bytes: Annotated[int, Meta(ge=1, le=1 << 32)] = 64 << 20
     link_latency_s: Seconds = 0.05

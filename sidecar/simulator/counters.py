@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct, field, structs
 
 _KEPT: Final = 100_000
 _NOTED: Final = 20_000
+#: How a request came.
+Way: TypeAlias = Literal["websocket", "http/1.1", "h2"]
 
 
 def _deque() -> deque[Stop]:
@@ -24,41 +26,55 @@ class Note(NamedTuple):
 
     Args:
         at_us: CLOCK_MONOTONIC microseconds.
-        event: a connection's ``connect`` (its upgrade was read, whatever comes of it; with the scenario ``tls_failed``:
-            it was accepted) and ``gone``; a call's ``call``,
-            and its end: ``finished``, ``stopped`` or ``cut``, see `Counters`.
+        event: a connection's ``connect`` (its upgrade or its first HTTP request was read, whatever comes of it; with
+            the scenario ``tls_failed``: it was accepted) and ``gone``; ``refused``, an HTTP request that a door
+            scenario answered; a call's ``call``, and its end: ``finished``, ``stopped`` or ``cut``, see `Counters`.
         group: what stands before the dialect in its path, ``""`` for nothing.
         name: of the call, see `Behaviour.id`; ``""`` for a connection.
         scenario: what befalls it.
         number: of the connection or the call, from 1 and from 0.
+        way: how it came; ``""`` when that was never learnt.
     """
 
     at_us: int
-    event: Literal["connect", "gone", "call", "finished", "stopped", "cut"]
+    event: Literal["connect", "gone", "refused", "call", "finished", "stopped", "cut"]
     group: str
     name: str
     scenario: str
     number: int
+    way: Way | Literal[""] = ""
 
 
 class Stop(Struct, frozen=True, kw_only=True):
-    """A call that the client ended by closing its connection. Instants are CLOCK_MONOTONIC microseconds."""
+    """A call that the client ended: it closed its connection or (`by_reset`) sent RST_STREAM.
+
+    Instants are CLOCK_MONOTONIC microseconds.
+    """
 
     id: str
     started_us: int
     at_us: int
     tokens: int
+    way: Way = "websocket"
+    by_reset: bool = False
 
 
 class Counters(Struct, kw_only=True):
     """Since the relay was made. ``calls_started == calls_finished + calls_stopped + calls_cut + in_flight``.
 
     A call is *started* when its request was read and understood (queued counts), *finished* when its terminal or
-    its error was sent, *stopped* when the client closed the connection first, *cut* when the relay did. `journal` has
-    the last 20,000 events in their order.
+    its error was sent, *stopped* when the client closed the connection (or reset the stream) first, *cut* when the
+    relay did. `accepted` counts TCP connections, `standing` those that have not ended; `open` those that speak
+    WebSockets or have sent an HTTP request; `connections` the same since the beginning, by way. `requests` are those
+    read, by way, whatever came of them: a WebSocket's messages, HTTP's POSTs to the path of a dialect. `refused`
+    are upgrades and HTTP requests that a door scenario (or a wrong key) met; `stream_resets` those of `calls_stopped`
+    that ended by RST_STREAM. `journal` has the last 20,000 events in their order.
     """
 
     accepted: int = 0
+    standing: int = 0
+    connections: dict[str, int] = field(default_factory=dict)
+    requests: dict[str, int] = field(default_factory=dict)
     handshakes: int = 0
     refused: int = 0
     open: int = 0
@@ -67,6 +83,7 @@ class Counters(Struct, kw_only=True):
     calls_finished: int = 0
     calls_stopped: int = 0
     calls_cut: int = 0
+    stream_resets: int = 0
     in_flight: int = 0
     max_in_flight: int = 0
     bad_requests: int = 0
@@ -80,6 +97,16 @@ class Counters(Struct, kw_only=True):
     groups: dict[str, int] = field(default_factory=dict)
     stops: deque[Stop] = field(default_factory=_deque)
     journal: deque[Note] = field(default_factory=_journal)
+
+    def opened(self, way: Way) -> None:
+        """A connection became one that speaks."""
+        self.connections[way] = self.connections.get(way, 0) + 1
+        self.open += 1
+        self.max_open = max(self.max_open, self.open)
+
+    def requested(self, way: Way) -> None:
+        """A request was read."""
+        self.requests[way] = self.requests.get(way, 0) + 1
 
     def attempted(self, name: str) -> None:
         """One more call under this name; no new names beyond 100,000."""

@@ -1,10 +1,11 @@
-"""The handshake: HTTP in, 101 or a refusal out, and everything that may go wrong in it. Also the control paths."""
+"""The door: the head of a request in, and the upgrade to WebSocket: 101, a refusal, or all that may go wrong in it."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import http
+from collections.abc import Iterable
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -16,32 +17,63 @@ from msgspec import Struct
 from sidecar.simulator.link import Link
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_DIALECTS: Final = {"/v1/responses": "responses", "/v1/chat": "chat", "/v1/ws/stream": "chat"}
+_UPGRADES: Final = {"/v1/responses": "responses", "/v1/chat": "chat", "/v1/ws/stream": "chat"}
+_POSTS: Final = {
+    "/v1/responses": "responses",
+    "/v1/chat/completions": "chat",
+    "/v1/chat": "chat",
+    "/v1/messages": "messages",
+}
+#: What a client that speaks HTTP/2 says first.
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _TYPES: Final = {401: "invalid_api_key", 403: "forbidden", 429: "rate_limit_exceeded", 503: "service_unavailable"}
 
 
 class Knock(Struct, frozen=True, kw_only=True):
-    """A request at the door.
+    """The head of a request, by any version of HTTP.
 
-    `group` is what stands before the dialect's path: ``s/<expression>`` or ``u/<label>``, ``""`` for none.
+    Args:
+        group: what stands before the dialect's path: ``s/<expression>`` or ``u/<label>``, ``""`` for none.
+        headers: names in lower case; of two the later counts.
+        key: of ``Authorization: Bearer`` or ``x-api-key``.
+        websocket_key: it asks for an upgrade to WebSocket.
     """
 
+    method: str
     path: str
     group: str
-    dialect: str | None
     query: dict[str, str]
+    headers: dict[str, str]
     key: str | None
-    websocket_key: bytes | None
-    early: bytes
+    websocket_key: bytes | None = None
+
+    @property
+    def dialect(self) -> str | None:
+        """What would be spoken at this path: over a WebSocket, or over HTTP."""
+        return (_UPGRADES if self.websocket_key is not None or self.method != "POST" else _POSTS).get(self.path)
 
 
-async def listen_at_door(link: Link) -> Knock | None:
-    """Read one request; None when the client went away or does not speak HTTP (it was told).
+async def first_bytes(link: Link) -> bytes:
+    """What the client says first: enough to tell HTTP/2's preface from a request of HTTP/1.1. ``b""``: it left.
 
     Raises:
         OSError: the connection broke.
     """
-    peer = h11.Connection(h11.SERVER, max_incomplete_event_size=32768)
+    said = b""
+    while said == PREFACE[: len(said)] and len(said) < len(PREFACE):
+        more = await link.receive()
+        if not more:
+            return b""
+        said += more
+    return said
+
+
+async def listen_at_door(link: Link, peer: h11.Connection) -> Knock | None:
+    """Read the head of one request; None when the client went away or does not speak HTTP (it was told).
+
+    Raises:
+        OSError: the connection broke.
+    """
     while True:
         try:
             event = peer.next_event()
@@ -54,28 +86,32 @@ async def listen_at_door(link: Link) -> Knock | None:
             if not data and peer.their_state is h11.IDLE:
                 return None
             continue
-        if not isinstance(event, h11.Request):
-            return None
-        return _knock(event, peer.trailing_data[0])
+        return knock_of(event) if isinstance(event, h11.Request) else None
 
 
-def _knock(request: h11.Request, early: bytes) -> Knock:
-    headers = {name.lower(): value for name, value in request.headers}
-    parts = urlsplit(request.target.decode("latin-1"))
+def knock_of(request: h11.Request) -> Knock:
+    """The head of an HTTP/1.1 request."""
+    return knock(request.method, request.target, request.headers)
+
+
+def knock(method: bytes, target: bytes, fields: Iterable[tuple[bytes, bytes]]) -> Knock:
+    """A head in its parts."""
+    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in fields}
+    parts = urlsplit(target.decode("latin-1"))
     path, group = parts.path, ""
     if path[:3] in ("/s/", "/u/"):
         label, slash, rest = path[3:].partition("/")
         group, path = f"{path[1]}/{unquote(label)}", slash + rest
-    scheme, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-    upgrade = request.method == b"GET" and headers.get(b"upgrade", b"").lower() == b"websocket"
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    upgrade = method == b"GET" and headers.get("upgrade", "").lower() == "websocket"
     return Knock(
+        method=method.decode("latin-1"),
         path=path,
         group=group,
-        dialect=_DIALECTS.get(path),
         query=dict(parse_qsl(parts.query, keep_blank_values=True)),
-        key=key if scheme.lower() == "bearer" else None,
-        websocket_key=headers.get(b"sec-websocket-key") if upgrade else None,
-        early=early,
+        headers=headers,
+        key=key if scheme.lower() == "bearer" else headers.get("x-api-key"),
+        websocket_key=headers.get("sec-websocket-key", "").encode("latin-1") or None if upgrade else None,
     )
 
 

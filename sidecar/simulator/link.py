@@ -224,8 +224,19 @@ class Link:
             return True
         return state != _TCP_ESTABLISHED
 
-    def finish(self) -> None:
-        """EOF to the client, without TLS's or WebSocket's farewell; reading goes on, or the kernel would say RST."""
+    @property
+    def alpn(self) -> str | None:
+        """What TLS agreed on."""
+        return None if self._tls is None else self._tls.selected_alpn_protocol()
+
+    def finish(self, *, farewell: bool = False) -> None:
+        """EOF to the client; reading goes on, or the kernel would say RST. TLS's own farewell only if asked for."""
+        if farewell and self._tls is not None and not self._last:
+            try:
+                self._tls.unwrap()
+            except OSError:
+                pass  # it waits for the client's, as we do not
+            self._push(self._outgoing.read())
         self._last = True
         self._finishing.set()
         self._shut()

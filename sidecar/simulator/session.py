@@ -2,71 +2,25 @@
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Literal, Protocol
+from typing import Final
 
 import trio
 import zstandard
-from msgspec import Struct, structs
 
-from sidecar.simulator import frames
-from sidecar.simulator.act import Act
+from sidecar.simulator import calls, frames
 from sidecar.simulator.behaviour import Behaviour, steer, steering_of
-from sidecar.simulator.counters import Counters, Note, Stop
+from sidecar.simulator.calls import Call, Host
 from sidecar.simulator.fates import fate
 from sidecar.simulator.link import Link
-from sidecar.simulator.metronome import Metronome
 from sidecar.simulator.scenarios import scenario
-from sidecar.simulator.voices import (
-    ChatVoice,
-    Fault,
-    Request,
-    RequestRefused,
-    ResponsesVoice,
-    Voice,
-    read_chat,
-    read_responses,
-)
+from sidecar.simulator.voices import Fault, RequestRefused, ResponsesVoice, read_chat, read_responses
 from sidecar.simulator.voices.base import bad_request, dumps
 from sidecar.simulator.voices.faults import EXPIRING, LIMIT_REACHED
 
 _LINGER: Final = 2.0
 _QUEUE: Final = 1000
-_BORN: Final = 1_790_000_000  # not the clock: the same seed gives the same bytes
-
-
-class Host(Protocol):
-    """What a connection asks of the relay."""
-
-    counters: Counters
-    seed: int
-    slots: int
-    lanes: int
-    mono_us: Callable[[], int]
-    metronome: Metronome
-
-    def next_call(self, group: str) -> int:
-        """The number of a call that was just understood."""
-        ...
-
-    def next_fate(self, group: str) -> str:
-        """What befalls it."""
-        ...
-
-    def digits(self, number: int) -> str:
-        """32 hex digits, the same for the same seed and number."""
-        ...
-
-
-class _Pending(Struct, kw_only=True):
-    name: str
-    number: int
-    scenario: str
-    started_us: int
-    act: Act
-    scope: trio.CancelScope
 
 
 class Session:
@@ -75,6 +29,8 @@ class Session:
     Cancellation: leaves the link open and the counters right; whoever cancels closes the link.
     """
 
+    shape = "nested"
+
     def __init__(
         self, host: Host, link: Link, *, dialect: str, group: str, behaviour: Behaviour, compressed: bool
     ) -> None:
@@ -82,8 +38,8 @@ class Session:
         self.dialect, self.group, self.behaviour, self.compressed = dialect, group, behaviour, compressed
         self._zstd: zstandard.ZstdCompressionObj | None = None
         self._scope = trio.CancelScope()
-        self._running: dict[str | None, _Pending] = {}
-        self._waiting: deque[_Pending] = deque()
+        self._running: dict[str | None, Call] = {}
+        self._waiting: deque[Call] = deque()
         self._lanes: set[str] = set()
         self._answered: set[str] = set()
         self._over = False
@@ -143,12 +99,8 @@ class Session:
 
     def _stopped(self) -> None:
         """The client went first."""
-        now = self.host.mono_us()
         for call in (*self._running.values(), *self._waiting):
-            self.counters.calls_stopped += 1
-            self.counters.in_flight -= 1
-            self.counters.stops.append(Stop(id=call.name, started_us=call.started_us, at_us=now, tokens=call.act.sent))
-            self._note(call, "stopped", now)
+            calls.end(self.host, call, "stopped")
         self._running.clear()
         self._waiting.clear()
 
@@ -157,9 +109,7 @@ class Session:
         if not self._over:
             self._over = True
             for call in (*self._running.values(), *self._waiting):
-                self.counters.calls_cut += 1
-                self.counters.in_flight -= 1
-                self._note(call, "cut", self.host.mono_us())
+                calls.end(self.host, call, "cut")
                 call.scope.cancel()
             self._running.clear()
             self._waiting.clear()
@@ -187,6 +137,7 @@ class Session:
         self.say(dumps(fault.shaped({} if lane is None else {"stream_id": lane})))
 
     def _admit(self, payload: bytes) -> None:
+        self.counters.requested("websocket")
         request = (read_responses if self.dialect == "responses" else read_chat)(payload)
         lane = request.lane
         if lane is not None and lane not in self._lanes and len(self._lanes) >= self.host.lanes:
@@ -207,42 +158,25 @@ class Session:
             raise bad_request(f"Steering: {problem}", param="input", lane=lane) from None
         if lane is not None:
             self._lanes.add(lane)
-        self._waiting.append(self._pending(request, behaviour, named or self.host.next_fate(self.group)))
-
-    def _pending(self, request: Request, behaviour: Behaviour, named: str) -> _Pending:
-        number = self.host.next_call(self.group)
-        name = behaviour.id or request.name or request.prompt[:80]
-        counters = self.counters
-        counters.calls_started += 1
-        counters.in_flight += 1
-        counters.max_in_flight = max(counters.max_in_flight, counters.in_flight)
-        counters.attempted(name)
-        counters.scenarios[named] = counters.scenarios.get(named, 0) + 1
-        if named == "no_usage":
-            behaviour = structs.replace(behaviour, usage=False)
-        elif named == "no_done":
-            behaviour = structs.replace(behaviour, done=False)
-        digits = self.host.digits(number)
-        voice: Voice
-        if self.dialect == "responses":
-            voice = ResponsesVoice(request, digits, _BORN)
-        else:
-            voice = ChatVoice(request, digits, _BORN, envelope=behaviour.envelope, done=behaviour.done)
-        dice = random.Random(self.host.seed * 1_000_003 + number)
-        act = Act(self, request, voice, behaviour, dice, self.host.mono_us)
-        now, scope = self.host.mono_us(), trio.CancelScope()
-        call = _Pending(name=name, number=number, scenario=named, started_us=now, act=act, scope=scope)
-        self._note(call, "call", now)
-        return call
-
-    def _note(self, call: _Pending, event: Literal["call", "finished", "stopped", "cut"], now: int) -> None:
-        self.counters.journal.append(Note(now, event, self.group, call.name, call.scenario, call.number))
+        named = named or self.host.next_fate(self.group)
+        self._waiting.append(
+            calls.begin(
+                self.host,
+                self,
+                dialect=self.dialect,
+                group=self.group,
+                way="websocket",
+                request=request,
+                behaviour=behaviour,
+                named=named,
+            )
+        )
 
     def _advance(self, nursery: trio.Nursery) -> None:
         """Start what may start: a lane's calls one after another, so many lanes at once."""
         if len(self._waiting) == 0:
             return
-        later: deque[_Pending] = deque()
+        later: deque[Call] = deque()
         while self._waiting:
             call = self._waiting.popleft()
             if call.act.request.lane in self._running or len(self._running) >= self.host.slots:
@@ -252,18 +186,16 @@ class Session:
                 nursery.start_soon(self._answer, nursery, call)
         self._waiting = later
 
-    async def _answer(self, nursery: trio.Nursery, call: _Pending) -> None:
+    async def _answer(self, nursery: trio.Nursery, call: Call) -> None:
         with call.scope:
             call.act.begin()
             if isinstance(call.act.voice, ResponsesVoice) and not call.act.request.generate:
                 call.act.say(*call.act.voice.created(), *call.act.voice.bare())
             else:
                 await fate(call.scenario)(call.act)
-        if self._running.get(call.act.request.lane) is call:  # else it was cut or stopped, and counted
+        if not call.over:  # else it was cut or stopped, and counted
             del self._running[call.act.request.lane]
-            self.counters.calls_finished += 1
-            self.counters.in_flight -= 1
-            self._note(call, "finished", self.host.mono_us())
+            calls.end(self.host, call, "finished")
             if len(self._answered) < _QUEUE:
                 self._answered.add(f"resp_{call.act.voice.digits}")
             self._advance(nursery)
@@ -278,6 +210,15 @@ class Session:
             self.link.send(frames.frame(self.deflate(payload), frames.BINARY))
         else:
             self.link.send(frames.frame(payload))
+
+    @property
+    def framed(self) -> Callable[[bytes], bytes] | None:
+        """See `act.Line`."""
+        return None if self.compressed else frames.frame
+
+    def serves(self, group: str) -> bool:
+        """It came by that path."""
+        return self.group == group
 
     @property
     def backlog(self) -> int:

@@ -22,22 +22,29 @@ from sidecar.simulator import Behaviour, Relay
 QUICK = Behaviour(tokens=6, ttft_s=0.001, cadence_s=0.0005, late_s=0.05, keepalive_s=0.005, after=3, size_bytes=1 << 20)
 ENDS = {"response.completed", "response.failed", "response.incomplete", "error"}
 
-
-_TALKS: list[Talk] = []
+#: What `relaying` closes at its end.
+_OPENED: list[trio.abc.Stream] = []
 
 
 @asynccontextmanager
 async def relaying(scenario: str = "ok", **settings: Any) -> AsyncIterator[Relay]:
     """A relay that serves until the block is left."""
     relay = Relay(scenario, **{"behaviour": QUICK, **settings})
-    async with trio.open_nursery() as nursery:
-        await nursery.start(relay.serve)
-        try:
-            yield relay
-        finally:
-            nursery.cancel_scope.cancel()
-            while _TALKS:
-                await trio.aclose_forcefully(_TALKS.pop().stream)
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(relay.serve)
+            try:
+                yield relay
+            finally:
+                nursery.cancel_scope.cancel()  # and await nothing here: Cancelled would hide a test's own failure
+    finally:
+        while _OPENED:
+            await trio.aclose_forcefully(_OPENED.pop())
+
+
+def opened(stream: trio.abc.Stream) -> None:
+    """Have it closed with the relay."""
+    _OPENED.append(stream)
 
 
 def request(prompt: str = "hello", **fields: Any) -> dict[str, Any]:
@@ -73,7 +80,7 @@ class Talk:
         if tls is not None:
             stream = trio.SSLStream(stream, tls, server_hostname="localhost")
         talk = cls(stream, ClientProtocol(parse_uri(f"ws://localhost:{port}{path}"), max_size=None))
-        _TALKS.append(talk)
+        opened(stream)
         upgrade = talk.protocol.connect()
         if key is not None:
             upgrade.headers["Authorization"] = f"Bearer {key}"

@@ -199,7 +199,7 @@ async def test_a_client_that_does_not_read_holds_nothing_up() -> None:
 
 
 def _links(relay: Relay) -> list[object]:
-    return [session.link for session in relay._sessions]
+    return [session.link for session in relay.speaking]
 
 
 def _masked(first: int, payload: bytes, length: int | None = None) -> bytes:

@@ -354,7 +354,7 @@ async def test_handshakes_that_drag_on(name: str, begun: bytes) -> None:
             assert await stream.receive_some() == begun
         await until(lambda: relay.counters.refused == 1)
         await trio.aclose_forcefully(stream)
-        await until(lambda: not relay._links)
+        await until(lambda: not relay.links)
 
 
 async def test_deaf_reads_nothing() -> None:

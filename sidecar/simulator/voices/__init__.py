@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sidecar.simulator.voices.base import PLACEHOLDER, Fault, Request, RequestRefused, Voice
 from sidecar.simulator.voices.chat import ChatVoice, read_chat
-from sidecar.simulator.voices.faults import FAULTS
+from sidecar.simulator.voices.faults import FAULTS, error_body
 from sidecar.simulator.voices.responses import ResponsesVoice, read_responses
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "RequestRefused",
     "ResponsesVoice",
     "Voice",
+    "error_body",
     "read_chat",
     "read_responses",
 ]

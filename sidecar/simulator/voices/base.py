@@ -201,3 +201,10 @@ def positive(body: dict[str, Any], *names: str) -> int | None:
             raise bad_request(f"Invalid value for {name}.", param=name)
         return value
     return None
+
+
+def unknown(body: dict[str, Any], *names: str) -> None:
+    """Refuse a body that has one of `names`, as the services do."""
+    for name in names:
+        if name in body:
+            raise bad_request(f"Unknown parameter: '{name}'.", code="unknown_parameter", param=name)

@@ -15,32 +15,35 @@ from sidecar.simulator.voices.base import (
     dumps,
     positive,
     read_object,
+    unknown,
 )
 
 
-def read_chat(payload: bytes) -> Request:
-    """The body of a chat completion.
+def read_chat(payload: bytes, *, over_http: bool = False) -> Request:
+    """The body of a chat completion; over HTTP it has no id.
 
     Raises:
         RequestRefused: it is none, or a field of it is wrong.
     """
     body = read_object(payload)
+    if over_http:
+        unknown(body, "id")
     if not isinstance(body.get("model"), str) or not body["model"]:
         raise bad_request("you must provide a model parameter", param="model")
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
         raise bad_request("'messages' must be a list of at least one message.", param="messages")
-    if not body.get("stream"):
+    if not body.get("stream") and not over_http:
         raise bad_request("only stream: true is supported over WebSocket.", param="stream")
     options = body.get("stream_options")
-    name = body.get("id")
+    name, streamed = body.get("id"), body.get("stream") is True
     return Request(
         body=body,
         model=body["model"],
         prompt=conversation(messages),
         name=name if isinstance(name, str) else None,
         max_tokens=positive(body, "max_completion_tokens", "max_tokens"),
-        wants_usage=isinstance(options, dict) and options.get("include_usage") is True,
+        wants_usage=not streamed or (isinstance(options, dict) and options.get("include_usage") is True),
     )
 
 

@@ -16,28 +16,31 @@ from sidecar.simulator.voices.base import (
     dumps,
     positive,
     read_object,
+    unknown,
 )
 
 _LANE: Final = re.compile(r"[A-Za-z0-9_.-]{1,256}")
 _OBFUSCATION: Final = "q7Rf0VtKx2Zb9LmN"
 
 
-def read_responses(payload: bytes) -> Request:
-    """A `response.create`.
+def read_responses(payload: bytes, *, over_http: bool = False) -> Request:
+    """A `response.create`, or over HTTP the body of one, which has no type and no stream_id.
 
     Raises:
         RequestRefused: it is none, or a field of it is wrong.
     """
     body = read_object(payload)
+    if over_http:
+        unknown(body, "type", "stream_id")
     lane = body.get("stream_id")
     if lane is not None and not (isinstance(lane, str) and _LANE.fullmatch(lane)):
         raise bad_request("Invalid stream_id.", code="invalid_stream_id", param="stream_id")
     kind = body.get("type")
-    if kind != "response.create":
+    if kind != "response.create" and not over_http:
         raise bad_request(f"Invalid value: {kind!r:.80}. Supported: 'response.create'.", param="type", lane=lane)
-    for name in ("stream", "background"):
+    for name in ("background",) if over_http else ("stream", "background"):
         if body.get(name):
-            raise bad_request(f"{name} is not supported over WebSocket.", param=name, lane=lane)
+            raise bad_request(f"{name} is not supported here.", param=name, lane=lane)
     if not isinstance(body.get("model"), str) or not body["model"]:
         raise bad_request("Missing required parameter: 'model'.", param="model", lane=lane)
     given = body.get("input", "")

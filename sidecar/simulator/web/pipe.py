@@ -1,0 +1,58 @@
+"""Where one answer goes: a response on an HTTP/1.1 connection, or a stream of an HTTP/2 one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from sidecar.simulator.counters import Way
+
+Headers: TypeAlias = Sequence[tuple[str, str]]
+
+
+class Pipe(ABC):
+    """One answer's way out: `head` once, then pieces of the body, then `end`; what comes after the end is dropped."""
+
+    way: Way
+    #: the pieces of a stream's body are to be chunks
+    chunked: bool
+
+    @abstractmethod
+    def head_bytes(self, status: int, headers: Headers, *, length: int | None = None) -> bytes:
+        """The head as it goes over the line; the caller sends it. `length` None: a stream."""
+
+    @abstractmethod
+    def raw(self, data: bytes) -> None:
+        """Bytes of the connection, below its framing."""
+
+    @abstractmethod
+    def write(self, data: bytes) -> None:
+        """A piece of the body, as a chunk already if this is `chunked`."""
+
+    @abstractmethod
+    async def write_large(self, data: bytes) -> None:
+        """As `write`, waiting while the client does not read."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """The end of the body."""
+
+    @property
+    @abstractmethod
+    def backlog(self) -> int:
+        """Bytes that the client has not let through yet."""
+
+    @abstractmethod
+    async def drained(self) -> None:
+        """Wait while the client does not read. A checkpoint in any case."""
+
+    def head(self, status: int, headers: Headers, *, length: int | None = None) -> None:
+        """Say the head."""
+        self.raw(self.head_bytes(status, headers, length=length))
+
+    def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        """A whole answer, its length known."""
+        self.head(status, headers, length=len(body))
+        self.write(body)
+        self.end()
