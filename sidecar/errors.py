@@ -139,7 +139,9 @@ class ConnectionLost(UpstreamFault):
     Args:
         close_code: the WebSocket close code received; 1006 when none came.
         reason: for people.
-        how: ``close`` (a close frame came), ``eof``, ``reset``, ``silence`` (no pong), ``local`` (we closed it).
+        how: ``close`` (a close frame came), ``eof``, ``reset``, ``silence`` (no pong), ``local`` (we closed it);
+            over HTTP also ``idle`` (the server closed it while nothing was asked, or as it had said) and
+            ``unprocessed`` (by its word, or by all that can be known, the request was not looked at).
     """
 
     def __init__(
@@ -147,7 +149,7 @@ class ConnectionLost(UpstreamFault):
         close_code: int = 1006,
         reason: str = "",
         *,
-        how: Literal["close", "eof", "reset", "silence", "local"] = "eof",
+        how: Literal["close", "eof", "reset", "silence", "local", "idle", "unprocessed"] = "eof",
     ) -> None:
         self.close_code, self.reason, self.how = close_code, reason, how
         super().__init__(f"connection lost ({how}, {close_code}{': ' + reason if reason else ''})")

@@ -84,7 +84,7 @@ class ChunkedBody:
 
     def __init__(self) -> None:
         self._held = b""  # the beginning of a line
-        self._left = 0  # bytes that the chunk still has; -1, -2: its CR LF or LF is to come
+        self._left = 0  # bytes that the chunk still has; -1: its CR LF is to come
         self._trailing = -1  # bytes of trailers so far; -1 before the last chunk
         self.done = False
         self.rest = b""
@@ -95,7 +95,7 @@ class ChunkedBody:
         if self._held:
             data, self._held = self._held + data, b""
         pieces: list[bytes] = []
-        at, end = 0, len(data)
+        at = 0
         if self._left == 0 and self._trailing < 0:
             # The common form: whole chunks, one after another.
             find, sizes = data.find, _SIZES
@@ -105,49 +105,50 @@ class ChunkedBody:
                     break
                 pieces.append(data[line_end + 2 : stop])
                 at = stop + 2
+        if at < len(data):
+            self._general(data, at, pieces)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _general(self, data: bytes, at: int, pieces: list[bytes]) -> None:
+        """Everything else, a part of a chunk at a time."""
+        end = len(data)
         while at < end:
             if self._left > 0:
                 piece = data[at : at + self._left]
                 pieces.append(piece)
                 at += len(piece)
-                self._left -= len(piece)
-                if self._left == 0:
-                    self._left = -1
-                continue
-            if self._left < 0:
-                if data.startswith(b"\r\n", at):
-                    at += 2
-                elif data.startswith(b"\r", at) and at + 1 == end:
-                    break
-                elif data.startswith(b"\n", at):
-                    at += 1
-                else:
-                    raise MalformedFrame("a chunk that is longer than its size")
-                self._left = 0
+                self._left = self._left - len(piece) or -1
                 continue
             line_end = data.find(b"\n", at)
             if line_end < 0:
-                if end - at > MAX_LINE:
+                if end - at > MAX_LINE or (self._left < 0 and data[at:] != b"\r"):
                     raise MalformedFrame("an endless line between chunks")
                 break
-            if self._trailing < 0:
-                line = data[at:line_end].removesuffix(b"\r")
-                self._left = _size(line)
-                if len(_SIZES) < _MOST_SIZES and len(line) <= len(b"ffff"):
-                    _SIZES[line] = self._left
-                if self._left == 0:
-                    self._trailing = 0
-            elif data[at:line_end] in (b"\r", b""):
-                self.done = True
-                self.rest = data[line_end + 1 :]
-                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            else:
-                self._trailing += line_end - at
-                if self._trailing > MAX_LINE:
-                    raise MalformedFrame("endless trailers")
+            self._line(data[at:line_end].removesuffix(b"\r"))
             at = line_end + 1
+            if self.done:
+                self.rest = data[at:]
+                return
         self._held = data[at:]
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _line(self, line: bytes) -> None:
+        """A whole line: the end of a chunk, the size of the next one, a trailer."""
+        if self._left < 0:
+            if line:
+                raise MalformedFrame("a chunk that is longer than its size")
+            self._left = 0
+        elif self._trailing < 0:
+            self._left = _size(line)
+            if self._left == 0:
+                self._trailing = 0
+            elif len(_SIZES) < _MOST_SIZES and len(line) <= len(b"ffff"):
+                _SIZES[line] = self._left
+        elif not line:
+            self.done = True
+        else:
+            self._trailing += len(line)
+            if self._trailing > MAX_LINE:
+                raise MalformedFrame("endless trailers")
 
 
 def _size(line: bytes) -> int:

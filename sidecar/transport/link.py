@@ -1,8 +1,8 @@
 """A connection that stands, whatever is spoken on it: how it ends, once, and who is told. No task, no library.
 
 `conversation.WebSocket`, `http1_link.Http1Link` and `http2_link.Http2Link` are such; each adds what its bytes mean.
-Everything but `ping` and `close` is one synchronous step. An open connection that nobody uses is a few small objects: at
-a thousand warm ones nothing here runs until bytes come.
+Everything but `ping` and `close` is one synchronous step. An open connection that nobody uses is a few small objects:
+at a thousand warm ones nothing here runs until bytes come.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ class Link(ABC):
     def _farewell(self, code: int) -> bytes:
         """What is said, if that needs no waiting, before TCP is closed without ceremony; b"" for nothing."""
 
+    @abstractmethod
     def _deafen(self) -> None:
         """It is dead: part every circle of references, so that it is freed at once."""
 

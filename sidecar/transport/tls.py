@@ -44,6 +44,11 @@ class TlsState:
         """The protocol agreed on, for people."""
         return self._tls.version()
 
+    @property
+    def alpn(self) -> str | None:
+        """The protocol above TLS that was agreed on (RFC 7301), None for none."""
+        return self._tls.selected_alpn_protocol()
+
     def handshake(self) -> bool:
         """Go on with the handshake; whether it is done. What it wants sent, `take` gives.
 
@@ -128,6 +133,11 @@ class TlsStream(trio.abc.Stream):
     def version(self) -> str | None:
         """The protocol agreed on, for people."""
         return self.state.version
+
+    @property
+    def alpn(self) -> str | None:
+        """See `TlsState`."""
+        return self.state.alpn
 
     async def handshake(self) -> None:
         """Agree on keys and verify the server.

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import os
-import re
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
@@ -22,14 +21,13 @@ from sidecar.errors import ConnectFailed, UpstreamFault
 from sidecar.transport.conversation import BROKEN_GRACE, CLOSE_GRACE, Ended, Fault, Sink, WebSocket
 from sidecar.transport.frames import FrameSplitter
 from sidecar.transport.handover import Handover
+from sidecar.transport.headers import check_headers
 from sidecar.transport.http1 import fold, read_head, refusal
 from sidecar.transport.pump import Pump
 
 __all__ = ["CLOSE_GRACE", "Ended", "Fault", "Sink", "WebSocket", "open_websocket"]
 
 _READ: Final = 65_536
-_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_VALUE: Final = re.compile(rb"[\x21-\x7e\x80-\xff]([\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?|")
 
 
 def _masks() -> Iterator[bytes]:
@@ -157,13 +155,6 @@ def _complaint(group: BaseExceptionGroup[Exception]) -> str:
     return "not understood"
 
 
-def _check_headers(headers: list[tuple[bytes, bytes]]) -> None:
-    """Refuse before dialling what h11 would refuse with the value, perhaps a credential, in its error."""
-    for name, value in headers:
-        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
-            raise ConnectFailed("upgrade", f"header {name[:64]!r} has characters that HTTP does not allow")
-
-
 async def open_websocket(
     dialer: Callable[[], Awaitable[trio.abc.Stream]],
     host: str,
@@ -200,7 +191,7 @@ async def open_websocket(
 
     Resource handling: the stream is closed when this raises or is cancelled; else whoever holds the WebSocket ends it.
     """
-    _check_headers(headers)
+    check_headers(headers)
     stream = await dialer()
     try:
         rest, answered = await _Upgrade(stream, upgrade_timeout).run(host, resource, headers)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import ssl
+import sys
 from collections.abc import Callable
 from typing import Final, Literal, Protocol
 
@@ -20,6 +22,8 @@ from sidecar.transport.tls import TlsState
 #: Bytes read at once: some 500 tokens of a flood, half a millisecond of work. More gives longer deltas, thus fewer
 #: messages (256 KiB: 10 % more tokens per CPU-second), and holds up everybody else for longer.
 READ_BYTES: Final = 131_072
+#: Where `tcpi_rtt`, 32 bits of microseconds, stands in the kernel's struct tcp_info (linux/tcp.h).
+_RTT_AT: Final = 68
 _IN: Final = select.EPOLLIN
 _OUT: Final = select.EPOLLOUT
 
@@ -74,6 +78,10 @@ class Wire(Protocol):
 
     def later(self, seconds: float, step: Callable[[], None]) -> None:
         """Call `step` after so many seconds, unless everything ends before."""
+        ...
+
+    def round_trip(self) -> float | None:
+        """Seconds that the kernel sees a round trip take; None where there is no kernel to ask."""
         ...
 
 
@@ -255,6 +263,19 @@ class SocketWire:
         """See `Wire`."""
         self._pump.nursery.start_soon(call_later, seconds, step)
 
+    def round_trip(self) -> float | None:
+        """See `Wire`: the kernel's smoothed estimate."""
+        if self._fd < 0:
+            return None
+        borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=self._fd)
+        try:
+            info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT_AT + 4)
+        except OSError:
+            return None
+        finally:
+            borrowed.detach()
+        return int.from_bytes(info[_RTT_AT:], sys.byteorder) / 1e6 if len(info) == _RTT_AT + 4 else None
+
 
 class StreamWire:
     """Any byte stream: a task reads it, another writes while something is left to write.
@@ -358,3 +379,7 @@ class StreamWire:
     def later(self, seconds: float, step: Callable[[], None]) -> None:
         """See `Wire`."""
         self._pump.nursery.start_soon(call_later, seconds, step)
+
+    def round_trip(self) -> float | None:
+        """See `Wire`."""
+        return None

@@ -1,0 +1,457 @@
+"""One HTTP/2 connection: many exchanges at once, each stopped alone by RST_STREAM. The only `import h2`.
+
+h2 takes 28 us for a DATA frame, and every token is one. So whole, unpadded DATA frames of answers that have begun are
+cut out here (as `frames.FrameSplitter` does for WebSockets) and only their flow control is kept; everything else goes
+through h2, in its order. GOAWAY does not: h2 takes no frame of a running answer after it, and RFC 9113 (6.8) lets those
+go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal
+
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
+import h2.exceptions
+import h2.settings
+import trio
+from hpack import HeaderTuple
+
+from sidecar.errors import ConnectFailed, ConnectionLost, MalformedFrame
+from sidecar.transport.exchange import END_GRACE, NOBODY, REFUSAL_GRACE, Answer, Exchanges
+from sidecar.transport.http1 import fold
+from sidecar.transport.link import Ended, Link
+from sidecar.transport.pings import Pings
+from sidecar.transport.wires import Wire
+
+#: Bytes that an answer, and all of them together, may send ahead of our reading: never the bottleneck.
+STREAM_WINDOW: Final = 1 << 20
+CONNECTION_WINDOW: Final = 16 << 20
+#: Bytes of answers to pings and settings that a peer may leave unread.
+MAX_PENDING: Final = 1 << 20
+
+_HEADER: Final = 9
+_DATA: Final = 0
+_GOAWAY: Final = 7
+_MAX_FRAME: Final = 16_384
+_READ: Final = 65_536
+_STREAM_MASK: Final = 0x7FFF_FFFF
+
+
+class _Stream:
+    """One exchange."""
+
+    __slots__ = ("answer", "credit", "pieces", "sid", "slot", "to_end", "unsent")
+
+    def __init__(self, sid: int, slot: int, answer: Answer, body: bytes) -> None:
+        self.sid, self.slot, self.answer = sid, slot, answer
+        self.unsent = memoryview(body)
+        self.pieces: list[bytes] = []  # of the read under way
+        self.credit = 0  # bytes received and not yet allowed again
+        self.to_end = False
+
+
+async def shake_hands(stream: trio.abc.Stream, timeout: float) -> h2.connection.H2Connection:
+    """Say the preface and wait for the server's settings: it speaks HTTP/2, and says how much at once.
+
+    Raises:
+        ConnectFailed: stage upgrade. The stream is still the caller's.
+    """
+    engine = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding=None))
+    engine.local_settings = h2.settings.Settings(
+        client=True,
+        initial_values={
+            h2.settings.SettingCodes.ENABLE_PUSH: 0,
+            h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+            h2.settings.SettingCodes.MAX_HEADER_LIST_SIZE: 64 << 10,
+        },
+    )
+    engine.initiate_connection()
+    engine.increment_flow_control_window(CONNECTION_WINDOW - 65_535)
+    with trio.move_on_after(timeout):
+        try:
+            await stream.send_all(engine.data_to_send())
+            while True:
+                data = bytes(await stream.receive_some(_READ))
+                if not data:
+                    raise ConnectFailed("upgrade", "closed by the other side before its settings")
+                events = engine.receive_data(data)
+                await stream.send_all(engine.data_to_send())
+                if any(isinstance(event, h2.events.RemoteSettingsChanged) for event in events):
+                    return engine
+        except h2.exceptions.H2Error as error:
+            raise ConnectFailed("upgrade", f"this is not HTTP/2: {_words(error)}") from None
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise ConnectFailed("upgrade", "connection reset before the server's settings") from error
+    raise ConnectFailed("upgrade", f"no settings in {timeout:g} s", timed_out=True)
+
+
+class Http2Link(Link):
+    """See the module, and `Link`.
+
+    Args:
+        wire, ended: see `Link`.
+        engine: after `shake_hands`.
+        head: the request's headers, pseudo-headers first; a secret as `hpack.NeverIndexedHeaderTuple`.
+        exchanges: told of what comes.
+        max_event_bytes: see `Answer`.
+    """
+
+    __slots__ = (
+        "_credit", "_engine", "_exchanges", "_feeding", "_going_away", "_head", "_held", "_max_event_bytes", "_pings",
+        "_slot_of", "_streams",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        wire: Wire,
+        engine: h2.connection.H2Connection,
+        head: Sequence[HeaderTuple],
+        exchanges: Exchanges,
+        ended: Ended | None,
+        *,
+        max_event_bytes: int = 1 << 20,
+    ) -> None:
+        super().__init__(wire, ended)
+        self._engine, self._head, self._exchanges = engine, head, exchanges
+        self._max_event_bytes = max_event_bytes
+        self._streams: dict[int, _Stream] = {}
+        self._slot_of: dict[int, _Stream] = {}
+        self._held = b""
+        self._credit = 0
+        self._pings: Pings | None = None
+        self._going_away = self._feeding = False
+        self._count_slots()
+
+    def _count_slots(self) -> None:
+        self.slots = max(0, self._engine.remote_settings.max_concurrent_streams)
+
+    # --- what its owner calls
+
+    def send(self, slot: int, payload: bytes) -> None:
+        """See `Link`; the body of a POST. What the peer's windows do not take now goes out as they open."""
+        self._check_open()
+        engine = self._engine
+        if self._going_away:
+            raise ConnectionLost(1000, "going away", how="local")
+        try:
+            sid = engine.get_next_available_stream_id()
+            engine.send_headers(sid, [*self._head, HeaderTuple(b"content-length", b"%d" % len(payload))])
+        except h2.exceptions.H2Error as error:  # too many streams, or no number left for one
+            raise ConnectionLost(1000, f"no further stream: {_words(error)}", how="local") from None
+        answer = Answer(slot, self._exchanges, max_event_bytes=self._max_event_bytes)
+        stream = self._streams[sid] = self._slot_of[slot] = _Stream(sid, slot, answer, payload)
+        self._push(stream)
+        self._put(engine.data_to_send())
+
+    def stop(self, slot: int) -> bool:
+        """See `Link`."""
+        stream = self._slot_of.get(slot)
+        if stream is not None:
+            self._reset(stream)
+            self._flush()
+        return True
+
+    async def ping(self, timeout: float) -> float:
+        """See `Link`."""
+        self._check_open()
+        if self._pings is None:
+            self._pings = Pings()
+        round_trip = await self._pings.ask(self, self._send_ping, timeout, payload_bytes=8)
+        if self._lost is not None:
+            raise self._closed_error()
+        return round_trip
+
+    def finish(self, slot: int) -> None:
+        """The answer is complete as its dialect sees it: the exchange's own end is waited for, but not for long."""
+        stream = self._slot_of.get(slot)
+        if stream is not None:
+            stream.to_end = True
+            if not self._feeding:
+                self._within(stream, END_GRACE)
+
+    # --- what its wire calls
+
+    def feed(self, data: bytes, now: float) -> None:
+        """See `Link`."""
+        if self._lost is not None:
+            return
+        self.last_inbound_at = now
+        self._feeding = True
+        try:
+            self._take(self._held + data if self._held else data, now)
+        except MalformedFrame as fault:
+            self.retire(fault.with_traceback(None))
+        except h2.exceptions.H2Error as error:
+            self.retire(MalformedFrame(f"HTTP/2: {_words(error)}"))
+        self._feeding = False
+        if self._lost is None:
+            for stream in tuple(self._streams.values()):
+                if stream.to_end:
+                    stream.to_end = False
+                    self._within(stream, END_GRACE)
+            self._flush()
+
+    def _take(self, data: bytes, now: float) -> None:
+        """Whole frames: DATA of running answers here, the others in runs to h2."""
+        streams = self._streams
+        fresh: list[_Stream] = []  # with pieces
+        at, run, end = 0, 0, len(data)
+        while end - at >= _HEADER:
+            length = int.from_bytes(data[at : at + 3], "big")
+            if length > _MAX_FRAME:
+                raise MalformedFrame(f"HTTP/2: a frame of {length} bytes")
+            stop = at + _HEADER + length
+            if stop > end:
+                break
+            kind = data[at + 3]
+            if kind == _DATA and data[at + 4] == 0:
+                stream = streams.get(int.from_bytes(data[at + 5 : at + 9], "big") & _STREAM_MASK)
+                if stream is not None:
+                    if run < at and not stream.answer.headed:
+                        self._engine_run(data[run:at], fresh, now)  # its head may be in there
+                        run = at
+                    if stream.answer.headed:
+                        if run < at:
+                            self._engine_run(data[run:at], fresh, now)
+                        run = at = stop
+                        if not stream.pieces:
+                            fresh.append(stream)
+                        stream.pieces.append(data[stop - length : stop])
+                        stream.credit += length
+                        self._credit += length
+                        continue
+            elif kind == _GOAWAY:
+                self._engine_run(data[run:at], fresh, now)
+                self._goes_away(data[at + _HEADER : stop], now)
+                run = at = stop
+                continue
+            at = stop
+            if self._lost is not None:
+                return
+        self._engine_run(data[run:at], fresh, now)
+        self._held = data[at:]
+        self._allow(fresh)
+
+    def _deliver(self, fresh: list[_Stream], now: float) -> None:
+        """Hand on what was cut out so far, each answer's in one piece."""
+        for stream in fresh:
+            pieces = stream.pieces
+            if pieces and stream.sid in self._streams:
+                data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                stream.pieces = []
+                self._body(stream, data, now)
+
+    def _body(self, stream: _Stream, data: bytes, now: float) -> None:
+        """A fault in one answer is that answer's alone."""
+        try:
+            enough = stream.answer.body(data, now)
+        except MalformedFrame as fault:
+            self._lose(stream, fault.with_traceback(None), now)
+            return
+        if enough and stream.sid in self._streams:
+            self._over(stream, now)
+
+    def _engine_run(self, frames: bytes, fresh: list[_Stream], now: float) -> None:
+        """What is due before these frames, then they."""
+        self._deliver(fresh, now)
+        if not frames or self._lost is not None:
+            return
+        for event in self._engine.receive_data(frames):
+            self._event(event, now)
+            if self._lost is not None:
+                return
+
+    def _event(self, event: h2.events.Event, now: float) -> None:
+        if isinstance(event, h2.events.PingAckReceived):
+            if self._pings is not None:
+                self._pings.answered(bytes(event.ping_data))
+            return
+        if isinstance(event, h2.events.RemoteSettingsChanged | h2.events.WindowUpdated):
+            self._count_slots()
+            for waiting in tuple(self._streams.values()):
+                self._push(waiting)
+            return
+        stream = self._streams.get(getattr(event, "stream_id", None) or 0)
+        if isinstance(event, h2.events.DataReceived):
+            self._engine.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+        if stream is None:
+            return
+        if isinstance(event, h2.events.ResponseReceived):
+            self._headed(stream, event, now)
+        elif isinstance(event, h2.events.DataReceived):
+            self._body(stream, event.data, now)
+        elif isinstance(event, h2.events.StreamEnded):
+            self._over(stream, now)
+        elif isinstance(event, h2.events.StreamReset):
+            self._was_reset(stream, event, now)
+
+    def _headed(self, stream: _Stream, event: h2.events.ResponseReceived, now: float) -> None:
+        headers = fold((bytes(name), bytes(value)) for name, value in event.headers)
+        status = headers.pop(":status", "")
+        stream.answer.begun = True
+        try:
+            if len(status) != 3 or not status.isdigit():
+                raise MalformedFrame("a response without a status")
+            stream.answer.head(int(status), headers)
+        except MalformedFrame as fault:
+            self._lose(stream, fault.with_traceback(None), now)
+            return
+        if stream.answer.refused:
+            self._within(stream, REFUSAL_GRACE)
+
+    def _was_reset(self, stream: _Stream, event: h2.events.StreamReset, now: float) -> None:
+        code = event.error_code
+        if code == h2.errors.ErrorCodes.REFUSED_STREAM and not stream.answer.headed:
+            fault = ConnectionLost(1006, "the stream was refused before it was looked at", how="unprocessed")
+        else:
+            fault = ConnectionLost(1006, f"stream reset: {_name(code)}", how="reset")
+        self._forget(stream)
+        self._exchanges.on_over(stream.slot, fault, now)
+
+    def _goes_away(self, payload: bytes, now: float) -> None:
+        """GOAWAY: what it has not looked at may be sent elsewhere, what it has goes on."""
+        if len(payload) < 8:
+            raise MalformedFrame("HTTP/2: a GOAWAY of too few bytes")
+        last = int.from_bytes(payload[:4], "big") & _STREAM_MASK
+        self._going_away = True
+        self._exchanges.on_going_away()
+        for stream in [stream for sid, stream in self._streams.items() if sid > last]:
+            self._forget(stream)
+            fault = ConnectionLost(1006, "going away before it was looked at", how="unprocessed")
+            self._exchanges.on_over(stream.slot, fault, now)
+        self._look_gone()
+
+    def end_of_input(self, how: Literal["eof", "reset"], reason: str) -> None:
+        """See `Link`."""
+        if not self._streams:
+            self._refuse = self._refuse or ConnectionLost(1000, "closed while idle", how="idle")
+        super().end_of_input(how, reason)
+
+    # --- inside
+
+    def _push(self, stream: _Stream) -> None:
+        """As much of its body as the windows take."""
+        engine = self._engine
+        while stream.unsent:
+            window = min(engine.local_flow_control_window(stream.sid), engine.max_outbound_frame_size)
+            if window <= 0:
+                return
+            piece, stream.unsent = stream.unsent[:window], stream.unsent[window:]
+            engine.send_data(stream.sid, bytes(piece), end_stream=not stream.unsent)
+
+    def _allow(self, fresh: list[_Stream]) -> None:
+        """Let more come, now and then: half a window at a time."""
+        updates = b""
+        for stream in fresh:
+            if stream.credit >= STREAM_WINDOW // 2 and stream.sid in self._streams:
+                updates += _window_update(stream.sid, stream.credit)
+                stream.credit = 0
+        if self._credit >= CONNECTION_WINDOW // 2:
+            updates += _window_update(0, self._credit)
+            self._credit = 0
+        if updates and self._lost is None:
+            self._write(updates)
+
+    def _over(self, stream: _Stream, now: float) -> None:
+        """The exchange is over, properly."""
+        fault: MalformedFrame | None = None
+        try:
+            stream.answer.end(now)
+        except MalformedFrame as error:
+            fault = error.with_traceback(None)
+        if stream.sid not in self._streams:
+            return  # given up for what this brought
+        self._reset(stream)
+        self._exchanges.on_over(stream.slot, fault, now)
+        self._look_gone()
+
+    def _lose(self, stream: _Stream, fault: MalformedFrame, now: float) -> None:
+        """Nothing more is wanted of this answer."""
+        if stream.sid in self._streams:
+            self._reset(stream)
+            self._exchanges.on_over(stream.slot, fault, now)
+            self._look_gone()
+
+    def _reset(self, stream: _Stream) -> None:
+        """Forget it, and say so where the peer does not know that it is over."""
+        self._forget(stream)
+        try:
+            self._engine.reset_stream(stream.sid, h2.errors.ErrorCodes.CANCEL)
+        except h2.exceptions.H2Error:
+            pass  # it is closed on both sides
+
+    def _forget(self, stream: _Stream) -> None:
+        self._streams.pop(stream.sid, None)
+        self._slot_of.pop(stream.slot, None)
+        stream.unsent = memoryview(b"")
+
+    def _look_gone(self) -> None:
+        if self._going_away and not self._streams and self._lost is None:
+            self.retire(ConnectionLost(1000, "it went away in good order", how="idle"))
+
+    def _within(self, stream: _Stream, seconds: float) -> None:
+        """The exchange ends within so many seconds, or is ended."""
+
+        def look() -> None:
+            if self._lost is None and self._streams.get(stream.sid) is stream:
+                now = trio.current_time()
+                self._over(stream, now)
+                self._flush()
+
+        self._wire.later(seconds, look)
+
+    def _send_ping(self, payload: bytes) -> None:
+        self._engine.ping(payload)
+        self._put(self._engine.data_to_send())
+
+    def _flush(self) -> None:
+        """What h2 wants said."""
+        if self._lost is None:
+            self._write(self._engine.data_to_send())
+
+    def _write(self, data: bytes) -> None:
+        if data and self._refuse is None:
+            if self._wire.pending_bytes > MAX_PENDING:
+                self.retire(ConnectionLost(1006, "it asks, and does not read the answers", how="reset"))
+                return
+            try:
+                self._put(data)
+            except ConnectionLost:
+                pass  # its end is known already, or will be at the next read
+
+    def _farewell(self, code: int) -> bytes:  # noqa: ARG002
+        try:
+            self._engine.close_connection()
+        except h2.exceptions.H2Error:
+            pass
+        return self._engine.data_to_send()
+
+    def _end(self, fault: ConnectionLost | MalformedFrame, *, ours: bool = False) -> None:
+        if self._lost is None and self._pings is not None:
+            self._pings.over()
+        super()._end(fault, ours=ours)
+
+    def _deafen(self) -> None:
+        self._streams.clear()
+        self._slot_of.clear()
+        self._exchanges = NOBODY
+
+
+def _window_update(sid: int, credit: int) -> bytes:
+    return b"\0\0\4\x08\0" + sid.to_bytes(4, "big") + credit.to_bytes(4, "big")
+
+
+def _name(code: int | h2.errors.ErrorCodes | None) -> str:
+    try:
+        return h2.errors.ErrorCodes(code or 0).name
+    except ValueError:
+        return f"error {code}"
+
+
+def _words(error: Exception) -> str:
+    """What is wrong by its kind: h2's own sentences may quote a header."""
+    return type(error).__name__
