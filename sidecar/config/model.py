@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
@@ -11,6 +11,10 @@ from sidecar.wire import Lane
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 PositiveSeconds = Annotated[float, Meta(gt=0, le=86_400)]
 PositiveMs = Annotated[float, Meta(gt=0, le=86_400_000)]
+Transport: TypeAlias = Literal["websocket", "sse"]
+PresetName: TypeAlias = Literal[
+    "openai", "azure", "xai", "vercel", "litellm", "anthropic", "deepseek", "groq", "vllm", "llamacpp"
+]
 Share = Annotated[float, Meta(gt=0, le=1)]
 CallsPerMinute = Annotated[int, Meta(ge=1, le=10_000_000)]
 
@@ -88,8 +92,14 @@ class Upstream(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     name: Name
     url: str
-    dialect: Literal["responses", "chat"]
-    preset: Literal["openai", "azure", "xai", "vercel", "litellm"] | None = None
+    dialect: Literal["responses", "chat", "messages"]
+    #: as loaded: what `url`'s scheme says, unless the file says it
+    transport: Transport = "websocket"
+    #: the same service over HTTPS, for when its WebSockets cannot be had
+    fallback_url: str | None = None
+    fallback_warm_connections: Annotated[int, Meta(ge=0, le=10_000)] = 1
+    http_version: Literal["auto", "1.1", "2"] = "auto"
+    preset: PresetName | None = None
     credential: str | CredentialSource | None = None
     headers: dict[str, str] = {}
     warm_connections: Annotated[int, Meta(ge=0, le=10_000)] = 8

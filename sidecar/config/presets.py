@@ -6,6 +6,7 @@ jitter and for the calls that are still running when a connection is told to dra
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 from msgspec import Struct
@@ -16,12 +17,12 @@ class Preset(Struct, frozen=True, kw_only=True):
 
     Args:
         values: keys of `[[upstream]]` with the values that suit the service.
-        age_limit_s: when the service itself ends a connection, seconds.
+        age_limit_s: when the service itself ends a WebSocket, seconds.
         calls_limit: responses it runs at once on one connection; it queues or refuses more.
     """
 
     values: dict[str, Any]
-    age_limit_s: float
+    age_limit_s: float = math.inf
     calls_limit: int = 1
 
 
@@ -32,13 +33,23 @@ PRESETS: Final[dict[str, Preset]] = {
     "xai": Preset(values={"max_age_s": 1380, "calls_per_connection": 1, "pong_timeout_s": 15}, age_limit_s=1500),
     "vercel": Preset(values={"max_age_s": 660, "calls_per_connection": 1}, age_limit_s=780),
     "litellm": Preset(values={"max_age_s": 3300, "calls_per_connection": 1}, age_limit_s=3600),
+    # Over HTTPS alone, and as old as they please: rotated for the sake of their load balancers' addresses.
+    "anthropic": Preset(values={"dialect": "messages"}),
+    "deepseek": Preset(values={"dialect": "chat"}),
+    "groq": Preset(values={"dialect": "chat"}),
+    # uvicorn, and thus vLLM, closes an idle connection after 5 s.
+    "vllm": Preset(values={"dialect": "chat"}),
+    "llamacpp": Preset(values={"dialect": "chat"}),
 }
+
+_SCHEMES: Final = {"https": "sse", "http": "sse"}
 
 
 def lay_under(raw: dict[str, Any]) -> None:
     """Fill in, in the raw tables, what presets and the other keys imply and the file does not say.
 
-    `warm_connections` follows a `max_connections` below its default, which nobody should have to write twice.
+    `transport` follows the URL, and `warm_connections` a `max_connections` below its default: nobody should have to
+    write such things twice.
     """
     upstreams = raw.get("upstream")
     for upstream in upstreams if isinstance(upstreams, list) else []:
@@ -48,6 +59,9 @@ def lay_under(raw: dict[str, Any]) -> None:
         if isinstance(preset, str) and preset in PRESETS:
             for key, value in PRESETS[preset].values.items():
                 upstream.setdefault(key, value)
+        url = upstream.get("url")
+        if isinstance(url, str):
+            upstream.setdefault("transport", _SCHEMES.get(url.partition(":")[0].lower(), "websocket"))
         most = upstream.get("max_connections")
         if isinstance(most, int) and "warm_connections" not in upstream and 1 <= most < 8:
             upstream["warm_connections"] = most

@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 from msgspec import structs
 
 from sidecar.config.model import Client, Config, CredentialSource, Route, Target, Upstream
-from sidecar.dialects import options
+from sidecar.dialects import DIALECTS, options
 from sidecar.errors import ConfigurationError
 from sidecar.wire import Options
 
@@ -26,7 +26,10 @@ _CREDENTIAL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _BARE_KEY: Final = re.compile(r"[0-9a-fA-F]{32,}|[A-Za-z0-9_]{40,}")
 _ENVIRONMENT_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _SECRET_HEADERS: Final = {"authorization", "proxy-authorization", "api-key", "x-api-key", "x-goog-api-key", "cookie"}
-_HANDSHAKE_HEADERS: Final = {"host", "connection", "upgrade", "content-length", "transfer-encoding", "te", "trailer"}
+_HANDSHAKE_HEADERS: Final = {
+    "host", "connection", "upgrade", "content-length", "transfer-encoding", "te", "trailer",
+    "accept-encoding", "expect", "keep-alive", "proxy-connection",
+}
 _SECRET_PARAMETERS: Final = {"key", "api-key", "api_key", "apikey", "token", "access_token", "secret", "password"}
 
 
@@ -142,7 +145,8 @@ def _check_frontend(config: Config, where: str) -> None:
 
 
 def _check_upstream(upstream: Upstream, where: str) -> None:
-    scheme = _check_url(upstream.url, f"{where}.url")
+    scheme = _check_url(upstream.url, f"{where}.url", upstream.transport)
+    _check_transport(upstream, where)
     if upstream.proxy is not None:
         _check_proxy(upstream.proxy, f"{where}.proxy")
     _check_headers(upstream.headers, f"{where}.headers")
@@ -174,8 +178,10 @@ def _check_upstream(upstream: Upstream, where: str) -> None:
     for key in ("ca_file", "certificate_file", "key_file"):
         if getattr(tls, key) == "":
             raise ConfigurationError("is empty", where=f"{where}.tls.{key}", mend="Name a file, or leave it out")
-        if getattr(tls, key) is not None and scheme == "ws":
-            raise ConfigurationError("a ws:// URL has no TLS", where=f"{where}.tls.{key}", mend="Use wss://")
+        if getattr(tls, key) is not None and scheme in {"ws", "http"}:
+            raise ConfigurationError(
+                f"a {scheme}:// URL has no TLS", where=f"{where}.tls.{key}", mend=f"Use {scheme}s://"
+            )
 
 
 def _split(url: str, where: str) -> SplitResult:
@@ -199,15 +205,26 @@ def _split(url: str, where: str) -> SplitResult:
     return parts
 
 
-def _check_url(url: str, where: str) -> str:
+_SCHEMES: Final[dict[str, tuple[str, str, str]]] = {
+    "websocket": ("wss", "ws", "wss://api.openai.com/v1/responses"),
+    "sse": ("https", "http", "https://api.openai.com/v1/responses"),
+}
+
+
+def _check_url(url: str, where: str, transport: str) -> str:
     parts = _split(url, where)
-    if parts.scheme not in {"wss", "ws"}:
+    secure, clear, example = _SCHEMES[transport]
+    if parts.scheme not in {secure, clear}:
         raise ConfigurationError(
-            "not a wss:// URL", where=where, mend='For example "wss://api.openai.com/v1/responses"'
+            f"not a {secure}:// URL" + (" (transport is given as sse)" if transport == "sse" else ""),
+            where=where,
+            mend=f'For example "{example}"',
         )
-    if parts.scheme == "ws" and not is_loopback(parts.hostname or ""):
+    if parts.scheme == clear and not is_loopback(parts.hostname or ""):
         raise ConfigurationError(
-            "ws:// carries prompt and key in clear", where=where, mend="Use wss://; ws:// is for loopback"
+            f"{clear}:// carries prompt and key in clear",
+            where=where,
+            mend=f"Use {secure}://; {clear}:// is for loopback",
         )
     for name, _ in parse_qsl(parts.query, keep_blank_values=True):
         if name.lower() in _SECRET_PARAMETERS:
@@ -215,6 +232,31 @@ def _check_url(url: str, where: str) -> str:
                 f"the parameter `{name}` carries a secret", where=where, mend="Leave it out and use `credential`"
             )
     return parts.scheme
+
+
+def _check_transport(upstream: Upstream, where: str) -> None:
+    """What only one of the transports knows."""
+    over_http = upstream.transport == "sse"
+    if upstream.transport not in DIALECTS[upstream.dialect].transports:
+        raise ConfigurationError(
+            f"the dialect {upstream.dialect!r} is spoken over HTTPS only",
+            where=f"{where}.dialect",
+            mend='Give an https:// URL (transport = "sse")',
+        )
+    if upstream.fallback_url is not None:
+        if over_http:
+            raise ConfigurationError(
+                "`url` is HTTPS already", where=f"{where}.fallback_url", mend="Leave it out, or give a wss:// `url`"
+            )
+        _check_url(upstream.fallback_url, f"{where}.fallback_url", "sse")
+    if over_http and upstream.compression != "none":
+        raise ConfigurationError(
+            "is for WebSockets", where=f"{where}.compression", mend="Leave it out: events are not packed over HTTPS"
+        )
+    if not over_http and upstream.fallback_url is None and upstream.http_version != "auto":
+        raise ConfigurationError(
+            "no HTTPS is spoken with this upstream", where=f"{where}.http_version", mend="Leave it out"
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -66,6 +66,8 @@ def _upstream(upstream: Upstream) -> dict[str, Any]:
     return {
         "name": upstream.name,
         "url": upstream.url.partition("?")[0],
+        "transport": upstream.transport,
+        "fallback_url": upstream.fallback_url and upstream.fallback_url.partition("?")[0],
         "dialect": upstream.dialect,
         "preset": upstream.preset,
         "credential": place,
@@ -110,22 +112,25 @@ def _warnings(config: Config) -> list[str]:
     for upstream in config.upstream:
         if upstream.name not in used:
             found.append(f"upstream {upstream.name}: no route leads there, its connections are kept warm for nothing")
-        if upstream.credential is None and upstream.url.startswith("wss:"):
+        if upstream.credential is None and upstream.url.startswith(("wss:", "https:")):
             found.append(f"upstream {upstream.name}: no credential, requests go out without one")
         if upstream.warm_connections == 0:
             found.append(f"upstream {upstream.name}: warm_connections = 0, the first calls pay the handshake")
         preset = PRESETS.get(upstream.preset or "")
-        if preset is not None and upstream.max_age_s >= preset.age_limit_s:
+        over_websocket = upstream.transport == "websocket"
+        if preset is not None and over_websocket and upstream.max_age_s >= preset.age_limit_s:
             found.append(
                 f"upstream {upstream.name}: max_age_s = {upstream.max_age_s:g}, but the service itself ends a "
                 f"connection after {preset.age_limit_s:g} s"
             )
-        if preset is not None and upstream.calls_per_connection > preset.calls_limit:
+        if upstream.calls_per_connection > 1 and upstream.transport == "sse" and upstream.http_version == "1.1":
+            found.append(f"upstream {upstream.name}: HTTP/1.1 carries one call per connection, whatever is configured")
+        if preset is not None and over_websocket and upstream.calls_per_connection > preset.calls_limit:
             found.append(
                 f"upstream {upstream.name}: calls_per_connection = {upstream.calls_per_connection}, but the service "
                 f"runs {preset.calls_limit} at once and lets the others wait"
             )
-        if upstream.calls_per_connection > 1 and upstream.dialect == "chat":
+        if upstream.calls_per_connection > 1 and upstream.dialect == "chat" and over_websocket:
             found.append(f"upstream {upstream.name}: several calls per connection need a relay that echoes `id`")
     if (
         config.client
@@ -167,6 +172,7 @@ def summary(config: Config, *, endpoint: str | None = None) -> str:
     lines.extend(
         f"{upstream['name']}: {upstream['warm_connections']} warm, at most {upstream['max_connections']} connections "
         f"of {upstream['calls_per_connection']}, rotated within {upstream['max_age_s']:g} s, "
+        + _way(upstream)
         + ("no credential" if upstream["credential"] == "none" else f"credential from {upstream['credential']}")
         for upstream in sums["upstreams"]
     )
@@ -178,6 +184,12 @@ def summary(config: Config, *, endpoint: str | None = None) -> str:
     lines.extend(_clients_line(client) for client in sums["clients"])
     lines.extend(f"note: {warning}" for warning in sums["warnings"])
     return "\n".join(lines)
+
+
+def _way(upstream: dict[str, Any]) -> str:
+    if upstream["fallback_url"]:
+        return "else over HTTPS, "
+    return "over HTTPS, " if upstream["transport"] == "sse" else ""
 
 
 def _backups(route: dict[str, Any]) -> str:

@@ -186,7 +186,7 @@ FILTER = Rule(
     phrases=("content management policy", "contentpolicyviolation"),
 )  # fmt: skip
 EXPIRED = Rule(
-    seen="the connection's time is over, or its server goes away in good order",
+    seen="the connection's time is over, or its server goes away in good order; or the request was not looked at",
     kind=Kind.IGNORED, code="upstream_lost", retry="now", retryable=True, retire=True,
     codes=("websocket_connection_limit_reached", "connection_expired"), closes=(1001, 1012),
 )  # fmt: skip
@@ -331,6 +331,8 @@ def _rule_of_status(status: int | None) -> Rule | None:
 def _rule_of_close(fault: ConnectionLost) -> Rule:
     if fault.how == "local":
         return OURS
+    if fault.how in ("idle", "unprocessed"):
+        return EXPIRED
     if 4400 <= fault.close_code <= 4599:  # a wide-spread habit: 4000 + HTTP status (Vercel: 4402)
         return _rule_of_status(fault.close_code - 4000) or LOST
     return _BY_CLOSE.get(fault.close_code, LOST)

@@ -193,6 +193,10 @@ class PoolPolicy:
         self._owed += 1
         self._wake_at = now
 
+    def let_go(self, now: float) -> None:
+        """The upstream closed a connection that it owed nothing to, in good order: no delay, no failure, no storm."""
+        self._wake_at = now
+
     def credential_changed(self, now: float) -> None:
         """Another credential is there: a refused upstream is tried at once."""
         self._backoff.credential_changed()

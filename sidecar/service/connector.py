@@ -1,4 +1,4 @@
-"""From a decision to an open WebSocket: the credential of the moment, dial, upgrade."""
+"""From a decision to a connection that stands: the credential of the moment, dial, and the way in of its transport."""
 
 from __future__ import annotations
 
@@ -6,21 +6,34 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from sidecar.compression import ZstdStream
 from sidecar.config import Upstream
-from sidecar.errors import ConnectFailed, CredentialError
+from sidecar.core.idle import Habits
+from sidecar.dialects.dialect import Dialect
+from sidecar.errors import ConnectFailed, CredentialError, MalformedFrame, UpstreamFault
 from sidecar.service.connection import Connection
 from sidecar.service.current_credential import CurrentCredential
+from sidecar.service.http_connection import HttpConnection
 from sidecar.service.ports import Outbound
+from sidecar.service.websocket_connection import WebSocketConnection
+from sidecar.transport.http import open_http
+from sidecar.transport.link import Ended, Link
 from sidecar.transport.pump import Pump
-from sidecar.transport.websocket import Ended, WebSocket, open_websocket
+from sidecar.transport.websocket import open_websocket
 
 
 class Connector:
-    """One upstream's way in. Arguments as `pool.Pool`'s."""
+    """One upstream's way in. Arguments as `pool.Pool`'s.
+
+    Attributes:
+        habits: how its server treats idle connections; for HTTP.
+        compression: packed frames are asked for.
+    """
 
     def __init__(
         self,
         upstream: Upstream,
+        dialect: Dialect,
         credential: CurrentCredential,
         *,
         dial: Callable[[], Awaitable[trio.abc.Stream]],
@@ -29,29 +42,71 @@ class Connector:
         pump: Pump,
         outbound: Outbound,
     ) -> None:
-        self._upstream, self._credential = upstream, credential
+        self.habits = Habits()
+        self.compression = upstream.compression == "zstd-stream"
+        self._upstream, self._dialect, self._credential = upstream, dialect, credential
         self._dial, self._host, self._resource = dial, host, resource
         self._pump, self._outbound = pump, outbound
+        given = {**dict(dialect.headers), **upstream.headers}
+        self._headers = [(name.encode(), value.encode()) for name, value in given.items()]
 
-    async def open(self, connection: Connection, ended: Ended) -> WebSocket:
+    def prepare(
+        self,
+        key: int,
+        *,
+        on_change: Callable[[Connection], None],
+        on_freed: Callable[[Connection], None],
+        born_at: float,
+    ) -> Connection:
+        """A connection that is yet to be made; `open` makes it. Arguments as `HttpConnection`'s."""
+        slots = self._upstream.calls_per_connection
+        if self._upstream.transport == "sse":
+            return HttpConnection(
+                key,
+                self._dialect,
+                slots,
+                habits=self.habits,
+                on_change=on_change,
+                on_freed=on_freed,
+                born_at=born_at,
+            )
+        inflate = ZstdStream() if self.compression else None
+        codec = self._dialect.codec(slots=slots)
+        return WebSocketConnection(key, codec, on_change=on_change, inflate=inflate, born_at=born_at)
+
+    async def open(self, connection: Connection, ended: Ended) -> Link:
         """Connect. What is returned reads nothing before its `start`; `connection` knows its credential from here on.
 
         Raises:
-            ConnectFailed, UpgradeRefused: as `open_websocket`; ConnectFailed too when there is no credential to be had.
+            ConnectFailed, UpgradeRefused: as `open_websocket` and `open_http`; ConnectFailed too when there is no
+                credential to be had.
         """
-        headers = [(name.encode(), value.encode()) for name, value in self._upstream.headers.items()]
         try:
-            headers += await self._credential.headers()
+            secrets = await self._credential.headers()
         except CredentialError as error:
             raise ConnectFailed("credential", str(error).removeprefix("credential: ")) from None
         connection.credential = self._credential.secret
+        if isinstance(connection, HttpConnection):
+            return await open_http(
+                self._dialled,
+                self._host,
+                self._resource,
+                connection,
+                pump=self._pump,
+                headers=self._headers,
+                secrets=secrets,
+                ended=ended,
+                prior_knowledge=self._upstream.http_version == "2",
+                opening_timeout=self._upstream.upgrade_timeout_s,
+            )
+        assert isinstance(connection, WebSocketConnection)
         websocket, _ = await open_websocket(
             self._dialled,
             self._host,
             self._resource,
             connection.receive,
             pump=self._pump,
-            headers=headers,
+            headers=[*self._headers, *secrets],
             ended=ended,
             upgrade_timeout=self._upstream.upgrade_timeout_s,
         )
@@ -61,3 +116,13 @@ class Connector:
         stream = await self._dial()
         self._outbound.flush()  # many connects make a long round: those whose deadline is due do not wait for its end
         return stream
+
+    def garbled(self, fault: UpstreamFault) -> bool:
+        """A connection ended so; whether that is why compression is off from here on.
+
+        A stream that cannot be decoded once will not be the next time: plain JSON is asked for then.
+        """
+        if self.compression and isinstance(fault, MalformedFrame) and fault.reason.startswith("zstd"):
+            self.compression = False
+            return True
+        return False

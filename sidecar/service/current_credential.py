@@ -8,6 +8,7 @@ from typing import Final, NoReturn
 import trio
 
 from sidecar.credentials import CredentialReader, Secret
+from sidecar.dialects.dialect import BEARER
 from sidecar.errors import CredentialError
 
 #: Seconds between two looks at a credential that could not be read so far.
@@ -20,16 +21,20 @@ class CurrentCredential:
     Args:
         reader: where it lies; None for an upstream without one.
         on_change: told when another secret is there: connections are to move to it.
+        header: the one that carries it, and what stands before it there.
     """
 
-    def __init__(self, reader: CredentialReader | None, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, reader: CredentialReader | None, on_change: Callable[[], None], *, header: tuple[str, str] = BEARER
+    ) -> None:
         self._reader = reader
+        self._header, self._prefix = (part.encode() for part in header)
         self._on_change = on_change
         self._reading: _Reading | None = None
         self.secret: Secret | None = None
 
     async def headers(self) -> list[tuple[bytes, bytes]]:
-        """The Authorization header, or nothing.
+        """The header that carries it, or nothing.
 
         Raises:
             CredentialError: it cannot be read; the message holds nothing of it.
@@ -38,7 +43,7 @@ class CurrentCredential:
             return []
         if self.secret is None:
             self.secret = await self._read(self._reader)
-        return [(b"Authorization", b"Bearer " + self.secret.reveal().encode())]
+        return [(self._header, self._prefix + self.secret.reveal().encode())]
 
     async def reread(self) -> bool:
         """Read it anew because it was refused: is it another one? What cannot be read is not."""

@@ -60,17 +60,17 @@ class Keepalive:
                 now = self._clock()
                 while self._due and self._due[0][0] <= now + TOGETHER * self._interval:
                     connection = heapq.heappop(self._due)[2]
-                    if connection.websocket is not None:
+                    if connection.link is not None:
                         nursery.start_soon(self._ping, connection)
                 with trio.move_on_at(self._due[0][0] if self._due else trio.current_time() + 86_400):
                     await self._earlier.wait()
 
     async def _ping(self, connection: Connection) -> None:
-        websocket = connection.websocket
-        if websocket is None:
+        link = connection.link
+        if link is None:
             return
         try:
-            connection.rtt = await websocket.ping(self._pong_timeout)
+            connection.rtt = await link.ping(self._pong_timeout)
         except ConnectionLost:
             return
         self.add(connection)

@@ -24,11 +24,21 @@ def tell(policy: PoolPolicy, connection: Connection, fault: UpstreamFault, now: 
         return False  # on its way out already: its replacement is no storm
     if connection.opened_at is None or (isinstance(fault, ConnectionLost) and fault.how == "local"):
         return False
+    if is_kept_no_longer(connection, fault, now):
+        policy.let_go(now)
+        return False
     if is_aged(fault):
         return False  # its time was over, and the upstream is as well as before
     # One that carried a call was taken in for good, however young: the breaker judges what became of the call.
     policy.lost(now, fault, lived=math.inf if connection.used else now - connection.opened_at)
     return True
+
+
+def is_kept_no_longer(connection: Connection, fault: UpstreamFault, now: float) -> bool:
+    """A server has closed it for being idle, or as it had said it would: not one that closes what has just come."""
+    if not isinstance(fault, ConnectionLost) or fault.how not in ("idle", "unprocessed"):
+        return False
+    return connection.used or (connection.opened_at is not None and now - connection.opened_at >= TOGETHER)
 
 
 def as_old(connection: Connection, others: Iterable[Connection]) -> list[Connection]:

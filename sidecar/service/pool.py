@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 
 import trio
 
-from sidecar.compression import ZstdStream
 from sidecar.config import Upstream
 from sidecar.core.breaker import Breaker
 from sidecar.core.outcome import CANCELLED, Kind, Outcome, classify, is_aged
@@ -34,7 +33,7 @@ from sidecar.service.ports import Outbound
 from sidecar.service.probing import Prober
 from sidecar.service.refusals import Refusals
 from sidecar.transport.pump import Pump
-from sidecar.transport.websocket import WebSocket
+from sidecar.transport.link import Link
 from sidecar.wire import Lane
 
 #: Seconds a graceful close may take before the socket is dropped.
@@ -45,6 +44,7 @@ class Pool:
     """One upstream's connections.
 
     Args:
+        name: what it is called: its upstream's name, and the way where there are two (`config.ways`).
         upstream: its configuration.
         dialect, policy: make a codec for each connection; say what to open and what to retire.
         dial: -> a connected byte stream (TCP, proxy and TLS done), or raises `ConnectFailed`.
@@ -60,6 +60,7 @@ class Pool:
 
     def __init__(
         self,
+        name: str,
         upstream: Upstream,
         *,
         dialect: Dialect,
@@ -79,7 +80,7 @@ class Pool:
         on_turn: Callable[[Pool], None],
         log: Any,
     ) -> None:
-        self.name = upstream.name
+        self.name = name
         self.upstream = upstream
         self.dialect = dialect
         self.connections: dict[int, Connection] = {}
@@ -91,9 +92,16 @@ class Pool:
         self.breakers: list[Breaker] = []
         self.waiting = waiting
         self._policy = policy
-        self._refusals = Refusals(self, credential, policy, clock, log)
+        self._refusals = Refusals(self, credential, policy, clock, log, header=dialect.credential_header)
         self._connector = Connector(
-            upstream, self._refusals.credential, dial=dial, host=host, resource=resource, pump=pump, outbound=outbound
+            upstream,
+            dialect,
+            self._refusals.credential,
+            dial=dial,
+            host=host,
+            resource=resource,
+            pump=pump,
+            outbound=outbound,
         )
         self._clock = clock
         self._outbound = outbound
@@ -104,7 +112,6 @@ class Pool:
         self._wake = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._closing = False
-        self._compression = upstream.compression == "zstd-stream"
         pong_timeout = upstream.pong_timeout_s
         self._keepalive = Keepalive(clock, jitter, interval=upstream.ping_interval_s, pong_timeout=pong_timeout)
         #: closed by our own wish: what that means for the pool is looked at in its own next step, not inside the wish
@@ -240,15 +247,21 @@ class Pool:
                             nursery.start_soon(self._connect, self._new_connection(now))
                         case Retire(key=key, reason=reason):
                             self.retire(self.connections[key], reason)
-                with trio.move_on_at(self._policy.next_wakeup_at()):
+                with trio.move_on_at(self._look_at(now)):
                     await self._wake.wait()
+
+    def _look_at(self, now: float) -> float:
+        """When to ask the policy again at the latest: it learns only by then which connections have become idle."""
+        life = self._connector.habits.idle_life
+        at = self._policy.next_wakeup_at()
+        return at if life is None else min(at, now + life / 8)
 
     async def close(self, code: int = 1001, reason: str = "going away") -> None:
         """Close every connection gracefully, within `CLOSE_TIMEOUT`."""
         self._closing = True
         async with trio.open_nursery() as nursery:
             for connection in list(self.connections.values()):
-                if connection.websocket is not None:
+                if connection.link is not None:
                     connection.drain()
                     nursery.start_soon(self._close, connection, code, reason)
         self._look_at_parted()
@@ -257,18 +270,18 @@ class Pool:
         """From the decision to a connection, or to the reason why there is none."""
         self._connecting += 1
         try:
-            websocket = await self._connector.open(connection, partial(self._parts, connection))
+            link = await self._connector.open(connection, partial(self._parts, connection))
         except (ConnectFailed, UpgradeRefused) as error:
             fault: UpstreamFault = error.with_traceback(None)  # which would hold this frame
         else:
             self._connecting -= 1
-            self._stands(connection, websocket)
+            self._stands(connection, link)
             return
         self._connecting -= 1
         await self._connect_failed(connection, fault)
         self._ended(connection, fault)
 
-    def _stands(self, connection: Connection, websocket: WebSocket) -> None:
+    def _stands(self, connection: Connection, link: Link) -> None:
         self._opened += 1
         if self.refusal is not None:
             self._refusals.standing = None
@@ -282,10 +295,10 @@ class Pool:
             self._was_down = False
             self.gate.limit.restart()  # what has been waiting is not to arrive as one
         self._on_connect(self, None)
-        connection.opened(websocket, now)
+        connection.opened(link, now)
         self.prober.wake()
         self._keepalive.add(connection)
-        websocket.start()
+        link.start()
         if not self.gate.enabled:
             self.retire(connection, "disabled")
         self._outbound.flush()
@@ -320,17 +333,15 @@ class Pool:
         if partings.tell(self._policy, connection, fault, now):
             said = self.last_error = fault.loggable
             self._log.info("connection.lost", upstream=self.name, reason=said)
-            if isinstance(fault, MalformedFrame) and self._compression and fault.reason.startswith("zstd"):
-                # A stream that cannot be decoded once will not be the next time: plain JSON from here on.
-                self._compression = False
-                self._log.warning("compression.off", upstream=self.name, reason=fault.reason)
+            if self._connector.garbled(fault):
+                self._log.warning("compression.off", upstream=self.name, reason=said)
         if is_aged(fault):
             self.expired(connection)
         del self.connections[connection.key]
         if not connection.stopped_by_us and all(c.opened_at is None for c in self.connections.values()):
             self._was_down = True
         connection.closed(fault, now)
-        connection.websocket = None
+        connection.link = None
         self._free.remove(connection)
         self._wake.set()
         self._on_capacity(self)  # parked calls look again: here, elsewhere, or give up
@@ -348,12 +359,8 @@ class Pool:
 
     def _new_connection(self, now: float) -> Connection:
         self._next_key += 1
-        connection = Connection(
-            self._next_key,
-            self.dialect.codec(slots=self.upstream.calls_per_connection),
-            on_change=self._changed,
-            inflate=ZstdStream() if self._compression else None,
-            born_at=now,
+        connection = self._connector.prepare(
+            self._next_key, on_change=self._changed, on_freed=self._freed, born_at=now
         )
         self.connections[connection.key] = connection
         return connection
@@ -373,6 +380,14 @@ class Pool:
             self.retire(connection, "drained")
         self.poke()
 
+    def _freed(self, connection: Connection) -> None:
+        """An attempt was stopped, and nothing else: it is done in the middle of a step, so who waits looks later."""
+        if connection.free:
+            self._free.put(connection)
+            self.look_again()
+        elif connection.state == "DRAINING" and connection.active == 0:
+            self.retire(connection, "drained")
+
     def expired(self, connection: Connection) -> None:
         """Its upstream says that its time is over: so it is for those that are as old, before a call finds out."""
         for other in partings.as_old(connection, list(self.connections.values())):
@@ -385,11 +400,11 @@ class Pool:
         self._wake.set()
 
     async def _close(self, connection: Connection, code: int, reason: str) -> None:
-        if connection.websocket is None:
+        if connection.link is None:
             return
         if connection.fault is None:
             connection.fault = ConnectionLost(code, reason, how="local")
-        await connection.websocket.close(code, reason, timeout=CLOSE_TIMEOUT)
+        await connection.link.close(code, reason, timeout=CLOSE_TIMEOUT)
 
     def counts(self) -> dict[str, int]:
         """Connections by state."""
@@ -398,4 +413,4 @@ class Pool:
     def statistics(self) -> PoolStatistics:
         """A snapshot for health, metrics and `show upstreams`."""
         counts = {"opened": self._opened, "failed": self._failed}
-        return statistics_of(self, self._policy, **counts, compression=self._compression, now=self._clock())
+        return statistics_of(self, self._policy, **counts, compression=self._connector.compression, now=self._clock())

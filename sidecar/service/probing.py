@@ -22,7 +22,7 @@ class Probed(Protocol):
     connections: dict[int, Connection]
 
     async def open_one(self) -> Connection:
-        """A connect now; what comes back has no `websocket` when it failed."""
+        """A connect now; what comes back has no `link` when it failed."""
         ...
 
     def may_open_at(self) -> float:
@@ -101,11 +101,11 @@ class Prober:
         fresh = connection is not None and connection.opened_at is not None and connection.opened_at >= wanted_at
         if not fresh and (connection is None or len(pool.connections) < pool.upstream.max_connections):
             opened = await pool.open_one()
-            connection = opened if opened.websocket is not None else self.newest()
-        if connection is None or connection.websocket is None:
+            connection = opened if opened.link is not None else self.newest()
+        if connection is None or connection.link is None:
             return False
         try:
-            connection.rtt = await connection.websocket.ping(self._pong_timeout)
+            connection.rtt = await connection.link.ping(self._pong_timeout)
         except ConnectionLost:
             return False
         return True

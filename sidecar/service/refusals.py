@@ -11,6 +11,7 @@ from msgspec import structs
 from sidecar.core.outcome import Outcome
 from sidecar.core.pool_policy import PoolPolicy
 from sidecar.credentials import CredentialReader
+from sidecar.dialects.dialect import BEARER
 from sidecar.errors import ConnectFailed, UpstreamFault
 from sidecar.service.connection import Connection
 from sidecar.service.current_credential import CurrentCredential
@@ -47,13 +48,21 @@ class Refusals:
         policy: of the pool.
         clock: the loop's time.
         log: a bound logger.
+        header: see `CurrentCredential`.
     """
 
     def __init__(
-        self, pool: Keyed, reader: CredentialReader | None, policy: PoolPolicy, clock: Callable[[], float], log: Any
+        self,
+        pool: Keyed,
+        reader: CredentialReader | None,
+        policy: PoolPolicy,
+        clock: Callable[[], float],
+        log: Any,
+        *,
+        header: tuple[str, str] = BEARER,
     ) -> None:
         self._pool, self._policy, self._clock, self._log = pool, policy, clock, log
-        self.credential = CurrentCredential(reader, self.move_on)
+        self.credential = CurrentCredential(reader, self.move_on, header=header)
         #: why the credential is not used now: calls are not parked for this pool
         self.standing: Outcome | None = None
         self._rechecking = False

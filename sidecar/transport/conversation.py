@@ -47,18 +47,10 @@ class WebSocket(Link):
 
     # --- what its owner calls
 
-    def send_text(self, payload: bytes) -> None:
-        """Send one text message; returns at once. What the kernel does not take now goes out later, in order.
-
-        Raises:
-            ConnectionLost: it is closed, closing, or a write failed; nothing of the message was queued.
-        """
+    def send(self, slot: int, payload: bytes) -> None:  # noqa: ARG002
+        """See `Link`; one text message, which says itself whose it is."""
         self._check_open()
         self._write(TEXT, payload)
-
-    def send(self, slot: int, payload: bytes) -> None:  # noqa: ARG002
-        """See `Link`: the message itself says whose it is."""
-        self.send_text(payload)
 
     async def ping(self, timeout: float) -> float:
         """See `Link`; a pong held back while other frames come is waited for."""

@@ -130,7 +130,7 @@ class Http1Link(Link):
             if body.done or enough:
                 if body.rest:
                     self._keep = False  # an answer to what nobody asked
-                self._over(answer, now)
+                self._exchange_over(answer, now)
 
     def _spill(self, data: bytes) -> bytes:
         """Bytes behind an answer that has no body."""
@@ -177,7 +177,7 @@ class Http1Link(Link):
         answer.head(event.status_code, headers)
         return body
 
-    def _over(self, answer: Answer, now: float) -> None:
+    def _exchange_over(self, answer: Answer, now: float) -> None:
         """The exchange is over, properly: the next one may begin within this very step."""
         self._body = None
         keep, self._keep = self._keep, True
@@ -215,7 +215,7 @@ class Http1Link(Link):
         elif body is not None and not body.cut_by_eof and how == "eof" and self._refuse is None:
             self.parting = True
             try:
-                self._over(answer, now)
+                self._exchange_over(answer, now)
             except MalformedFrame as fault:
                 self.retire(fault.with_traceback(None))
             return
@@ -239,7 +239,7 @@ class Http1Link(Link):
             if self._answer is answer and answer is not None and self._lost is None:
                 if answer.refused:
                     self._keep = False
-                    self._over(answer, self.last_inbound_at)
+                    self._exchange_over(answer, self.last_inbound_at)
                 else:
                     self.retire(ConnectionLost(1000, "an answer without an end", how="local"), ours=True)
 

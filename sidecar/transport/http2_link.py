@@ -253,7 +253,7 @@ class Http2Link(Link):
             self._lose(stream, fault.with_traceback(None), now)
             return
         if enough and stream.sid in self._streams:
-            self._over(stream, now)
+            self._exchange_over(stream, now)
 
     def _engine_run(self, frames: bytes, fresh: list[_Stream], now: float) -> None:
         """What is due before these frames, then they."""
@@ -285,7 +285,7 @@ class Http2Link(Link):
         elif isinstance(event, h2.events.DataReceived):
             self._body(stream, event.data, now)
         elif isinstance(event, h2.events.StreamEnded):
-            self._over(stream, now)
+            self._exchange_over(stream, now)
         elif isinstance(event, h2.events.StreamReset):
             self._was_reset(stream, event, now)
 
@@ -356,7 +356,7 @@ class Http2Link(Link):
         if updates and self._lost is None:
             self._write(updates)
 
-    def _over(self, stream: _Stream, now: float) -> None:
+    def _exchange_over(self, stream: _Stream, now: float) -> None:
         """The exchange is over, properly."""
         fault: MalformedFrame | None = None
         try:
@@ -399,7 +399,7 @@ class Http2Link(Link):
         def look() -> None:
             if self._lost is None and self._streams.get(stream.sid) is stream:
                 now = trio.current_time()
-                self._over(stream, now)
+                self._exchange_over(stream, now)
                 self._flush()
 
         self._wire.later(seconds, look)

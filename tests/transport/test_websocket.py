@@ -49,7 +49,7 @@ async def test_conversation(authority: Authority, secure: bool) -> None:
             assert "websockets" in owner.upgrade_headers["server"]
             sent = [b"short", b"", b"x" * 200, b"y" * 70_000, b"z" * (3 << 20)]
             for payload in sent:
-                websocket.send_text(payload)
+                websocket.send(0, payload)
             assert await owner.until(len(sent)) == [(TEXT, payload) for payload in sent]
             assert websocket.pending_bytes == 0
             assert 0 < await websocket.ping(5) < 5
@@ -80,7 +80,7 @@ async def test_abort_and_cut_over_tls(authority: Authority) -> None:
         async with trio.open_nursery() as nursery:
             owner = Owner()
             websocket = await nursery.start(owner.run, lambda: dial(address, tls=tls), {})
-            websocket.send_text(b"stay")
+            websocket.send(0, b"stay")
             started = trio.current_time()
             websocket.abort()
             await owner.end(1)
@@ -90,7 +90,7 @@ async def test_abort_and_cut_over_tls(authority: Authority) -> None:
 
             owner = Owner()
             websocket = await nursery.start(owner.run, lambda: dial(address, tls=tls), {})
-            websocket.send_text(b"cut")
+            websocket.send(0, b"cut")
             ended = await owner.end(1)
             assert isinstance(ended, ConnectionLost)
             assert ended.how in ("eof", "reset")
@@ -225,7 +225,7 @@ async def test_malformed_retires(name: str) -> None:
         assert owner.messages == [(TEXT, b"good")]
         assert owner.told == [ended]
         with pytest.raises(ConnectionLost):
-            owner.websocket.send_text(b"late")
+            owner.websocket.send(0, b"late")
         with trio.move_on_after(1):
             while not farewell:
                 await trio.sleep(0)
@@ -320,7 +320,7 @@ async def test_close_is_told_before_tcp_ends() -> None:
         assert owner.messages == [(TEXT, b"done")]
         assert [fault.close_code for fault in owner.told] == [1001]
         with pytest.raises(ConnectionLost) as caught:
-            owner.websocket.send_text(b"late")
+            owner.websocket.send(0, b"late")
         assert (caught.value.how, caught.value.close_code) == ("close", 1001)
         owner.websocket.abort()
         ended = await owner.end(0.5)
@@ -348,7 +348,7 @@ async def test_abort_is_immediate() -> None:
         gone.set()
 
     async with connected(handler) as owner:
-        owner.websocket.send_text(b"prompt")
+        owner.websocket.send(0, b"prompt")
         started = trio.current_time()
         owner.websocket.abort()
         ended = await owner.end(1)
@@ -361,7 +361,7 @@ async def test_abort_is_immediate() -> None:
         owner.websocket.abort()
         await owner.websocket.close()
         with pytest.raises(ConnectionLost):
-            owner.websocket.send_text(b"late")
+            owner.websocket.send(0, b"late")
         with pytest.raises(ConnectionLost):
             await owner.websocket.ping(1)
     assert unmask(seen[0]) == [(TEXT, b"prompt"), (CLOSE, b"\x03\xe8")]
@@ -388,7 +388,7 @@ async def test_cancelled_in_the_middle() -> None:
         server.cancel_scope.cancel()
     assert unmask(seen[0]) == [(CLOSE, b"\x03\xe9")]
     with pytest.raises(ConnectionLost):
-        websocket.send_text(b"late")
+        websocket.send(0, b"late")
 
 
 async def test_cancelled_during_the_upgrade() -> None:
@@ -464,7 +464,7 @@ async def test_large_sends_keep_their_order_while_pings_are_answered() -> None:
         async with trio.open_nursery() as nursery:
             websocket = await nursery.start(owner.run, lambda: dial(address, tls=None), {})
             for index in range(20):
-                websocket.send_text(b"%d" % index + b"x" * 500_000)
+                websocket.send(0, b"%d" % index + b"x" * 500_000)
             assert websocket.pending_bytes > 0
             go.set()
             assert await owner.until(1) == [(TEXT, b"all")]
@@ -488,7 +488,7 @@ async def test_write_to_a_dead_peer_keeps_its_last_words() -> None:
             await sent.wait()
             while not owner.told:
                 try:
-                    owner.websocket.send_text(b"x" * 10_000)
+                    owner.websocket.send(0, b"x" * 10_000)
                 except ConnectionLost:
                     pass
                 await trio.sleep(0)

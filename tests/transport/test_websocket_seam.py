@@ -29,7 +29,7 @@ async def test_the_byte_stream_seam(autojump_clock: trio.testing.MockClock) -> N
             nursery.start_soon(server)
             for index in range(360):
                 assert await owner.websocket.ping(5) == pytest.approx(0.25)
-                owner.websocket.send_text(b"%d" % index)
+                owner.websocket.send(0, b"%d" % index)
                 await owner.until(index + 1)
                 await trio.sleep(10 - 0.5)
             assert trio.current_time() - owner.websocket.opened_at == pytest.approx(3600)
@@ -127,21 +127,21 @@ async def test_peer_that_stops_reading_for_good(autojump_clock: trio.testing.Moc
     async with over_memory() as (owner, peer):
         peer.receive_stream.close()
         started = trio.current_time()
-        owner.websocket.send_text(b"into the void")
+        owner.websocket.send(0, b"into the void")
         ended = await owner.end(10)
         assert trio.current_time() - started <= 0.5
         assert isinstance(ended, ConnectionLost)
         assert ended.how == "reset"
         assert owner.told == [ended]
         with pytest.raises(ConnectionLost):
-            owner.websocket.send_text(b"late")
+            owner.websocket.send(0, b"late")
 
 
 async def test_a_send_that_nobody_takes_is_counted(autojump_clock: trio.testing.MockClock) -> None:
     """Bytes the peer does not read are pending; silence retires the connection all the same."""
     async with over_memory(trio.testing.lockstep_stream_pair) as (owner, _):
         for _ in range(3):
-            owner.websocket.send_text(b"x" * 1000)
+            owner.websocket.send(0, b"x" * 1000)
         assert owner.websocket.pending_bytes > 3000
         with pytest.raises(ConnectionLost) as caught:
             await owner.websocket.ping(5)

@@ -253,7 +253,7 @@ async def test_tls_client_certificate(authority: Authority, tmp_path: Path) -> N
         owner = Owner()
         async with trio.open_nursery() as nursery:
             websocket = await nursery.start(owner.run, lambda: dial(parse_url(server.url), tls=tls), {})
-            websocket.send_text(b"welcome")
+            websocket.send(0, b"welcome")
             assert await owner.until(1) == [(TEXT, b"welcome")]
             websocket.abort()
 
