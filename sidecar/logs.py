@@ -36,7 +36,7 @@ _NAMES: Final = """
     call_id uid gid pid deltas input_tokens output_tokens backup_used partial finish overshoot_us
     attempt state previous stage status close_code how reason error generation connections warm delay_s age_s rtt_us
     retry_after_s permits failures session version wire endpoint group who credential signal in_flight queued dropped
-    count calls_at_once routes upstreams dialect preset path key lag_us logger limit lanes timeout_s halt_file
+    count calls_at_once routes upstreams dialect preset path key lag_us logger limit lanes timeout_s halt_file transport
 """
 FIELDS: Final = frozenset(_NAMES.split())
 #: Words of other people's making: scrubbed of everything of the shape of a secret.
@@ -160,6 +160,7 @@ class CallLine(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     lane: str
     upstream: str | None
     model: str | None
+    transport: str | None
     attempts: int
     queued_us: int
     attempt_us: int | None

@@ -21,6 +21,7 @@ MAX_BATCH: Final = 256
 Lane: TypeAlias = Literal["exit", "entry", "research"]
 Role: TypeAlias = Literal["system", "developer", "user", "assistant"]
 Finish: TypeAlias = Literal["stop", "length", "tool_calls"]
+Transport: TypeAlias = Literal["websocket", "sse"]
 Phase: TypeAlias = Literal["queue", "connect", "first_delta", "stream"]
 
 CallName = Annotated[
@@ -185,6 +186,8 @@ class Done(Struct, frozen=True, kw_only=True, tag="done"):
     cost_nano_usd: Count | None = None
     model_reported: str | None = None
     backup_used: bool = False
+    #: the way that the answer came
+    transport: Transport | None = None
     upstream_request_id: str | None = None
 
 
@@ -209,6 +212,7 @@ class Failed(Struct, frozen=True, kw_only=True, tag="failed"):
     model_reported: str | None = None
     attempts: Count = 0
     backup_used: bool = False
+    transport: Transport | None = None
     upstream_request_id: str | None = None
     upstream_status: int | None = None
     upstream_code: str | None = None
@@ -248,17 +252,22 @@ class Pong(Struct, frozen=True, kw_only=True, tag="pong"):
 
 
 class RouteReport(Struct, frozen=True, kw_only=True):
-    """`target`: the upstream that a call of this route would go to now, `None` when there is none."""
+    """`target`: the upstream that a call of this route would go to now, `None` when there is none; `transport`: how."""
 
     name: str
     ready: bool
     target: str | None = None
+    transport: Transport | None = None
 
 
 class UpstreamReport(Struct, frozen=True, kw_only=True):
-    """`connections` counts by state; `rtt_us` is the last keepalive's round trip."""
+    """`connections` counts by state; `rtt_us` is the last keepalive's round trip.
+
+    An upstream with a `fallback_url` has two: its own, and `NAME/sse`.
+    """
 
     name: str
+    transport: Transport = "websocket"
     connections: dict[str, int]
     breaker: str
     last_error: str | None = None

@@ -6,12 +6,11 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
-from sidecar.wire import Lane
+from sidecar.wire import Lane, Transport
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 PositiveSeconds = Annotated[float, Meta(gt=0, le=86_400)]
 PositiveMs = Annotated[float, Meta(gt=0, le=86_400_000)]
-Transport: TypeAlias = Literal["websocket", "sse"]
 PresetName: TypeAlias = Literal[
     "openai", "azure", "xai", "vercel", "litellm", "anthropic", "deepseek", "groq", "vllm", "llamacpp"
 ]

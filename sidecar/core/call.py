@@ -28,7 +28,7 @@ from typing import Final
 
 from sidecar.core.attempt_state import AttemptState, Loss
 from sidecar.core.backoff import call_backoff
-from sidecar.core.outcome import DEADLINE, Outcome, deadline
+from sidecar.core.outcome import DEADLINE, Kind, Outcome, deadline
 from sidecar.core.transitions import IllegalTransition
 from sidecar.core.verdict import Due, End, Seek, Verdict, Wait
 from sidecar.wire import Phase
@@ -199,7 +199,14 @@ class Call:
         return losers
 
     def lost(
-        self, attempt: AttemptState, outcome: Outcome, now: float, *, committed: bool, usual: float = 0.0
+        self,
+        attempt: AttemptState,
+        outcome: Outcome,
+        now: float,
+        *,
+        committed: bool,
+        usual: float = 0.0,
+        same: Sequence[int] = (),
     ) -> Verdict:
         """An attempt failed.
 
@@ -209,6 +216,7 @@ class Call:
             now: the instant.
             committed: a delta of this call was forwarded to the bot.
             usual: seconds that the target usually needs to its first delta: a retry that cannot make it is not tried.
+            same: targets that are the same service and model another way: what it refuses here, it refuses there.
         """
         if attempt not in self.attempts:
             raise IllegalTransition(f"{self!r}: loss of {attempt!r}")
@@ -225,6 +233,10 @@ class Call:
         loss.overload, loss.paced = outcome.overload, outcome.throttles
         if not loss.silent:
             loss.not_before = self._again_at(loss.count, outcome, now, usual)
+        if outcome.kind is Kind.REJECTED and not outcome.credential_refused:
+            for target in same:
+                other = self._losses.setdefault(target, Loss())
+                other.not_before, other.silent = math.inf, True
         if outcome.retry == "never":
             return End(self.first_outcome) if not self.attempts else Wait()
         if self.made >= self._max_attempts or not self._any_candidate():

@@ -12,7 +12,7 @@ from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct
 
-from sidecar.wire import Report, RouteReport, UpstreamReport
+from sidecar.wire import Report, RouteReport, Transport, UpstreamReport
 
 BreakerState: TypeAlias = Literal["closed", "open", "half_open"]
 
@@ -23,9 +23,12 @@ _WORST: Final[tuple[BreakerState, ...]] = ("open", "half_open", "closed")
 
 
 class UpstreamHealth(Struct, frozen=True, kw_only=True):
-    """What one upstream's pool and breakers say.
+    """What one upstream's pool and breakers say, or those of one way to it.
 
     Attributes:
+        name: of the pool.
+        upstream: as configured; the same, unless there are two ways to it.
+        transport: what it speaks.
         connections: state -> how many.
         warm: idle spares wanted.
         breakers: model -> state; a model never called may be missing.
@@ -37,6 +40,8 @@ class UpstreamHealth(Struct, frozen=True, kw_only=True):
 
     name: str
     connections: Mapping[str, int]
+    upstream: str = ""
+    transport: Transport = "websocket"
     warm: int = 0
     breakers: Mapping[str, BreakerState] = {}
     refused: bool = False
@@ -51,7 +56,7 @@ class UpstreamHealth(Struct, frozen=True, kw_only=True):
 
 
 class RouteHealth(Struct, frozen=True, kw_only=True):
-    """A route and its targets, (upstream, model), in order of preference."""
+    """A route and its targets, (pool, model), in order of preference."""
 
     name: str
     targets: Sequence[tuple[str, str]]
@@ -100,8 +105,11 @@ def report(
     for upstream in upstreams:
         reasons += _reasons(upstream)
     for route, said in zip(routes, route_reports, strict=True):
-        if said.target is not None and said.target != route.targets[0][0]:
+        first = by_name[route.targets[0][0]]
+        if said.target is not None and said.target != (first.upstream or first.name):
             reasons.append(f"route {route.name}: served by {said.target}")
+        elif said.transport is not None and said.transport != first.transport:
+            reasons.append(f"route {route.name}: served over HTTPS")
     reasons += ["the queue is full"] if queue_max and queued >= queue_max else []
     reasons += [f"loop lag {loop_lag * 1000:.0f} ms"] if loop_lag >= LAG_IS_DEGRADED else []
     return Report(
@@ -122,6 +130,7 @@ def report(
         upstreams=[
             UpstreamReport(
                 name=upstream.name,
+                transport=upstream.transport,
                 connections=dict(upstream.connections),
                 breaker=worst(upstream.breakers.values()),
                 last_error=upstream.last_error,
@@ -142,7 +151,8 @@ def _route(route: RouteHealth, upstreams: Mapping[str, UpstreamHealth]) -> Route
     for name, model in route.targets:
         upstream = upstreams[name]
         if upstream.standing and not upstream.disabled and upstream.breakers.get(model) != "open":
-            return RouteReport(name=route.name, ready=True, target=name)
+            target = upstream.upstream or upstream.name
+            return RouteReport(name=route.name, ready=True, target=target, transport=upstream.transport)
     return RouteReport(name=route.name, ready=False)
 
 

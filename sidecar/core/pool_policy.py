@@ -197,6 +197,13 @@ class PoolPolicy:
         """The upstream closed a connection that it owed nothing to, in good order: no delay, no failure, no storm."""
         self._wake_at = now
 
+    def keep_warm(self, warm: int, now: float) -> None:
+        """So many idle spares from now on; what is more stays until its time is over."""
+        warm = min(warm, self._maximum)
+        if warm != self._warm:
+            self._warm, self._wake_at = warm, now
+            self._leisure = min(LEISURE, 2 * LEISURE_IN_ALL / max(1, warm))
+
     def credential_changed(self, now: float) -> None:
         """Another credential is there: a refused upstream is tried at once."""
         self._backoff.credential_changed()

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 from sidecar.dialects import options as portable
 from sidecar.dialects.base import Codec
-from sidecar.wire import Options
-
-#: A WebSocket, or HTTPS with server-sent events for an answer.
-Transport: TypeAlias = Literal["websocket", "sse"]
+from sidecar.wire import Options, Transport
 
 #: How most services are told a key.
 BEARER: Final = ("Authorization", "Bearer ")

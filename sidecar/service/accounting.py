@@ -73,6 +73,7 @@ class Accounting:
             lane=call.lane,
             upstream=terminal.upstream,
             model=terminal.model,
+            transport=terminal.transport,
             attempts=terminal.attempts,
             queued_us=timing.queued_us,
             attempt_us=timing.attempt_us,
@@ -101,7 +102,7 @@ class Accounting:
         prompt = call.prompt(call.route.targets.index(attempt.target))
         tokens = estimate_usage(prompt, 0).input_tokens
         if tokens:
-            self.metrics.tokens.add(attempt.target.pool.name, attempt.target.model, "unused", by=tokens)
+            self.metrics.tokens.add(attempt.target.pool.upstream.name, attempt.target.model, "unused", by=tokens)
 
     def breaker_moved(self, before: str, after: str, *, upstream: str, model: str) -> None:
         """A breaker changed its state."""

@@ -90,6 +90,8 @@ class Pool:
         self.replays = RetryBudget(capacity=max(10, upstream.max_connections * upstream.calls_per_connection))
         #: of its models
         self.breakers: list[Breaker] = []
+        #: the way that calls go when this one cannot be had
+        self.substitute: Pool | None = None
         self.waiting = waiting
         self._policy = policy
         self._refusals = Refusals(self, credential, policy, clock, log, header=dialect.credential_header)
@@ -162,6 +164,7 @@ class Pool:
     def turned(self) -> None:
         """It may be asked again, or no more: every call that has it among its targets and waits, for it or another."""
         self._turned = True
+        self._look_at_substitute()
         self.prober.wake()
         self._wake.set()
 
@@ -172,8 +175,6 @@ class Pool:
 
     def set_enabled(self, enabled: bool) -> None:  # noqa: FBT001  (the one thing there is to say)
         """An operator's word: without calls, and without connections once those that run are over; or as before."""
-        if enabled == self.gate.enabled:
-            return
         self.gate.enabled = enabled
         if enabled:
             self._policy.told_to_try(self._clock())
@@ -191,6 +192,17 @@ class Pool:
         if recheck and self._nursery is not None:
             self._nursery.start_soon(self._refusals.recheck, outcome)
         return outcome
+
+    def _look_at_substitute(self) -> None:
+        """What is to take this one's calls keeps as many spares as this one does, for as long as it is to."""
+        if self.substitute is not None:
+            needed = self._was_down or self.prober.wants_trials(self._clock())
+            self.substitute.keep_warm((self if needed else self.substitute).upstream.warm_connections)
+
+    def keep_warm(self, connections: int) -> None:
+        """So many idle spares from now on."""
+        self._policy.keep_warm(connections, self._clock())
+        self._wake.set()
 
     @property
     def refusal(self) -> Outcome | None:
@@ -296,6 +308,7 @@ class Pool:
             self.gate.limit.restart()  # what has been waiting is not to arrive as one
         self._on_connect(self, None)
         connection.opened(link, now)
+        self._look_at_substitute()
         self.prober.wake()
         self._keepalive.add(connection)
         link.start()
@@ -343,6 +356,7 @@ class Pool:
         connection.closed(fault, now)
         connection.link = None
         self._free.remove(connection)
+        self._look_at_substitute()
         self._wake.set()
         self._on_capacity(self)  # parked calls look again: here, elsewhere, or give up
         self._outbound.flush()

@@ -11,6 +11,7 @@ from sidecar.core.outcome import Outcome
 from sidecar.core.pool_policy import PoolPolicy
 from sidecar.service.connection import Connection
 from sidecar.service.gate import Gate
+from sidecar.wire import Transport
 
 
 class Counted(Protocol):
@@ -36,6 +37,7 @@ class PoolStatistics(Struct, frozen=True, kw_only=True):
     """One upstream's pool now. `connections` counts by state; times in seconds; `policy` is for people."""
 
     name: str
+    transport: Transport
     url: str
     connections: dict[str, int]
     slots_free: int
@@ -62,6 +64,7 @@ def statistics_of(
     connections, gate = pool.connections.values(), pool.gate
     return PoolStatistics(
         name=pool.name,
+        transport=pool.upstream.transport,
         url=pool.upstream.url,
         connections=pool.counts(),
         slots_free=sum(c.free for c in connections),

@@ -84,7 +84,7 @@ class TargetRuntime:
         merged = self.options(of_call)
         unsupported = self.pool.dialect.unsupported(merged)
         if unsupported and unsupported_options == "fail":
-            raise UnsupportedOption(", ".join(unsupported), f"upstream {self.pool.name} cannot take it")
+            raise UnsupportedOption(", ".join(unsupported), f"upstream {self.pool.upstream.name} cannot take it")
         return structs.replace(merged, **dict.fromkeys(unsupported)) if unsupported else merged
 
     def is_fit(self, now: float, patience: float) -> bool:
@@ -123,6 +123,7 @@ class RouteRuntime:
         "_order_until",
         "_patience",
         "_preference",
+        "_same",
         "budgets",
         "config",
         "name",
@@ -139,6 +140,7 @@ class RouteRuntime:
         self._backup_lanes = frozenset(config.backup_lanes)
         self._natural = tuple(range(len(targets)))
         self._preference = Preference(len(targets), ramp=config.return_ramp_s, jitter=jitter)
+        self._same = tuple(_same_service(targets, index) for index in self._natural)
         self._jitter = jitter
         self._patience = config.first_delta_timeout_ms / 1000
         self._order_until = self._best_until = self._measured_at = -math.inf
@@ -168,6 +170,10 @@ class RouteRuntime:
         for trial in trials:
             others.insert(next((at for at, i in enumerate(others) if i > trial), len(others)), trial)
         return others
+
+    def same_as(self, index: int) -> tuple[int, ...]:
+        """The targets that are the same upstream and model as target `index`, another way."""
+        return self._same[index]
 
     def at_best(self, now: float) -> float:
         """Seconds that the quickest of the targets in question needs to its first delta at best; 0 while unknown."""
@@ -223,3 +229,12 @@ class RouteRuntime:
         if not of_call:
             self._default_options = options
         return options
+
+
+def _same_service(targets: Sequence[TargetRuntime], index: int) -> tuple[int, ...]:
+    one = targets[index]
+    return tuple(
+        other
+        for other, target in enumerate(targets)
+        if other != index and target.model == one.model and target.pool.upstream.name == one.pool.upstream.name
+    )

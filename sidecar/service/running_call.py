@@ -239,7 +239,7 @@ class RunningCall:
         self.attempts.append(attempt)
         if self.policy.made > 1 and self.stream and self.reply.committed:
             self.reply.restart(
-                Restarted(id=self.id, attempt=attempt.state.number, upstream=target.pool.name, model=target.model)
+                Restarted(id=self.id, attempt=attempt.state.number, upstream=target.pool.upstream.name, model=target.model)
             )
         if not self.on_receipt:  # armed when its receipt is over
             desk.clocks.arm(self)
@@ -319,7 +319,8 @@ class RunningCall:
         self.desk.record(attempt, outcome, now)
         committed = self.stream and self.reply.committed
         usual = attempt.target.times.at_best(now)
-        verdict = self.policy.lost(attempt.state, outcome, now, committed=committed, usual=usual)
+        same = self.route.same_as(attempt.state.target)
+        verdict = self.policy.lost(attempt.state, outcome, now, committed=committed, usual=usual, same=same)
         if isinstance(verdict, End):
             self._stop_attempts(CANCELLED)
             # What is told is one attempt's story: the one whose failure becomes the call's.

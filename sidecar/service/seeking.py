@@ -172,7 +172,7 @@ def _no_room(call: Seeker, target: TargetRuntime, prospects: _Prospects, now: fl
     """The upstream takes no further attempt of this lane now, whatever connections stand."""
     gate = target.pool.gate
     if not gate.enabled:
-        prospects.disabled.append(target.pool.name)
+        prospects.disabled.append(target.pool.upstream.name)
     elif not gate.is_open(now):
         paced_at = gate.throttle.ready_at
         prospects.paced_at = min(prospects.paced_at, paced_at)
@@ -221,7 +221,7 @@ def _nobody(call: Seeker, prospects: _Prospects, now: float) -> None:
     elif reopens_at < math.inf:
         call.fail("breaker_open", "every target's breaker is open", retry_after=max(0.0, reopens_at - now))
     elif connects_at == math.inf and prospects.disabled:
-        names = ", ".join(prospects.disabled)
+        names = ", ".join(dict.fromkeys(prospects.disabled))
         call.fail("no_connection", f"disabled by the operator: upstream {names}", retry_after=1.0)
     else:
         call.fail(

@@ -95,7 +95,7 @@ def _upstreams(daemon: Parts, now: float) -> list[dict[str, Any]]:
         rtt = row.pop("rtt")
         row["rtt_us"] = None if rtt is None else int(1e6 * rtt)
         row["waiting"] = pool.waiting()
-        row["retry_budget"] = round(daemon.budgets[pool.name].balance(now), 1)
+        row["retry_budget"] = round(daemon.budgets[pool.upstream.name].balance(now), 1)
         row["breakers"] = [
             _in_milliseconds(msgspec.to_builtins(breaker.statistics(now)), now)
             | _health(daemon.health[name, model], now)
@@ -164,7 +164,7 @@ def _stats(daemon: Parts, now: float) -> list[Any]:
             metrics.connections.set(pool.name, state, value=count)
         metrics.attempts_at_once.set(pool.name, value=pool.gate.limit.limit)
         metrics.throttled.set(pool.name, value=pool.gate.throttled_for(now))
-        metrics.retry_budget.set(pool.name, value=daemon.budgets[pool.name].balance(now))
+        metrics.retry_budget.set(pool.name, value=daemon.budgets[pool.upstream.name].balance(now))
     metrics.breakers.clear()
     for (name, model), breaker in daemon.breakers.items():
         metrics.breakers.set(name, model, value={"closed": 0, "half_open": 0.5, "open": 1}[breaker.state(now)])
