@@ -20,24 +20,15 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import trio
 
-from sidecar.config import Config, Upstream
-from sidecar.core.breaker import Breaker
+from sidecar.config import Config
 from sidecar.core.halt import in_order
 from sidecar.core.health import RouteHealth, UpstreamHealth, report
-from sidecar.core.jury import Jury
-from sidecar.core.latency import FirstDeltaTimes
-from sidecar.core.pool_policy import PoolPolicy
-from sidecar.core.retry import RetryBudget
-from sidecar.core.throttle import Throttle
-from sidecar.credentials import CredentialReader
-from sidecar.dialects import DIALECTS
 from sidecar.logs import get_logger
 from sidecar.metrics import Metrics
 from sidecar.service import orders, shown
@@ -47,22 +38,18 @@ from sidecar.service.clients import Clients
 from sidecar.service.control import Handler, show
 from sidecar.service.dispatcher import Dispatcher
 from sidecar.service.frontend import Frontend
-from sidecar.service.gate import Gate
 from sidecar.service.pool import Pool
 from sidecar.service.pulse import Pulse
-from sidecar.service.routes import RouteRuntime, TargetRuntime
+from sidecar.service.routes import RouteRuntime
 from sidecar.service.turn import Turn
 from sidecar.transport.bot_port import BotPort
-from sidecar.transport.dial import dial, parse_url, tls_context_of
 from sidecar.transport.pump import Pump
+from sidecar.upstreams import Dial, Upstreams
 from sidecar.version import __version__
 from sidecar.wire import Limits, Report
 
 #: Seconds that a bot has to read its last messages when the daemon goes.
 FAREWELL: Final = 1.0
-
-Dial = Callable[[Upstream], Callable[[], Awaitable[trio.abc.Stream]]]
-
 
 class Daemon:
     """Everything, wired.
@@ -106,8 +93,6 @@ class Daemon:
         turn = Turn(clock)
         self.clients = Clients(config, jitter=jitter)
         self.pump = Pump(flush=turn.flush, clock=clock)
-        self.pools: dict[str, Pool] = {}
-        self.breakers: dict[tuple[str, str], Breaker] = {}
         routes: dict[str, RouteRuntime] = {}
         self.dispatcher = Dispatcher(
             routes,
@@ -124,65 +109,21 @@ class Daemon:
         )
         self.brakes = Brakes(halt_file, end=self.dispatcher.end_lanes, log=self.log)
         self.dispatcher.attach(self.brakes)
-        for upstream in config.upstream:
-            address = parse_url(upstream.url)
-            resource = address.resource
-            if upstream.compression == "zstd-stream":
-                resource += ("&" if "?" in resource else "?") + "compress=zstd-stream"
-            self.pools[upstream.name] = Pool(
-                upstream,
-                dialect=DIALECTS[upstream.dialect],
-                policy=PoolPolicy(
-                    warm=upstream.warm_connections,
-                    maximum=upstream.max_connections,
-                    slots=upstream.calls_per_connection,
-                    max_age=upstream.max_age_s,
-                    jitter=jitter,
-                ),
-                dial=dial(upstream),
-                host=address.host_header,
-                resource=resource,
-                credential=None
-                if upstream.credential is None
-                else CredentialReader(upstream.credential, environ=environ),
-                gate=Gate(
-                    upstream.max_connections * upstream.calls_per_connection,
-                    adaptive=upstream.adaptive_concurrency,
-                    jitter=jitter,
-                ),
-                clock=clock,
-                jitter=jitter,
-                outbound=turn,
-                pump=self.pump,
-                waiting=partial(self.dispatcher.parking.waiting, upstream.name),
-                on_capacity=self.dispatcher.parking.on_capacity,
-                on_connect=self.dispatcher.on_connect,
-                on_turn=self.dispatcher.on_turn,
-                log=self.log,
-            )
-        self.budgets = {upstream.name: _budget(upstream) for upstream in config.upstream}
-        self.health: dict[tuple[str, str], tuple[FirstDeltaTimes, Jury, Throttle]] = {}
-        for route in config.route:
-            targets = []
-            for target in route.targets:
-                key = (target.upstream, target.model)
-                pool = self.pools[target.upstream]
-                if key not in self.breakers:
-                    breaker = self.breakers[key] = _breaker("/".join(key), pool.upstream, jitter)
-                    pool.breakers.append(breaker)
-                    self.health[key] = (FirstDeltaTimes(), Jury(jitter=jitter), Throttle(jitter=jitter))
-                targets.append(
-                    TargetRuntime(
-                        pool,
-                        target.model,
-                        self.breakers[key],
-                        self.budgets[target.upstream],
-                        *self.health[key],
-                        target.options,
-                        route.max_output_tokens,
-                    )
-                )
-            routes[route.name] = RouteRuntime(route, targets, jitter=jitter)
+        upstreams = Upstreams(
+            config,
+            environ=environ,
+            dial=dial,
+            clock=clock,
+            jitter=jitter,
+            turn=turn,
+            pump=self.pump,
+            dispatcher=self.dispatcher,
+            log=self.log,
+        )
+        self.upstreams = upstreams
+        self.pools, self.breakers = upstreams.pools, upstreams.breakers
+        self.budgets, self.health = upstreams.budgets, upstreams.health
+        routes.update(upstreams.routes(config.route))
         frontend = config.frontend
         self.frontend = Frontend(
             port,
@@ -267,8 +208,8 @@ class Daemon:
             queue_max=self.config.frontend.queue_max,
             loop_lag=self.pulse.lag,
             routes=[
-                RouteHealth(name=route.name, targets=[(target.upstream, target.model) for target in route.targets])
-                for route in self.config.route
+                RouteHealth(name=route.name, targets=[(target.pool.name, target.model) for target in route.targets])
+                for route in self.dispatcher.routes.values()
             ],
             upstreams=[self._health_of(pool, now) for pool in self.pools.values()],
         )
@@ -277,6 +218,8 @@ class Daemon:
         snapshot = pool.statistics()
         return UpstreamHealth(
             name=pool.name,
+            upstream=pool.upstream.name,
+            transport=pool.upstream.transport,
             connections=snapshot.connections,
             warm=pool.upstream.warm_connections,
             breakers={
@@ -293,33 +236,11 @@ class Daemon:
         return {
             "show": show(shown.sections(self, self._clock, self.clients)),
             **orders.halting(self.brakes),
-            **orders.switching(self.pools, self.config.route, self.log),
+            **orders.switching(self.upstreams.switches(), self.config.route, self.log),
             **orders.draining(
                 self.request_drain, lambda: len(self.dispatcher.calls), self.config.frontend.drain_timeout_s
             ),
         }
-
-
-def _breaker(name: str, upstream: Upstream, jitter: Callable[[], float]) -> Breaker:
-    settings = upstream.breaker
-    return Breaker(
-        name,
-        consecutive=settings.consecutive_failures,
-        rate=settings.failure_rate,
-        rate_minimum=settings.minimum_calls,
-        slow_rate=settings.slow_rate,
-        window=settings.window_s,
-        open_base=settings.open_min_s,
-        open_cap=settings.open_max_s,
-        trials=settings.trials,
-        probed=True,
-        jitter=jitter,
-    )
-
-
-def _budget(upstream: Upstream) -> RetryBudget:
-    settings = upstream.retry_budget
-    return RetryBudget(capacity=settings.attempts, per_second=settings.per_second, per_first_attempt=settings.per_call)
 
 
 def _call_ids(wall_us: Callable[[], int], dice: random.Random) -> Callable[[], str]:
@@ -341,26 +262,6 @@ def _call_ids(wall_us: Callable[[], int], dice: random.Random) -> Callable[[], s
         )
 
     return new
-
-
-def real_dial(upstream: Upstream) -> Callable[[], Awaitable[trio.abc.Stream]]:
-    """TCP, proxy and TLS as configured; names are resolved anew at each connect.
-
-    Raises:
-        ConfigurationError: a file of `[upstream.tls]` cannot be used; the message names the upstream, too.
-    """
-    address, tls = parse_url(upstream.url), tls_context_of(upstream)
-
-    async def connect() -> trio.abc.Stream:
-        return await dial(
-            address,
-            tls=tls,
-            proxy=upstream.proxy,
-            tcp_timeout=upstream.connect_timeout_s,
-            tls_timeout=upstream.tls_timeout_s,
-        )
-
-    return connect
 
 
 def real_clocks() -> dict[str, Any]:

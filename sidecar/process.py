@@ -26,6 +26,7 @@ from sidecar.transport.sd_notify import Notifier, watchdog_interval
 from sidecar.transport.zmq_ping import Pinger
 from sidecar.transport.zmq_socket import RouterPort
 from sidecar.transport.zmtp_port import ZmtpPort
+from sidecar.upstreams import real_dial
 
 #: Control messages are short.
 CONTROL_MESSAGE_BYTES: Final = 65_536
@@ -96,7 +97,7 @@ async def serve(
         seams = composition.real_clocks()
         halts = place_of_halts(config, environ, instance, log)
         daemon = composition.Daemon(
-            config, port, environ=dict(environ), dial=composition.real_dial, halt_file=halts, **seams
+            config, port, environ=dict(environ), dial=real_dial, halt_file=halts, **seams
         )
         daemon.pump.heed(port.fileno())
         control = Control(

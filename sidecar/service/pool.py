@@ -21,7 +21,7 @@ from sidecar.core.pool_policy import Open, PoolPolicy, Retire
 from sidecar.core.retry import RetryBudget
 from sidecar.credentials import CredentialReader
 from sidecar.dialects.dialect import Dialect
-from sidecar.errors import ConnectFailed, ConnectionLost, MalformedFrame, UpgradeRefused, UpstreamError, UpstreamFault
+from sidecar.errors import ConnectFailed, ConnectionLost, UpgradeRefused, UpstreamError, UpstreamFault
 from sidecar.service import partings
 from sidecar.service.connection import Connection
 from sidecar.service.connector import Connector
@@ -32,8 +32,8 @@ from sidecar.service.pool_statistics import PoolStatistics, statistics_of
 from sidecar.service.ports import Outbound
 from sidecar.service.probing import Prober
 from sidecar.service.refusals import Refusals
-from sidecar.transport.pump import Pump
 from sidecar.transport.link import Link
+from sidecar.transport.pump import Pump
 from sidecar.wire import Lane
 
 #: Seconds a graceful close may take before the socket is dropped.

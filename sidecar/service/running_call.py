@@ -239,7 +239,12 @@ class RunningCall:
         self.attempts.append(attempt)
         if self.policy.made > 1 and self.stream and self.reply.committed:
             self.reply.restart(
-                Restarted(id=self.id, attempt=attempt.state.number, upstream=target.pool.upstream.name, model=target.model)
+                Restarted(
+                    id=self.id,
+                    attempt=attempt.state.number,
+                    upstream=target.pool.upstream.name,
+                    model=target.model,
+                )
             )
         if not self.on_receipt:  # armed when its receipt is over
             desk.clocks.arm(self)

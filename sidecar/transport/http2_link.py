@@ -261,9 +261,8 @@ class Http2Link(Link):
         if not frames or self._lost is not None:
             return
         for event in self._engine.receive_data(frames):
-            self._event(event, now)
-            if self._lost is not None:
-                return
+            if not self._over:  # an event may have ended all of it
+                self._event(event, now)
 
     def _event(self, event: h2.events.Event, now: float) -> None:
         if isinstance(event, h2.events.PingAckReceived):
