@@ -51,6 +51,7 @@ from sidecar.wire import Limits, Report
 #: Seconds that a bot has to read its last messages when the daemon goes.
 FAREWELL: Final = 1.0
 
+
 class Daemon:
     """Everything, wired.
 

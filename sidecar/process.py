@@ -96,9 +96,7 @@ async def serve(
         places.open_to_group(control_endpoint, None)
         seams = composition.real_clocks()
         halts = place_of_halts(config, environ, instance, log)
-        daemon = composition.Daemon(
-            config, port, environ=dict(environ), dial=real_dial, halt_file=halts, **seams
-        )
+        daemon = composition.Daemon(config, port, environ=dict(environ), dial=real_dial, halt_file=halts, **seams)
         daemon.pump.heed(port.fileno())
         control = Control(
             control_port, daemon.handlers(), session=daemon.session, mono_us=seams["mono_us"], wall_us=seams["wall_us"]

@@ -27,8 +27,17 @@ _BARE_KEY: Final = re.compile(r"[0-9a-fA-F]{32,}|[A-Za-z0-9_]{40,}")
 _ENVIRONMENT_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _SECRET_HEADERS: Final = {"authorization", "proxy-authorization", "api-key", "x-api-key", "x-goog-api-key", "cookie"}
 _HANDSHAKE_HEADERS: Final = {
-    "host", "connection", "upgrade", "content-length", "transfer-encoding", "te", "trailer",
-    "accept-encoding", "expect", "keep-alive", "proxy-connection",
+    "host",
+    "connection",
+    "upgrade",
+    "content-length",
+    "transfer-encoding",
+    "te",
+    "trailer",
+    "accept-encoding",
+    "expect",
+    "keep-alive",
+    "proxy-connection",
 }
 _SECRET_PARAMETERS: Final = {"key", "api-key", "api_key", "apikey", "token", "access_token", "secret", "password"}
 

@@ -265,9 +265,7 @@ class Connection(ABC):
         self._settling = False
         self._on_change(self)
 
-    def _handle(
-        self, slot: int, event: Started | Ending | Finished | Faulted | Expiring | Content, now: float
-    ) -> None:
+    def _handle(self, slot: int, event: Started | Ending | Finished | Faulted | Expiring | Content, now: float) -> None:
         """Everything that is not content: a few frames per answer."""
         attempt = self._attempts[slot]
         if attempt is None:

@@ -373,9 +373,7 @@ class Pool:
 
     def _new_connection(self, now: float) -> Connection:
         self._next_key += 1
-        connection = self._connector.prepare(
-            self._next_key, on_change=self._changed, on_freed=self._freed, born_at=now
-        )
+        connection = self._connector.prepare(self._next_key, on_change=self._changed, on_freed=self._freed, born_at=now)
         self.connections[connection.key] = connection
         return connection
 

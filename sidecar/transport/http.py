@@ -72,9 +72,7 @@ async def open_http(
             engine = await shake_hands(stream, opening_timeout)
             await trio.lowlevel.checkpoint_if_cancelled()
             head = _head2(host, resource, headers, secrets, secure=secure)
-            return Http2Link(
-                pump.wire(stream, b""), engine, head, exchanges, ended, max_event_bytes=max_event_bytes
-            )
+            return Http2Link(pump.wire(stream, b""), engine, head, exchanges, ended, max_event_bytes=max_event_bytes)
         await trio.lowlevel.checkpoint_if_cancelled()
         head1 = _head1(host, resource, [*headers, *secrets])
         return Http1Link(pump.wire(stream, b""), head1, exchanges, ended, max_event_bytes=max_event_bytes)
