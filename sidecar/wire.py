@@ -187,7 +187,7 @@ class Done(Struct, frozen=True, kw_only=True, tag="done"):
     model_reported: str | None = None
     backup_used: bool = False
     #: the way that the answer came
-    transport: Transport | None = None
+    transport: Transport | UnsetType = UNSET
     upstream_request_id: str | None = None
 
 
@@ -212,7 +212,7 @@ class Failed(Struct, frozen=True, kw_only=True, tag="failed"):
     model_reported: str | None = None
     attempts: Count = 0
     backup_used: bool = False
-    transport: Transport | None = None
+    transport: Transport | UnsetType = UNSET
     upstream_request_id: str | None = None
     upstream_status: int | None = None
     upstream_code: str | None = None
@@ -257,7 +257,7 @@ class RouteReport(Struct, frozen=True, kw_only=True):
     name: str
     ready: bool
     target: str | None = None
-    transport: Transport | None = None
+    transport: Transport | UnsetType = UNSET
 
 
 class UpstreamReport(Struct, frozen=True, kw_only=True):
@@ -267,7 +267,7 @@ class UpstreamReport(Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    transport: Transport = "websocket"
+    transport: Transport | UnsetType = UNSET
     connections: dict[str, int]
     breaker: str
     last_error: str | None = None

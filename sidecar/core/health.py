@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, TypeAlias
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from sidecar.wire import Report, RouteReport, Transport, UpstreamReport
 
@@ -108,7 +108,7 @@ def report(
         first = by_name[route.targets[0][0]]
         if said.target is not None and said.target != (first.upstream or first.name):
             reasons.append(f"route {route.name}: served by {said.target}")
-        elif said.transport is not None and said.transport != first.transport:
+        elif said.transport is not UNSET and said.transport != first.transport:
             reasons.append(f"route {route.name}: served over HTTPS")
     reasons += ["the queue is full"] if queue_max and queued >= queue_max else []
     reasons += [f"loop lag {loop_lag * 1000:.0f} ms"] if loop_lag >= LAG_IS_DEGRADED else []

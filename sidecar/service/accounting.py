@@ -73,7 +73,7 @@ class Accounting:
             lane=call.lane,
             upstream=terminal.upstream,
             model=terminal.model,
-            transport=terminal.transport,
+            transport=terminal.transport or None,
             attempts=terminal.attempts,
             queued_us=timing.queued_us,
             attempt_us=timing.attempt_us,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from msgspec import UNSET
+
 from sidecar.core.outcome import Outcome
 from sidecar.dialects.base import Faulted, Finished, Started
 from sidecar.dialects.facts import estimate_usage
@@ -97,7 +99,7 @@ def failed(
         usage=((faulted.usage if faulted else None) or estimated_usage(call, attempt)) if attempt else None,
         route=call.route.name,
         upstream=attempt.target.pool.upstream.name if attempt else None,
-        transport=attempt.target.pool.upstream.transport if attempt else None,
+        transport=attempt.target.pool.upstream.transport if attempt else UNSET,
         model=attempt.target.model if attempt else None,
         model_reported=started.model if started else None,
         attempts=call.policy.made,

@@ -68,8 +68,10 @@ class WebSocketConnection(Connection):
             for event in events:
                 if type(event) is Content:
                     self._content(event.slot, event.text, now)
+                elif isinstance(event, Expiring) or event.slot is None:
+                    self._concerns_all(event, now)
                 else:
-                    self._happened(event, now)
+                    self._handle(event.slot, event, now)
         if broken is not None:
             try:
                 raise broken
@@ -79,19 +81,16 @@ class WebSocketConnection(Connection):
         if self._settling and (link is None or not link.parting):
             self._settle()  # else no call is to be started on what is about to be lost
 
-    def _happened(self, event: Event, now: float) -> None:
-        """A few frames per answer are more than content, and a few per connection are about no answer."""
+    def _concerns_all(self, event: Event, now: float) -> None:
+        """A few frames per connection are about no answer."""
         if isinstance(event, Expiring):
             self.retire_at = now
             self.expiring = self._settling = True
-        elif isinstance(event, Faulted) and event.slot is None:
+        elif isinstance(event, Faulted):
             # An error of the whole connection: all of it is lost, and nothing more may come of it.
             self._ending.clear()
             self.kill(event.error)
             self._on_change(self)
-        else:
-            assert event.slot is not None
-            self._handle(event.slot, event, now)
 
     def _inflate_all(self, payloads: list[bytes], binary: list[int]) -> MalformedFrame | None:
         """Put the messages in the place of their slices; from one on that is none nothing counts any more."""

@@ -50,7 +50,7 @@ class WebSocket(Link):
     def send(self, slot: int, payload: bytes) -> None:  # noqa: ARG002
         """See `Link`; one text message, which says itself whose it is."""
         self._check_open()
-        self._write(TEXT, payload)
+        self._put(encode_client_frame(TEXT, payload, self._make_mask()))
 
     async def ping(self, timeout: float) -> float:
         """See `Link`; a pong held back while other frames come is waited for."""

@@ -58,7 +58,7 @@ STAGES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "parking": ("service.parking:Parking.on_capacity", "service.parking:Parking.unpark"),
     "clocks: arm": ("service.clocks:Clocks.arm",),
-    "receive: hand on": ("service.connection:Connection.receive",),
+    "receive: hand on": ("service.websocket_connection:WebSocketConnection.receive",),
     "codec: decode": ("dialects.responses:ResponsesCodec.decode_pass", "dialects.chat:ChatCodec.decode_pass"),
     "first content": ("service.running_call:RunningCall.first_content",),
     "record: breaker": ("service.dispatcher:Dispatcher.record",),
@@ -103,7 +103,7 @@ class _Socket:
     def __init__(self) -> None:
         self.frame = b""
 
-    def send_text(self, frame: bytes) -> None:
+    def send(self, slot: int, frame: bytes) -> None:
         self.frame = frame
 
     def abort(self) -> None:

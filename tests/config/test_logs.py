@@ -67,7 +67,8 @@ def pipe() -> Iterator[Pipe]:
 def test_one_call_is_one_line(pipe: Pipe) -> None:
     """JSON, with every field of the canonical line."""
     fields = {
-        "outcome": "success", "code": "done", "upstream": "openai", "model": "gpt-5-mini", "route": "default",
+        "outcome": "success", "code": "done", "upstream": "openai", "model": "gpt-5-mini",
+        "transport": "websocket", "route": "default",
         "lane": "exit", "attempts": 1, "queued_us": 41, "first_delta_us": 38211, "total_us": 52310, "overhead_us": 211,
         "phase": None, "call_id": "01K", "uid": 1000, "pid": 4711,
     }  # fmt: skip
@@ -239,8 +240,8 @@ def call_line() -> dict[str, Any]:
     """The fields of a call's line."""
     return {
         "outcome": "success", "code": "done", "finish": "stop", "call_id": "01K", "route": "default", "lane": "exit",
-        "upstream": "openai", "model": "gpt-5-mini", "attempts": 1, "queued_us": 41, "attempt_us": None,
-        "first_delta_us": 38211, "total_us": 52310, "overhead_us": 211, "uid": 1000, "pid": 4711,
+        "upstream": "openai", "model": "gpt-5-mini", "transport": "sse", "attempts": 1, "queued_us": 41,
+        "attempt_us": None, "first_delta_us": 38211, "total_us": 52310, "overhead_us": 211, "uid": 1000, "pid": 4711,
     }  # fmt: skip
 
 

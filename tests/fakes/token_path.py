@@ -94,7 +94,7 @@ class Door:
 
     def __init__(self, daemon: Any, connections: Sequence[Any], tls: Sequence[TlsStream] | None) -> None:
         self._tls = tls
-        self._feeds = [connection.websocket.feed for connection in connections]
+        self._feeds = [connection.link.feed for connection in connections]
         self._end_of_pass: Callable[[], None] = daemon.pump.flush
 
     def one_pass(self, reads: Sequence[bytes]) -> None:

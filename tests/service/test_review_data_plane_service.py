@@ -13,7 +13,7 @@ from sidecar.core.pool_policy import ConnectionView, PoolPolicy
 from sidecar.dialects import DIALECTS
 from sidecar.dialects.base import Finished, Prompt
 from sidecar.errors import MalformedFrame, UpstreamFault
-from sidecar.service.connection import Connection
+from sidecar.service.websocket_connection import WebSocketConnection
 from sidecar.wire import ChatMessage
 from tests.fakes.clockwork import clockwork, virtual
 from tests.fakes.upstream import Asked
@@ -67,7 +67,7 @@ class _Holder:
 def test_what_came_whole_before_a_broken_slice_counts() -> None:
     """An answer's end, and behind it in one read a binary frame that is no zstd: the answer is done."""
     codec = DIALECTS["responses"].codec(slots=1)
-    connection = Connection(1, codec, on_change=lambda _: None, inflate=ZstdStream(), born_at=0.0)
+    connection = WebSocketConnection(1, codec, on_change=lambda _: None, inflate=ZstdStream(), born_at=0.0)
     connection.state = "BUSY"
     connection.taken = connection.active = 1
     holder = _Holder()
@@ -90,7 +90,7 @@ def test_what_came_whole_before_a_broken_slice_counts() -> None:
 def test_a_dead_connection_keeps_no_window() -> None:
     """The keepalive's heap may hold a connection for an interval after its end: not its zstd window too."""
     codec = DIALECTS["responses"].codec(slots=1)
-    connection = Connection(1, codec, on_change=lambda _: None, inflate=ZstdStream(), born_at=0.0)
+    connection = WebSocketConnection(1, codec, on_change=lambda _: None, inflate=ZstdStream(), born_at=0.0)
     connection.closed(MalformedFrame("x"), 1.0)
     assert connection._inflate is None
 
