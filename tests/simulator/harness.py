@@ -121,7 +121,7 @@ class Talk:
     async def send(self, body: Any) -> None:
         """One text message."""
         payload = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.protocol.send(0, payload)
+        self.protocol.send_text(payload)
         await self.flush()
 
     async def text(self) -> str | None:
