@@ -6,7 +6,8 @@ from typing import Final
 
 from sidecar.dialects.chat import CHAT
 from sidecar.dialects.dialect import Dialect
+from sidecar.dialects.messages import MESSAGES
 from sidecar.dialects.responses import RESPONSES
 
 #: Every dialect by its name in the configuration.
-DIALECTS: Final[dict[str, Dialect]] = {dialect.name: dialect for dialect in (RESPONSES, CHAT)}
+DIALECTS: Final[dict[str, Dialect]] = {dialect.name: dialect for dialect in (RESPONSES, CHAT, MESSAGES)}

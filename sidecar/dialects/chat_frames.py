@@ -13,7 +13,7 @@ from sidecar.dialects.text import typed
 from sidecar.errors import UpstreamError
 from sidecar.wire import ChatMessage, Finish, Usage
 
-#: The end of an event stream, as text.
+#: The end of an event stream, as text: it may stand in an envelope, too.
 DONE: Final = "[DONE]"
 #: `finish_reason` -> how an answer ended; any other reason is a fault.
 FINISHES: Final[dict[str, Finish]] = {

@@ -57,43 +57,80 @@ def _nested_format(given: JsonObject) -> JsonObject:
     return {"type": "json_schema", "json_schema": {name: value for name, value in given.items() if name != "type"}}
 
 
+def _schema_of(given: JsonObject) -> Any:
+    """The schema in a `response_format` of either shape; None where there is none."""
+    inner = given.get("json_schema", given)
+    return inner.get("schema") if given.get("type") == "json_schema" and isinstance(inner, dict) else None
+
+
+def _schema_only(given: JsonObject) -> JsonObject:
+    """Either shape -> Messages', which knows a schema, and no name for it."""
+    return {"type": "json_schema", "schema": _schema_of(given)}
+
+
+def _has_schema(given: JsonObject) -> bool:
+    return isinstance(_schema_of(given), dict)
+
+
+def _is_tier(given: str) -> bool:
+    return given in ("auto", "standard_only")
+
+
+def _as_list(given: str | list[str]) -> list[str]:
+    return [given] if isinstance(given, str) else given
+
+
 class Field(Struct, frozen=True):
-    """Where an option goes in a request: a dotted path, and what becomes of its value on the way."""
+    """Where an option goes in a request: a dotted path, what becomes of its value, and which values there are."""
 
     path: str
     convert: Callable[[Any], Any] | None = None
+    takes: Callable[[Any], bool] | None = None
 
 
 class Row(Struct, frozen=True, kw_only=True):
-    """One portable option."""
+    """One portable option, and its place in each dialect."""
 
     option: str
     responses: Field | None
     chat: Field | None
+    messages: Field | None
 
-    def field(self, dialect: str) -> Field | None:
-        """Its place in `dialect` (`responses` or `chat`)."""
-        return self.responses if dialect == "responses" else self.chat
+    def field(self, dialect: str, value: Any) -> Field | None:
+        """Its place in `dialect`, None where that has no field for it, or none for this value."""
+        field: Field | None = getattr(self, dialect)
+        return None if field is None or (field.takes is not None and not field.takes(value)) else field
 
 
-def _same(option: str) -> Row:
-    return Row(option=option, responses=Field(option), chat=Field(option))
+def _same(option: str, messages: Field | None) -> Row:
+    return Row(option=option, responses=Field(option), chat=Field(option), messages=messages)
 
 
 TABLE: Final[tuple[Row, ...]] = (
-    _same("temperature"),
-    _same("top_p"),
-    Row(option="max_output_tokens", responses=Field("max_output_tokens"), chat=Field("max_completion_tokens")),
-    Row(option="reasoning_effort", responses=Field("reasoning.effort"), chat=Field("reasoning_effort")),
+    _same("temperature", Field("temperature")),
+    _same("top_p", Field("top_p")),
+    Row(
+        option="max_output_tokens",
+        responses=Field("max_output_tokens"),
+        chat=Field("max_completion_tokens"),
+        messages=Field("max_tokens"),
+    ),
+    Row(
+        option="reasoning_effort",
+        responses=Field("reasoning.effort"),
+        chat=Field("reasoning_effort"),
+        messages=Field("output_config.effort"),
+    ),
     Row(
         option="response_format",
         responses=Field("text.format", _flat_format),
         chat=Field("response_format", _nested_format),
+        messages=Field("output_config.format", _schema_only, _has_schema),
     ),
-    _same("service_tier"),
-    _same("prompt_cache_key"),
-    Row(option="stop", responses=None, chat=Field("stop")),
-    Row(option="seed", responses=None, chat=Field("seed")),
+    _same("service_tier", Field("service_tier", takes=_is_tier)),
+    _same("prompt_cache_key", None),
+    Row(option="stop", responses=None, chat=Field("stop"), messages=Field("stop_sequences", _as_list)),
+    Row(option="seed", responses=None, chat=Field("seed"), messages=None),
 )
 
 #: What belongs to the protocol, and no `extra_body` may touch.
@@ -104,8 +141,9 @@ OPERATOR_FIELDS: Final = frozenset({"model", "store", "max_output_tokens", "max_
 
 
 def unsupported(options: Options, dialect: str) -> list[str]:
-    """The names of the options given that `dialect` has no field for."""
-    return [row.option for row in TABLE if row.field(dialect) is None and getattr(options, row.option) is not None]
+    """The names of the options given that `dialect` has no field for, or not for the value given."""
+    given = ((row, getattr(options, row.option)) for row in TABLE)
+    return [row.option for row, value in given if value is not None and row.field(dialect, value) is None]
 
 
 def lay(body: JsonObject, options: Options, dialect: str) -> JsonObject:
@@ -118,8 +156,9 @@ def lay(body: JsonObject, options: Options, dialect: str) -> JsonObject:
         `body`, for convenience.
     """
     for row in TABLE:
-        field, value = row.field(dialect), getattr(options, row.option)
-        if field is None or value is None:
+        value = getattr(options, row.option)
+        field = None if value is None else row.field(dialect, value)
+        if field is None:
             continue
         head, _, tail = field.path.partition(".")
         value = value if field.convert is None else field.convert(value)

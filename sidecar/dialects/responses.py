@@ -53,7 +53,7 @@ from sidecar.dialects.responses_frames import (
     read_whole,
 )
 from sidecar.dialects.responses_slot import CLOSED, Slot
-from sidecar.dialects.text import REPLACEMENT, UNREADABLE, join, reread, typed
+from sidecar.dialects.text import DONE, REPLACEMENT, UNREADABLE, join, reread, typed
 from sidecar.errors import MalformedFrame, UpstreamError
 from sidecar.wire import Finish, Options
 
@@ -164,6 +164,8 @@ class ResponsesCodec:
 
     def _odd(self, payload: bytes | memoryview) -> tuple[Event, ...]:
         """A frame the strict reader refused: half a pair somewhere, a field of the wrong kind, or no JSON."""
+        if self._over_http and bytes(payload[:8]).strip() == DONE:  # of gateways that end every stream with it
+            return NOTHING
         value, clean = reread(payload)
         kind = value.get("type", "")
         if not isinstance(kind, str):

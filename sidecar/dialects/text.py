@@ -20,6 +20,9 @@ from sidecar.errors import MalformedFrame
 #: What reading untrusted JSON can raise: msgspec's own errors, bad UTF-8, nesting too deep, a size nobody can hold.
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, MemoryError)
 
+#: The end of an event stream, with servers that say it.
+DONE: Final = b"[DONE]"
+
 #: What stands for a half that never got its other half.
 REPLACEMENT: Final = "\ufffd"
 

@@ -9,11 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sidecar.dialects import DIALECTS
 from sidecar.dialects.base import Codec, Content, Ending, Faulted, Finished, Prompt
 from sidecar.errors import MalformedFrame
 from sidecar.wire import ChatMessage
-from tests.dialects.transcript import PATHS, load, payload
+from tests.dialects.transcript import PATHS, WAYS, load, new_codec, payload
 
 PROMPT = Prompt(model="m", messages=(ChatMessage(role="user", content="hi"),))
 FRAMES = [payload(step["down"]) for path in PATHS for step in load(path)[1] if "down" in step]
@@ -43,6 +42,10 @@ WORDS = [
     "refusal",
     "input_tokens",
     "headers",
+    "content_block",
+    "stop_reason",
+    "stop_details",
+    "object",
 ]
 KINDS = [
     "response.output_text.delta",
@@ -55,6 +58,13 @@ KINDS = [
     "response.output_text.done",
     "response.refusal.delta",
     "response.refusal.done",
+    "message_start",
+    "content_block_start",
+    "content_block_delta",
+    "message_delta",
+    "message_stop",
+    "message",
+    "text_delta",
 ]
 values = st.recursive(
     scalars,
@@ -70,12 +80,12 @@ maps = st.builds(
 #: The machine may be busy: slow is not wrong.
 BRIEF = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
-connections = pytest.mark.parametrize(("dialect", "slots"), [(name, slots) for name in DIALECTS for slots in (1, 3)])
+connections = pytest.mark.parametrize(("dialect", "slots"), WAYS)
 
 
 def codec_of(dialect: str, slots: int) -> Codec:
     """A connection with calls in all slots but the last (of several)."""
-    codec = DIALECTS[dialect].codec(slots=slots)
+    codec = new_codec(dialect, slots)
     for slot in range(max(1, slots - 1)):
         codec.encode(slot, PROMPT)
     return codec
@@ -130,7 +140,7 @@ def test_arbitrary_json(dialect: str, slots: int, frames: list[dict[str, Any]]) 
 def test_real_frames_in_any_order_with_a_byte_changed(
     dialect: str, slots: int, picks: list[tuple[int, int, int]]
 ) -> None:
-    """Frames of both dialects, shuffled and damaged."""
+    """Frames of all dialects, shuffled and damaged."""
     codec = codec_of(dialect, slots)
     for index, place, byte in picks:
         frame = bytearray(FRAMES[index])
@@ -150,18 +160,24 @@ def test_real_frames_in_any_order_with_a_byte_changed(
 def test_halves_of_pairs_are_joined_whatever_the_cut(dialect: str, slots: int, texts: list[str]) -> None:
     """All the text comes out, as one reading of the whole would have it."""
     codec = codec_of(dialect, slots)
-    got = ""
-    for text in texts:
-        frame: dict[str, Any] = (
-            {"type": "response.output_text.delta", "delta": text, "stream_id": "s0" if slots > 1 else None}
-            if dialect == "responses"
-            else {"id": "s0-1", "choices": [{"delta": {"content": text}}]}
-        )
-        got += "".join(event.text for event in codec.decode(json.dumps(frame).encode()) if isinstance(event, Content))
-    end: dict[str, Any] = (
-        {"type": "response.completed", "response": {}, "stream_id": "s0" if slots > 1 else None}
-        if dialect == "responses"
-        else {"id": "s0-1", "choices": [{"delta": {}, "finish_reason": "stop"}]}
-    )
-    got += "".join(event.text for event in codec.decode(json.dumps(end).encode()) if isinstance(event, Content))
+    stream = {"stream_id": "s0"} if slots > 1 else {}
+
+    def text_of(frame: dict[str, Any]) -> str:
+        events = codec.decode(json.dumps(frame).encode())
+        return "".join(event.text for event in events if isinstance(event, Content))
+
+    def delta(text: str) -> dict[str, Any]:
+        if dialect == "responses":
+            return {"type": "response.output_text.delta", "delta": text, **stream}
+        if dialect == "messages":
+            return {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}}
+        return {"id": "s0-1", "choices": [{"delta": {"content": text}}]}
+
+    ends: dict[str, dict[str, Any]] = {
+        "responses": {"type": "response.completed", "response": {}, **stream},
+        "messages": {"type": "message_delta", "delta": {"stop_reason": "end_turn"}},
+        "chat": {"id": "s0-1", "choices": [{"delta": {}, "finish_reason": "stop"}]},
+    }
+    got = text_of({"type": "message_start", "message": {}}) if dialect == "messages" else ""
+    got += "".join(text_of(delta(text)) for text in texts) + text_of(ends[dialect])
     assert got == "".join(texts).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

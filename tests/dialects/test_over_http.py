@@ -169,6 +169,16 @@ def test_responses_deltas_under_many_names_are_one_answer() -> None:
     assert event == Finished(slot=0, finish="stop", upstream_request_id="r3", model="m-1")
 
 
+def test_a_gateways_done_says_nothing_in_responses() -> None:
+    """Some end every stream with it; on a WebSocket nobody does."""
+    codec = started("responses")
+    assert list(codec.decode(b"[DONE]")) == []
+    say(codec, type="response.completed", response={"id": "r1", "status": "completed"})
+    assert list(codec.decode(b"[DONE]")) == []
+    with pytest.raises(MalformedFrame):
+        RESPONSES.codec().decode(b"[DONE]")
+
+
 def test_a_whole_chat_completion_is_an_answer() -> None:
     """A server that ignores `stream` sends one JSON body: its text, its end and its usage."""
     message = {"role": "assistant", "content": "HOLD", "refusal": None, "tool_calls": None}

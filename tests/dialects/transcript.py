@@ -21,9 +21,23 @@ def load(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return head, steps
 
 
+#: Every way to speak a dialect, as (dialect, slots of a connection); 0 slots: one answer over HTTP.
+WAYS = [
+    (name, slots)
+    for name, dialect in DIALECTS.items()
+    for slots in ((1, 3, 0) if "websocket" in dialect.transports else (0,))
+]
+
+
+def new_codec(dialect: str, slots: int) -> Codec:
+    """A codec for one of the `WAYS`."""
+    return DIALECTS[dialect].codec(slots=slots) if slots else DIALECTS[dialect].stream_codec()
+
+
 def codec_of(head: dict[str, Any]) -> Codec:
-    """A codec for the transcript's connection."""
-    return DIALECTS[head["dialect"]].codec(slots=head["slots"])
+    """A codec for the transcript's connection, or its answer."""
+    http = head.get("http", False) or "websocket" not in DIALECTS[head["dialect"]].transports
+    return new_codec(head["dialect"], 0 if http else head["slots"])
 
 
 def payload(frame: Any) -> bytes:

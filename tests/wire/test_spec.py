@@ -73,7 +73,7 @@ def test_the_options_stand_in_their_table() -> None:
     listed = {match[1]: row for row in _rows(table) if (match := re.match(r"`(\w+)`", row[0]))}
     assert set(listed) == set(wire.Options.__struct_fields__)
     for row in TABLE:
-        paths = [f"`{field.path}`" if field else "-" for field in (row.responses, row.chat)]
+        paths = [f"`{field.path}`" if field else "-" for field in (row.responses, row.chat, row.messages)]
         assert listed[row.option][2:] == paths
     reserved = set(re.findall(r"`(\w+)`", table.split("Ten names")[1].split("### ")[0])) - {"invalid_request"}
     assert reserved == PROTOCOL_FIELDS | OPERATOR_FIELDS
