@@ -135,17 +135,18 @@ async def _upgrade(relay: Reception, link: Link, knock: door.Knock, early: bytes
 
 def _judge(relay: Reception, link: Link, knock: door.Knock) -> str | None:
     """What befalls an upgrade; None: it was answered already."""
+    try:
+        relay.check(knock.group)
+    except ValueError as problem:
+        link.send(door.answer(404, {"error": {"message": str(problem)}}))
+        return None
     if knock.dialect not in relay.dialects:
         link.send(door.answer(404, {"error": {"message": "no such path"}}))
         return None
     if knock.websocket_key is None:
         link.send(door.answer(426, {"error": {"message": "upgrade to WebSocket"}}, {"Upgrade": "websocket"}))
         return None
-    try:
-        name = relay.next_door(knock.group)
-    except ValueError as problem:
-        link.send(door.answer(404, {"error": {"message": str(problem)}}))
-        return None
+    name = relay.next_door(knock.group)
     if name == "ok" and relay.keys is not None and knock.key not in relay.keys:
         return "http_401"
     return name

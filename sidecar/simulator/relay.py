@@ -149,8 +149,12 @@ class Relay:
 
     # ------------------------------------------------------------------------------------ what connections ask for
 
+    def check(self, group: str) -> None:
+        """ValueError: the path's expression is wrong, or there are too many."""
+        self._plan(group)
+
     def next_door(self, group: str) -> str:
-        """What befalls the next upgrade or HTTP request by that path; ValueError: the path's expression is wrong."""
+        """What befalls the next upgrade or HTTP request by that path."""
         return self._plan(group).door()
 
     def refused(self, name: str) -> None:

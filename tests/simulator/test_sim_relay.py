@@ -107,7 +107,8 @@ async def test_one_relay_plays_several_upstreams() -> None:
     """/s/ names a scenario of its own; /u/ a label that can be steered, killed and closed by itself."""
     async with relaying() as relay:
         bad = await Talk.open(relay.port, "/s/error_500*1,ok/v1/responses")
-        first, second = (await Talk.open(relay.port, f"/u/{label}/v1/responses") for label in ("first", "second"))
+        first = await Talk.open(relay.port, "/u/first/v1/responses")
+        second = await Talk.open(relay.port, "/u/second/v1/responses")
         relay.set_scenario("error_401", upstream="first")
         ends = [(await talk.answer(request()))[-1]["type"] for talk in (bad, bad, first, second)]
         assert ends == ["error", "response.completed", "error", "response.completed"]

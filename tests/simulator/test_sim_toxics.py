@@ -78,7 +78,7 @@ async def test_a_call_over_a_line_without_an_end_is_answered_whole(names: str) -
     behaviour = steer(QUICK, {"link_latency_ms": 5, "link_jitter_ms": 5, "link_slow_close_ms": 50})
     async with relaying(f"toxic_{names}", behaviour=behaviour) as relay:
         talk = await Talk.open(relay.port)
-        assert said(await talk.answer(request("[[text='a b c']]"))) == "a b c"
+        assert said(await talk.answer(request("[[text='a b c' tokens=3]]"))) == "a b c"
         await talk.goodbye()
         await until(lambda: relay.counters.open == 0)
     assert relay.counters.calls_finished == 1

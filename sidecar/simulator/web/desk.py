@@ -34,6 +34,7 @@ async def respond(talk: Talk, pipe: Pipe, knock: Knock, body: bytes) -> None:
 
     behaviour = structs.replace(host.behaviour, envelope="bare")
     try:
+        host.check(knock.group)
         name = host.next_door(knock.group) if dialect in host.dialects else None
     except ValueError as problem:
         talk.asked(knock.group, "")

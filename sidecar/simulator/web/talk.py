@@ -27,8 +27,12 @@ class Host(calls.Host, Steered, Protocol):
     keepalive_timeout_s: float | None
     wall_s: Callable[[], float]
 
+    def check(self, group: str) -> None:
+        """ValueError: the path's scenario is wrong."""
+        ...
+
     def next_door(self, group: str) -> str:
-        """What befalls the next request; ValueError: the path's scenario is wrong."""
+        """What befalls the next upgrade or HTTP request by that path."""
         ...
 
     def refused(self, name: str) -> None:
