@@ -9,6 +9,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from sidecar.dialects.base import JsonObject, Prompt
+from sidecar.dialects.rate_headers import RateLimits as RateLimits  # noqa: PLC0414 - found here, too
+from sidecar.dialects.rate_headers import rate_limits as rate_limits  # noqa: PLC0414
 from sidecar.dialects.retry_after import retry_after_of, seconds, should_retry
 from sidecar.dialects.text import UNREADABLE
 from sidecar.errors import UpstreamError
