@@ -2,8 +2,10 @@
 
 Up: the body of `POST /v1/messages`. Its system text is a field beside the conversation, so messages of the roles
 `system` and `developer` go there, after the instructions, wherever in the conversation they stood. `max_tokens` has to
-be said. `temperature` goes up to 1 there; what is above is sent as it is, and refused. There is nothing to say of
-storing.
+be said. `temperature` goes up to 1 there, and newer models take neither it nor `top_p`, nor a conversation that ends
+with the assistant's own words: all of it is sent as it is, and may be refused. There is nothing to say of storing.
+The version spoken is 2023-06-01, which compatible servers know, too; the one after it, 2026-10-21, differs in what is
+used here only in that it refuses `temperature` and `top_p` for every model.
 
 Down: `message_start`, content blocks (of which only text is content: no thinking, no tool input, no citations),
 `message_delta` with the reason why it stopped and the usage, `message_stop`. From the reason on an answer is in
