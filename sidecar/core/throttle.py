@@ -74,6 +74,13 @@ class Throttle:
             wait = max(wait, full_jitter(self._in_a_row, base=self._base, cap=self._cap, jitter=self._jitter))
         self.ready_at = max(self.ready_at, now + wait)
 
+    def hold(self, seconds: float, now: float) -> None:
+        """Nothing is left for the moment, by the upstream's own count: not before so many seconds, and some jitter.
+
+        No refusal, so the next wait does not grow for it.
+        """
+        self.ready_at = max(self.ready_at, now + min(self._longest, seconds) * (1 + SPREAD * self._jitter()))
+
     def succeeded(self, now: float) -> None:
         """An attempt was answered. While a wait runs that is old news; afterwards the next wait begins small again."""
         if self._in_a_row and now >= self.ready_at:

@@ -34,6 +34,12 @@ class RateLimits(Struct, frozen=True, kw_only=True):
     tokens_remaining: float | None = None
     tokens_reset_after: float | None = None
 
+    def spent_for(self) -> float:
+        """Seconds for which nothing is left of one of them, by what was said; 0 while something is."""
+        requests = self.requests_reset_after if self.requests_remaining == 0 else None
+        tokens = self.tokens_reset_after if self.tokens_remaining == 0 else None
+        return max(requests or 0.0, tokens or 0.0)
+
 
 def rate_limits(headers: dict[str, str], *, wall_s: float | None = None) -> RateLimits | None:
     """The rate limits in the headers of a response; None when there are none. Total.

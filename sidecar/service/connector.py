@@ -56,6 +56,7 @@ class Connector:
         *,
         on_change: Callable[[Connection], None],
         on_freed: Callable[[Connection], None],
+        on_spent: Callable[[float], None],
         born_at: float,
     ) -> Connection:
         """A connection that is yet to be made; `open` makes it. Arguments as `HttpConnection`'s."""
@@ -68,6 +69,7 @@ class Connector:
                 habits=self.habits,
                 on_change=on_change,
                 on_freed=on_freed,
+                on_spent=on_spent,
                 born_at=born_at,
             )
         inflate = ZstdStream() if self.compression else None

@@ -15,6 +15,15 @@ from sidecar.wire import Lane
 LONG_PACE: Final = 0.5
 #: Seconds after an exit call for which room is kept for the next one.
 EXITS_REMEMBERED: Final = 3600.0
+#: Seconds for which nothing is sent, at most, after an answer that said that nothing is left.
+LONGEST_HOLD: Final = 1.0
+SPENT: Final = Outcome(
+    kind=Kind.THROTTLED,
+    code="upstream_rate_limited",
+    message="nothing is left of the upstream's rate limit, by its own count",
+    retry="backoff",
+    retryable=True,
+)
 
 
 class Gate:
@@ -81,6 +90,20 @@ class Gate:
             if self.throttle.ready_at <= now:
                 self.throttled_by = None
         return False
+
+    def spent(self, seconds: float, now: float) -> bool:
+        """By the upstream's own count nothing is left of its rate limit, for so many seconds, of which few are heeded.
+
+        What the services say is when all of it is there again; a little of it is much sooner.
+
+        Returns:
+            whether it is closed now, and was open.
+        """
+        was_open = self.is_open(now)
+        self.throttle.hold(min(seconds, LONGEST_HOLD), now)
+        self.throttled_by = self.throttled_by or SPENT
+        self._paced_at = min(self._paced_at, now)
+        return was_open and not self.is_open(now)
 
     def throttled_for(self, now: float) -> float:
         """Seconds until the credential may be used again; 0 when it may."""

@@ -15,6 +15,7 @@ from sidecar.core.pool_policy import ConnectionView
 from sidecar.dialects.base import Codec, Content, Expiring, Faulted, Finished, Prompt
 from sidecar.dialects.dialect import Dialect
 from sidecar.dialects.facts import http_error
+from sidecar.dialects.rate_headers import rate_limits
 from sidecar.errors import ConnectionLost, MalformedFrame, UpstreamFault
 from sidecar.service.connection import DISCARDED, Connection, SlotHolder
 from sidecar.transport.http1_link import Http1Link
@@ -30,9 +31,10 @@ class HttpConnection(Connection):
         slots: calls at once, if the link takes as many.
         habits: what is known of how this server treats idle connections; its pool's.
         on_freed: told when an attempt was stopped alone: its slot is free, and who waits is to look again later.
+        on_spent: told that nothing is left of the upstream's rate limit, and for how many seconds.
     """
 
-    __slots__ = ("_codecs", "_dialect", "_exchanges", "_habits", "_idle_since", "_on_freed", "_texts")
+    __slots__ = ("_codecs", "_dialect", "_exchanges", "_habits", "_idle_since", "_on_freed", "_on_spent", "_texts")
 
     def __init__(
         self,
@@ -43,10 +45,11 @@ class HttpConnection(Connection):
         habits: Habits,
         on_change: Callable[[Connection], None],
         on_freed: Callable[[Connection], None],
+        on_spent: Callable[[float], None],
         born_at: float,
     ) -> None:
         super().__init__(key, slots, on_change=on_change, born_at=born_at)
-        self._dialect, self._habits, self._on_freed = dialect, habits, on_freed
+        self._dialect, self._habits, self._on_freed, self._on_spent = dialect, habits, on_freed, on_spent
         self._codecs: list[Codec | None] = [None] * slots
         self._texts: list[list[list[str]]] = [[[]] for _ in range(slots)]
         self._exchanges: Http1Link | Http2Link | None = None
@@ -133,6 +136,9 @@ class HttpConnection(Connection):
 
     def on_head(self, slot: int, headers: dict[str, str]) -> None:  # noqa: ARG002
         """The upstream took the request."""
+        limits = rate_limits(headers)
+        if limits is not None and (seconds := limits.spent_for()):
+            self._on_spent(seconds)
         link = self._exchanges
         self._habits.answered(link.keepalive_timeout if isinstance(link, Http1Link) else None)
 

@@ -373,7 +373,9 @@ class Pool:
 
     def _new_connection(self, now: float) -> Connection:
         self._next_key += 1
-        connection = self._connector.prepare(self._next_key, on_change=self._changed, on_freed=self._freed, born_at=now)
+        connection = self._connector.prepare(
+            self._next_key, on_change=self._changed, on_freed=self._freed, on_spent=self._spent, born_at=now
+        )
         self.connections[connection.key] = connection
         return connection
 
@@ -399,6 +401,11 @@ class Pool:
             self.look_again()
         elif connection.state == "DRAINING" and connection.active == 0:
             self.retire(connection, "drained")
+
+    def _spent(self, seconds: float) -> None:
+        """Nothing is left of its rate limit for so long, by its own count."""
+        if self.gate.spent(seconds, self._clock()):
+            self.turned()
 
     def expired(self, connection: Connection) -> None:
         """Its upstream says that its time is over: so it is for those that are as old, before a call finds out."""

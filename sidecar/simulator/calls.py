@@ -96,9 +96,7 @@ def begin(
     dice = random.Random(host.seed * 1_000_003 + number)
     act = Act(line, request, voice, behaviour, dice, host.mono_us)
     now, scope = host.mono_us(), trio.CancelScope()
-    call = Call(
-        name=name, number=number, group=group, scenario=named, way=way, started_us=now, act=act, scope=scope
-    )
+    call = Call(name=name, number=number, group=group, scenario=named, way=way, started_us=now, act=act, scope=scope)
     _note(host, call, "call", now)
     return call
 

@@ -64,7 +64,7 @@ def play(
     bot: Bot, relay: Relay, *, per_second: float, phases: tuple[float, float, float], dice: random.Random
 ) -> tuple[list[Record], int]:
     """The load through the outage. Returns the calls, and the instant of its beginning (CLOCK_MONOTONIC, us)."""
-    before, outage, after = phases
+    before, outage, _ = phases
     records: dict[str, Record] = {}
     begun_us = mono_us()
     begun = time.monotonic()
@@ -185,7 +185,7 @@ def main() -> int:
         "outage_s": [before, over],
     }
     if options.svg is not None:
-        from falling_back_plot import plot  # noqa: PLC0415 - only where a picture is wanted
+        from falling_back_plot import plot
 
         options.svg.write_text(plot(result, per_second=options.per_second))
     return judge(result, as_json=options.json)

@@ -12,6 +12,10 @@ _RIGHT: Final = 20
 _PANEL: Final = 190
 _TOP: Final = 76
 _GAP: Final = 58
+_LEGEND: Final = (
+    "grey: WebSockets reset, then refused · green: median · orange: slowest of each half second · "
+    "violet: share over HTTPS"
+)
 _STYLE: Final = """
 .card{fill:#fff;stroke:#d0d7de}.t{fill:#1f2328}.s{fill:#59636e}.g{stroke:#d0d7de}.out{fill:#59636e;fill-opacity:.12}
 .l{fill:none;stroke-width:1.8}.a{stroke:#bc4c00}.b{stroke:#1a7f5a}.c{stroke:#8250df}
@@ -34,8 +38,7 @@ def plot(result: dict[str, Any], *, per_second: float) -> str:
         f"<style>{_STYLE.strip()}</style>",
         f'<rect class="card" x=".5" y=".5" width="{_WIDTH - 1}" height="{height - 1}" rx="8"/>',
         f'<text class="t h" x="20" y="30">Upgrades refused in the middle of {per_second:g} calls a second</text>',
-        '<text class="s" x="20" y="52">grey: WebSockets reset, then refused · green: median · orange: slowest of each '
-        "half second · violet: share over HTTPS</text>",
+        f'<text class="s" x="20" y="52">{_LEGEND}</text>',
     ]
     first = [("b", [step["p50_ms"] for step in steps]), ("a", [step["max_ms"] for step in steps])]
     parts += _panel("ms to the first delta", first, _TOP, top, length, result["outage_s"])
