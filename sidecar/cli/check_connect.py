@@ -1,4 +1,4 @@
-"""`sidecar check --connect`: the way to each upstream, step by step, with times. Sends no request."""
+"""`sidecar check --connect`: the way to each upstream, step by step, with times. Asks for no answer of a model."""
 
 from __future__ import annotations
 
@@ -13,16 +13,23 @@ import trio
 from msgspec import Struct
 
 from sidecar.config import Config, Upstream
+from sidecar.config.ways import ways_of
 from sidecar.core.outcome import classify
 from sidecar.credentials import CredentialReader
+from sidecar.dialects import DIALECTS
 from sidecar.errors import ConnectFailed, CredentialError, UpgradeRefused, UpstreamFault
 from sidecar.transport.dial import dial, make_tls_context, parse_url
+from sidecar.transport.headers import check_headers
+from sidecar.transport.http1 import read_head
 from sidecar.transport.pump import Pump
 from sidecar.transport.tls import TlsStream
 from sidecar.transport.websocket import open_websocket
 
 #: Some services take the upgrade and refuse the credential by a close frame right after it, seconds.
 REFUSAL_GRACE: Final = 0.3
+
+#: Of the three dialects.
+_ENDPOINTS: Final = ("/chat/completions", "/responses", "/messages")
 
 Tell = Callable[[str], None]
 
@@ -75,24 +82,36 @@ def check_all(config: Config, *, environ: Mapping[str, str], tell: Tell | None) 
     """Connect to each upstream in turn; `tell` gets a line per step as it happens."""
 
     async def main() -> list[Report]:
-        return [await check_one(upstream, environ=environ, tell=tell) for upstream in config.upstream]
+        ways = [way for upstream in config.upstream for way in ways_of(upstream)]
+        return [await check_one(way.upstream, name=way.name, environ=environ, tell=tell) for way in ways]
 
     return trio.run(main)
 
 
-async def check_one(upstream: Upstream, *, environ: Mapping[str, str], tell: Tell | None = None) -> Report:
-    """Credential, name, TCP (or proxy), TLS, upgrade, was the credential taken? A fault is in the report."""
-    steps = _Steps(Report(upstream=upstream.name), tell)
-    headers = [(name.encode(), value.encode()) for name, value in upstream.headers.items()]
+async def check_one(
+    upstream: Upstream, *, environ: Mapping[str, str], tell: Tell | None = None, name: str | None = None
+) -> Report:
+    """Credential, name, TCP (or proxy), TLS, upgrade, was the credential taken? A fault is in the report.
+
+    Over HTTPS there is no upgrade: the list of models is asked for instead (`models_of`).
+    """
+    steps = _Steps(Report(upstream=name or upstream.name), tell)
+    dialect = DIALECTS[upstream.dialect]
+    given = {**dict(dialect.headers), **upstream.headers}
+    headers = [(name.encode(), value.encode()) for name, value in given.items()]
     if upstream.credential is not None:
         try:
             secret = await CredentialReader(upstream.credential, environ=environ).fetch()
         except CredentialError as error:
             steps.failed("credential", str(error), 77)
             return steps.report
-        headers.append((b"Authorization", b"Bearer " + secret.reveal().encode()))
+        header, prefix = (part.encode() for part in dialect.credential_header)
+        headers.append((header, prefix + secret.reveal().encode()))
         steps.done("credential", "read")
     address = parse_url(upstream.url)
+    if upstream.transport == "sse":
+        await _check_http(upstream, steps, headers)
+        return steps.report
     ended: list[UpstreamFault] = []
     over = trio.Event()
 
@@ -130,6 +149,44 @@ async def check_one(upstream: Upstream, *, environ: Mapping[str, str], tell: Tel
                 await websocket.close(1000, "checked", timeout=1.0)
         nursery.cancel_scope.cancel()
     return steps.report
+
+
+async def _check_http(upstream: Upstream, steps: _Steps, headers: list[tuple[bytes, bytes]]) -> None:
+    """TCP and TLS, then the list of models, which costs nothing: is the credential taken?"""
+    address = parse_url(upstream.url)
+    try:
+        check_headers(headers)
+        stream = await _dial(upstream, steps)
+    except ConnectFailed as fault:
+        steps.failed(fault.stage, str(fault), _status_of(fault))
+        return
+    async with stream:
+        lines = [f"GET {models_of(address.resource)} HTTP/1.1".encode(), b"Host: " + address.host_header.encode()]
+        lines += [b"%b: %b" % pair for pair in headers] + [b"Connection: close", b"", b""]
+        status = 0
+        with trio.move_on_after(upstream.upgrade_timeout_s):
+            try:
+                await stream.send_all(b"\r\n".join(lines))
+                status, _, _ = await read_head(partial(stream.receive_some, 65_536), "upgrade")
+            except (ConnectFailed, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                steps.failed("request", str(error) or "connection reset", 69)
+                return
+    if status in (401, 403):
+        steps.failed("authenticated", f"HTTP {status}", 77)
+    elif status == 0:
+        steps.failed("request", f"no answer in {upstream.upgrade_timeout_s:g} s", 69)
+    elif status >= 500:
+        steps.failed("request", f"HTTP {status}", 69)
+    else:
+        # A service without such a list says 404 or 405: it answers, and nothing is known of the credential.
+        steps.done("authenticated", "nothing refused" if status == 200 else f"cannot be told (HTTP {status})")
+
+
+def models_of(resource: str) -> str:
+    """Where the services list their models: ``/v1/models`` beside ``/v1/responses``; the query stays (Azure's)."""
+    path, mark, query = resource.partition("?")
+    base = next((path.removesuffix(end) for end in _ENDPOINTS if path.endswith(end)), path.rpartition("/")[0])
+    return f"{base}/models{mark}{query}"
 
 
 def _nothing() -> None:
