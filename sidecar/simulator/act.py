@@ -196,7 +196,8 @@ class Act:
         """Say the terminal; returns its frames."""
         last: list[bytes] = []
         pause = usage_late_s or self.behaviour.usage_late_s
-        for index, group in enumerate(self.voice.closing(self.text, self.usage, reason or self.reason)):
+        reason = reason or self.behaviour.finish or self.reason
+        for index, group in enumerate(self.voice.closing(self.text, self.usage, reason)):
             if index == 1 and pause:
                 await trio.sleep(pause)
             self.say(*group)

@@ -31,8 +31,9 @@ class Behaviour(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         text: the answer, a word a token, repeated until there are `tokens` of them.
         stamp: each token is the sender's CLOCK_MONOTONIC in microseconds and a blank, instead of words.
         usage: say the usage (in `chat` only to who asked for it with `stream_options.include_usage`).
+        finish: why the answer stopped, said as it is (chat: finish_reason; messages: stop_reason); None: as it was.
         usage_late_s: pause between the last content and the usage.
-        done: `chat` ends with `[DONE]`.
+        done: `chat` ends with `[DONE]`, `messages` with message_stop.
         obey_limit: stop at the request's `max_output_tokens`, as the real ones do.
         after: tokens before the mishap of a scenario; None: half of them (close codes: 0).
         late_s: what `late` and `slow_first` add to `ttft_s`.
@@ -55,6 +56,7 @@ class Behaviour(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     text: str | None = None
     stamp: bool = False
     usage: bool = True
+    finish: str | None = None
     usage_late_s: Seconds = 0.0
     done: bool = True
     obey_limit: bool = True

@@ -13,7 +13,7 @@ from sidecar.simulator.act import Act, Line
 from sidecar.simulator.behaviour import Behaviour
 from sidecar.simulator.counters import Counters, Note, Stop, Way
 from sidecar.simulator.metronome import Metronome
-from sidecar.simulator.voices import ChatVoice, Request, ResponsesVoice, Voice
+from sidecar.simulator.voices import ChatVoice, MessagesVoice, Request, ResponsesVoice, Voice
 
 #: The second in which every answer was created: not the clock, for the same seed gives the same bytes.
 BORN: Final = 1_790_000_000
@@ -78,7 +78,16 @@ class Call(Struct, kw_only=True, eq=False):
 
 
 def begin(
-    host: Host, line: Line, *, dialect: str, group: str, way: Way, request: Request, behaviour: Behaviour, named: str
+    host: Host,
+    line: Line,
+    *,
+    dialect: str,
+    group: str,
+    way: Way,
+    request: Request,
+    behaviour: Behaviour,
+    named: str,
+    request_id: str = "",
 ) -> Call:
     """Count and note a call that was understood; `named` is what befalls it."""
     counters, number = host.counters, host.next_call(group)
@@ -92,7 +101,7 @@ def begin(
         behaviour = structs.replace(behaviour, usage=False)
     elif named == "no_done":
         behaviour = structs.replace(behaviour, done=False)
-    voice = _voice(dialect, request, host.digits(number), behaviour)
+    voice = _voice(dialect, request, host.digits(number), behaviour, request_id)
     dice = random.Random(host.seed * 1_000_003 + number)
     act = Act(line, request, voice, behaviour, dice, host.mono_us)
     now, scope = host.mono_us(), trio.CancelScope()
@@ -132,7 +141,10 @@ def _note(host: Host, call: Call, event: Literal["call"] | End, now: int) -> Non
     host.counters.journal.append(Note(now, event, call.group, call.name, call.scenario, call.number, call.way))
 
 
-def _voice(dialect: str, request: Request, digits: str, behaviour: Behaviour) -> Voice:
+def _voice(dialect: str, request: Request, digits: str, behaviour: Behaviour, request_id: str) -> Voice:
     if dialect == "responses":
         return ResponsesVoice(request, digits, BORN)
+    if dialect == "messages":
+        usage, done = behaviour.usage, behaviour.done
+        return MessagesVoice(request, digits, BORN, usage=usage, done=done, request_id=request_id)
     return ChatVoice(request, digits, BORN, envelope=behaviour.envelope, done=behaviour.done)

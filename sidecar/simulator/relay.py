@@ -32,7 +32,7 @@ class Relay:
     """A server of WebSockets and of HTTP, on one port.
 
     WebSockets: `responses` at /v1/responses, `chat` at /v1/chat and /v1/ws/stream. HTTP, by POST: `responses` at
-    /v1/responses, `chat` at /v1/chat/completions and /v1/chat.
+    /v1/responses, `chat` at /v1/chat/completions and /v1/chat, `messages` at /v1/messages.
 
     A path may begin with ``/s/<expression>`` (a scenario of its own, see `scenarios`) or ``/u/<label>`` (an upstream
     that `set_scenario` can steer by that label; until then it follows the relay), so that one relay plays several
@@ -64,7 +64,7 @@ class Relay:
         behaviour: Behaviour | None = None,
         seed: int = 0,
         keys: Collection[str] | None = None,
-        dialects: Collection[str] = ("responses", "chat"),
+        dialects: Collection[str] = ("responses", "chat", "messages"),
         tls: ssl.SSLContext | None = None,
         compression: bool = True,
         max_age_s: float | None = None,

@@ -23,7 +23,7 @@ def asked(dialect: str, prompt: str = "hello", **fields: Any) -> dict[str, Any]:
     body = {"model": "m", "messages": [{"role": "user", "content": prompt}], "stream": True}
     if dialect == "chat":
         return {**body, "stream_options": {"include_usage": True}, **fields}
-    return {**body, "max_tokens": 1000, **fields}
+    return {**body, "max_tokens": 100_000, **fields}
 
 
 class Event(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from sidecar.simulator.voices.base import Fault
 
@@ -49,11 +49,3 @@ LIMIT_REACHED: Final = Fault(
 EXPIRING: Final = Fault(
     status=400, type=_INVALID, code="connection_expiring", message="This connection will be closed soon."
 )
-
-
-def error_body(dialect: str, fault: Fault, request_id: str) -> dict[str, Any]:
-    """The body of an HTTP answer that is an error."""
-    del dialect, request_id
-    if fault.shape == "flat":
-        return fault.shaped({})
-    return {"error": fault.body}

@@ -10,7 +10,7 @@ from sidecar.simulator import calls
 from sidecar.simulator.behaviour import known, steer, steering_of
 from sidecar.simulator.door import Knock
 from sidecar.simulator.scenarios import scenario
-from sidecar.simulator.voices import Fault, Request, RequestRefused, read_chat, read_responses
+from sidecar.simulator.voices import Fault, Request, RequestRefused, read_chat, read_messages, read_responses
 from sidecar.simulator.voices.base import bad_request
 from sidecar.simulator.web import doors, heads
 from sidecar.simulator.web.fates import play
@@ -29,8 +29,8 @@ async def respond(talk: Talk, pipe: Pipe, knock: Knock, body: bytes) -> None:
 
     def refuse(fault: Fault, *, patient: bool = False) -> None:
         named = dialect or "responses"
-        fields, content = heads.refusal(named, fault, request_id, behaviour, host.wall_s(), patient=patient)
-        pipe.whole(fault.status, fields, content)
+        status, fields, content = heads.refusal(named, fault, request_id, behaviour, host.wall_s(), patient=patient)
+        pipe.whole(status, fields, content)
 
     behaviour = structs.replace(host.behaviour, envelope="bare")
     try:
@@ -56,7 +56,7 @@ async def respond(talk: Talk, pipe: Pipe, knock: Knock, body: bytes) -> None:
         await doors.misbehave(name, talk, pipe)
         return
     try:
-        request = _read(dialect, body)
+        request = _read(dialect, knock, body)
         try:
             named, given = steering_of(request.prompt)
             behaviour = steer(steer(behaviour, known(knock.query)), given)
@@ -78,6 +78,7 @@ async def respond(talk: Talk, pipe: Pipe, knock: Knock, body: bytes) -> None:
         way=pipe.way,
         request=request,
         behaviour=behaviour,
+        request_id=request_id,
         named=named or host.next_fate(knock.group),
     )
     talk.calls.add(call)
@@ -89,5 +90,11 @@ async def respond(talk: Talk, pipe: Pipe, knock: Knock, body: bytes) -> None:
     calls.end(host, call, "finished")  # nothing, if it was cut or stopped
 
 
-def _read(dialect: str, body: bytes) -> Request:
-    return read_responses(body, over_http=True) if dialect == "responses" else read_chat(body, over_http=True)
+def _read(dialect: str, knock: Knock, body: bytes) -> Request:
+    if dialect == "responses":
+        return read_responses(body, over_http=True)
+    if dialect == "chat":
+        return read_chat(body, over_http=True)
+    if "anthropic-version" not in knock.headers:
+        raise bad_request("anthropic-version: header is required")
+    return read_messages(body)

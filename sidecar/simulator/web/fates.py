@@ -24,6 +24,29 @@ async def _error(act: Act, reply: Reply, name: str) -> None:
     reply.refuse(FAULTS[name], patient=name in PATIENT)
 
 
+async def _error_within(act: Act, reply: Reply, *, tokens: bool) -> None:
+    """An error event; what is not streamed has not begun, and fails by status."""
+    fault = act.fault(FAULTS["error_529" if reply.dialect == "messages" else "error_500"])
+    if not reply.stream:
+        await act.wait_first()
+        reply.refuse(fault)
+    elif tokens:
+        await _some(act)
+        act.say(act.voice.error(fault))
+    else:
+        act.say(*act.voice.created())
+        await act.wait_first()
+        act.say(act.voice.error(fault))
+
+
+async def _failed(act: Act, reply: Reply) -> None:
+    """Only `responses` has an answer that says of itself that it failed."""
+    if reply.dialect == "responses":
+        await fates.FATES["failed"](act)
+    else:
+        await _error_within(act, reply, tokens=False)
+
+
 async def _cut(act: Act, reply: Reply) -> None:
     del reply
     await fates.FATES["cut"](act)
@@ -39,10 +62,15 @@ async def _stall(act: Act, reply: Reply) -> None:
     while True:
         await trio.sleep(act.behaviour.keepalive_s)
         reply.data(COMMENT)
+        if reply.dialect == "messages":
+            act.say(act.voice.metadata())
 
 
 _PLAYS: Final[dict[str, Play]] = {
     **{name: partial(_error, name=name) for name in FAULTS},
+    "error_after_created": partial(_error_within, tokens=False),
+    "error_midway": partial(_error_within, tokens=True),
+    "failed": _failed,
     "stall": _stall,
 }
 

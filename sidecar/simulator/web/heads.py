@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 from msgspec import structs
 
 from sidecar.simulator.behaviour import Behaviour
-from sidecar.simulator.voices import FAULTS, Fault, error_body
+from sidecar.simulator.voices import FAULTS, Fault, error_object, worded
 from sidecar.simulator.voices.base import dumps
 
 Fields: TypeAlias = list[tuple[str, str]]
@@ -66,8 +66,10 @@ def span(seconds: float) -> str:
 
 def refusal(
     dialect: str, fault: Fault, request_id: str, behaviour: Behaviour, now: float, *, patient: bool
-) -> tuple[Fields, bytes]:
-    """An error in place of an answer: head and body; `patient`: it says when to come back."""
+) -> tuple[int, Fields, bytes]:
+    """An error in place of an answer: status, head and body; `patient`: it says when to come back."""
+    if dialect == "messages":
+        fault = structs.replace(worded(fault), code=fault.code)
     fields = [JSON, *head(dialect, request_id, behaviour, now, exhausted=fault.status == 429)]
     after = behaviour.retry_after_s
     if patient and after is not None:
@@ -77,7 +79,11 @@ def refusal(
     if dialect == "messages":
         fields.append(("x-should-retry", "true" if fault.status in (408, 409, 429) or fault.status >= 500 else "false"))
     shaped = structs.replace(fault, shape=behaviour.shape or "nested", headers=None)
-    return fields, dumps(error_body(dialect, shaped, request_id))
+    if dialect == "messages":
+        body = error_object(shaped, request_id)
+    else:
+        body = shaped.shaped({}) if shaped.shape == "flat" else {"error": shaped.body}
+    return fault.status, fields, dumps(body)
 
 
 def by_status(status: int) -> tuple[Fault, bool]:

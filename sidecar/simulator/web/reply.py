@@ -65,10 +65,10 @@ class Reply:
 
     def refuse(self, fault: Fault, *, patient: bool = False) -> None:
         """An error's status and body in place of the answer; nothing may have been said."""
-        fields, body = heads.refusal(
+        status, fields, body = heads.refusal(
             self.dialect, fault, self.request_id, self.behaviour, self.talk.host.wall_s(), patient=patient
         )
-        self.answer(fault.status, fields, body)
+        self.answer(status, fields, body)
 
     def answer(self, status: int, fields: heads.Fields, body: bytes) -> None:
         """Something else in place of the answer."""
@@ -84,8 +84,7 @@ class Reply:
             self.begin()
             self.pipe.end()
         else:
-            status, body = whole.fold(self.dialect, self._said)
-            self.pipe.whole(status, self.head(heads.JSON), body)
+            self.pipe.whole(200, self.head(heads.JSON), whole.fold(self.dialect, self._said))
 
     # ------------------------------------------------------------------------------------------- what any call does
 

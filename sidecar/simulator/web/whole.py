@@ -10,13 +10,11 @@ import msgspec
 from sidecar.simulator.voices.base import dumps
 
 
-def fold(dialect: str, payloads: Sequence[bytes]) -> tuple[int, bytes]:
-    """Status and body of what `payloads` say in a stream."""
-    events = [msgspec.json.decode(one) for one in payloads if one.startswith(b"{")]
-    for event in events:
-        if event.get("type") == "error" or ("error" in event and "choices" not in event):
-            return 500, dumps({"error": event.get("error") or {**event, "type": "server_error"}})
-    return 200, dumps(_responses(events) if dialect == "responses" else _chat(events))
+def fold(dialect: str, payloads: Sequence[bytes]) -> bytes:
+    """The body that says what `payloads` say in a stream. None of them is an error."""
+    events = [msgspec.json.decode(one) for one in payloads if one != b"[DONE]"]
+    folded = {"responses": _responses, "chat": _chat, "messages": _messages}[dialect]
+    return dumps(folded(events))
 
 
 def _responses(events: list[dict[str, Any]]) -> dict[str, Any]:
@@ -25,6 +23,28 @@ def _responses(events: list[dict[str, Any]]) -> dict[str, Any]:
     for event in events:
         found = event.get("response") or found
     return found
+
+
+def _messages(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """The message as it began, its blocks filled, its end as the last delta says."""
+    message: dict[str, Any] = {}
+    blocks: dict[int, dict[str, Any]] = {}
+    for event in events:
+        kind, index = event["type"], event.get("index", 0)
+        if kind == "message_start":
+            message = event["message"]
+        elif kind == "content_block_start":
+            blocks[index] = event["content_block"]
+        elif kind == "content_block_delta" and index in blocks:
+            for name in ("text", "thinking", "signature"):
+                if name in blocks[index]:
+                    blocks[index][name] += event["delta"].get(name, "")
+        elif kind == "message_delta":
+            message.update(event["delta"])
+            if "usage" in event:
+                message["usage"] = {**message["usage"], **event["usage"]}
+    message["content"] = [blocks[index] for index in sorted(blocks)]
+    return message
 
 
 def _chat(chunks: list[dict[str, Any]]) -> dict[str, Any]:
