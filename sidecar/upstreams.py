@@ -126,6 +126,8 @@ class Upstreams:
             pools = self._ways[upstream.name] = [pool_of(way, gate) for way in ways_of(upstream)]
             for preferred, substitute in pairwise(pools):
                 preferred.substitute = substitute
+            for pool in pools:
+                pool.others = [other for other in pools if other is not pool]
             self.pools.update((pool.name, pool) for pool in pools)
 
     def switches(self) -> Mapping[str, Switch]:

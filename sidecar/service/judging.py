@@ -132,5 +132,5 @@ class Judge:
             self._said[id(target.breaker)] = after
             self._accounting.breaker_moved(before, after, upstream=target.pool.name, model=target.model)
             if after == "closed":
-                target.pool.gate.limit.restart()  # what has been waiting is not to arrive as one
+                target.pool.slow_start()
             target.pool.turned()

@@ -92,6 +92,8 @@ class Pool:
         self.breakers: list[Breaker] = []
         #: the way that calls go when this one cannot be had
         self.substitute: Pool | None = None
+        #: the other ways to the same upstream
+        self.others: list[Pool] = []
         self.waiting = waiting
         self._policy = policy
         self._refusals = Refusals(self, credential, policy, clock, log, header=dialect.credential_header)
@@ -199,6 +201,11 @@ class Pool:
             needed = self._was_down or self.prober.wants_trials(self._clock())
             self.substitute.keep_warm((self if needed else self.substitute).upstream.warm_connections)
 
+    def slow_start(self) -> None:
+        """It is back: what has been waiting is not to arrive as one. Where another way has served, nothing has waited."""
+        if not any(other.prober.newest() for other in self.others):
+            self.gate.limit.restart()
+
     def keep_warm(self, connections: int) -> None:
         """So many idle spares from now on."""
         self._policy.keep_warm(connections, self._clock())
@@ -305,7 +312,7 @@ class Pool:
         self._policy.connected(now)
         if self._was_down:
             self._was_down = False
-            self.gate.limit.restart()  # what has been waiting is not to arrive as one
+            self.slow_start()
         self._on_connect(self, None)
         connection.opened(link, now)
         self._look_at_substitute()
