@@ -202,7 +202,7 @@ class Pool:
             self.substitute.keep_warm((self if needed else self.substitute).upstream.warm_connections)
 
     def slow_start(self) -> None:
-        """It is back: what has been waiting is not to arrive as one. Where another way has served, nothing has waited."""
+        """It is back: what has been waiting is not to arrive as one. Where another way has served, nothing has."""
         if not any(other.prober.newest() for other in self.others):
             self.gate.limit.restart()
 
