@@ -3,8 +3,8 @@
     python tests/third_party/run.py --litellm VENV/bin/litellm [--aimock FOLDER/node_modules/.bin/llmock]
 
 Neither is installed by this command: `pip install 'litellm[proxy]'` into a virtual environment of its own, and
-`npm install @copilotkit/aimock`. Each server is started on loopback, answers by its own mock, and is ended; beside each
-runs a daemon of its own with one upstream for each way. What comes of each check is printed as it is: nothing here is
+`npm install @copilotkit/aimock`. Each server is started on loopback and ended. aimock answers by itself; LiteLLM asks a
+`sidecar sim` as its backend, over HTTP (its own `mock_response` answers no Responses calls). Beside each runs a daemon of its own with one upstream for each way. What comes of each check is printed as it is: nothing here is
 judged but that every call ended, once, by its deadline.
 """
 
@@ -39,7 +39,7 @@ KEY: Final = "sk-not-a-secret"
 LITELLM: Final = f"""
 model_list:
   - model_name: mock
-    litellm_params: {{ model: openai/gpt-4o-mini, api_key: none, mock_response: "Hold the position and wait" }}
+    litellm_params: {{ model: openai/gpt-5-mini, api_key: none, api_base: "http://127.0.0.1:BACKEND/v1" }}
 general_settings: {{ master_key: {KEY} }}
 """
 FIXTURES: Final = {"fixtures": [{"match": {}, "response": {"content": "Hold the position and wait"}}]}
@@ -113,9 +113,12 @@ def told(ended: list[dict[str, Any]], count: int) -> str:
 
 
 def play(name: str, command: list[str], port: int, *, idle_s: float) -> list[dict[str, str]]:
-    """All the checks at one server."""
+    """All the checks at one server. Where its configuration says BACKEND, a simulator of ours is."""
     rows: list[dict[str, str]] = []
     with Processes() as processes:
+        backend = processes.relay("--ttft-ms", "20", "--cadence-ms", "5", "--tokens", "8", "--for-s", "300")
+        for path in (Path(word) for word in command if word.endswith(".yaml")):
+            path.write_text(path.read_text().replace("BACKEND", str(backend)))
         with (processes.folder / "server.log").open("wb") as log:
             server = subprocess.Popen(command, stdout=log, stderr=log, cwd=processes.folder)
         try:
