@@ -23,11 +23,15 @@ def blocks(language: str) -> list[str]:
 
 def test_the_configuration_is_one(tmp_path: Path) -> None:
     """The file that README shows is taken as it stands."""
-    (toml,) = blocks("toml")
+    toml, ways = blocks("toml")
     path = tmp_path / "sidecar.toml"
     path.write_text(toml)
     config = load(path, environ={})
     assert [target.upstream for target in config.route[0].targets] == ["openai", "xai"]
+    path.write_text(f'{ways}[[route]]\nname = "default"\ntargets = [ {{ upstream = "openai", model = "m" }} ]\n')
+    openai, anthropic = load(path, environ={}).upstream
+    assert (openai.transport, openai.fallback_url) == ("websocket", "https://api.openai.com/v1/responses")
+    assert (anthropic.transport, anthropic.dialect) == ("sse", "messages")
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["ten lines", "REQ"])
