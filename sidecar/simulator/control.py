@@ -40,11 +40,16 @@ class Steered(Protocol):
 
 
 def answer_to(relay: Steered, path: str, query: Mapping[str, str]) -> bytes:
-    """Do what is asked: the HTTP answer, 400 for what is not understood (nothing was changed then)."""
+    """Do what is asked: the whole HTTP answer."""
+    return door.answer(*done(relay, path, query))
+
+
+def done(relay: Steered, path: str, query: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
+    """Do what is asked: status and what to say; 400 for what is not understood (nothing was changed then)."""
     try:
-        return door.answer(200, _command(relay, path, query))
+        return 200, _command(relay, path, query)
     except ValueError as problem:
-        return door.answer(400, {"error": str(problem)})
+        return 400, {"error": str(problem)}
 
 
 def _command(relay: Steered, path: str, query: Mapping[str, str]) -> dict[str, Any]:

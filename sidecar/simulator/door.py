@@ -24,6 +24,8 @@ _POSTS: Final = {
     "/v1/chat": "chat",
     "/v1/messages": "messages",
 }
+#: What a proxy says whose upstream is gone.
+HTML: Final = b"<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>\n"
 #: What a client that speaks HTTP/2 says first.
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _TYPES: Final = {401: "invalid_api_key", 403: "forbidden", 429: "rate_limit_exceeded", 503: "service_unavailable"}
@@ -86,6 +88,9 @@ async def listen_at_door(link: Link, peer: h11.Connection) -> Knock | None:
             if not data and peer.their_state is h11.IDLE:
                 return None
             continue
+        if isinstance(event, h11.Request) and event.method == b"POST" and event.http_version < b"1.1":
+            link.send(answer(505, {"error": "HTTP/1.1 or HTTP/2"}))  # 1.0 has no chunks
+            return None
         return knock_of(event) if isinstance(event, h11.Request) else None
 
 
@@ -116,9 +121,11 @@ def knock(method: bytes, target: bytes, fields: Iterable[tuple[bytes, bytes]]) -
 
 
 def answer(status: int, body: Any, headers: dict[str, str] | None = None) -> bytes:
-    """A whole HTTP response that ends the connection; `body` becomes JSON."""
-    content = msgspec.json.encode(body) + b"\n"
-    lines = [f"HTTP/1.1 {status} {_reason(status)}", "Content-Type: application/json"]
+    """A whole HTTP response that ends the connection; `body` becomes JSON, unless it is bytes: HTML."""
+    html = isinstance(body, bytes)
+    content = body if html else msgspec.json.encode(body) + b"\n"
+    kind = "text/html" if html else "application/json"
+    lines = [f"HTTP/1.1 {status} {_reason(status)}", f"Content-Type: {kind}"]
     lines += [f"Content-Length: {len(content)}", "Connection: close"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + content
@@ -162,6 +169,8 @@ async def misbehave(name: str, link: Link, knock: Knock, retry_after_s: float | 
     yes = switching(knock.websocket_key or b"", "req_never")
     if name.startswith("http_"):
         link.send(refusal(int(name.removeprefix("http_")), retry_after_s))
+    elif name == "html":
+        link.send(answer(502, HTML))
     elif name == "handshake_301":
         link.send(refusal(301))
     elif name == "handshake_reset":

@@ -26,7 +26,8 @@ _BAD_UTF8: Final = (
 )
 
 
-async def _ok(act: Act) -> None:
+async def ok(act: Act) -> None:
+    """A healthy answer."""
     await act.open()
     await act.tokens()
     await act.end()
@@ -47,33 +48,34 @@ async def _silent_after_created(act: Act) -> None:
 
 async def _late(act: Act) -> None:
     act.later(act.behaviour.late_s)
-    await _ok(act)
+    await ok(act)
 
 
-async def _some(act: Act) -> None:
+async def some(act: Act) -> None:
+    """A healthy answer up to the mishap."""
     await act.open()
     await act.tokens(act.after)
 
 
 async def _cut(act: Act) -> None:
-    await _some(act)
+    await some(act)
     act.line.eof()
 
 
 async def _cut_rst(act: Act) -> None:
-    await _some(act)
+    await some(act)
     await act.line.drained()
     act.line.reset()
 
 
 async def _close(act: Act, code: int) -> None:
     if act.behaviour.after:
-        await _some(act)
+        await some(act)
     act.line.close(code, "simulated")
 
 
 async def _stall(act: Act) -> None:
-    await _some(act)
+    await some(act)
     while True:
         await trio.sleep(act.behaviour.keepalive_s)
         act.line.raw(frames.frame(b"alive", frames.PING))
@@ -81,13 +83,13 @@ async def _stall(act: Act) -> None:
 
 
 async def _stall_silent(act: Act) -> None:
-    await _some(act)
+    await some(act)
     await trio.sleep_forever()
 
 
 async def _inject(act: Act, make: Callable[[Act], bytes]) -> None:
     """Some tokens, bytes that no healthy server sends, and on as if nothing were."""
-    await _some(act)
+    await some(act)
     act.line.raw(make(act))
     await act.tokens()
     await act.end()
@@ -102,7 +104,7 @@ def _masked(act: Act) -> bytes:
 
 
 async def _giant(act: Act) -> None:
-    await _some(act)
+    await some(act)
     size = act.behaviour.size_bytes
     marker = b"\x00GIANT"
     before, _, behind = act.voice.delta(marker).partition(marker)
@@ -114,7 +116,7 @@ async def _giant(act: Act) -> None:
 
 
 async def _fragments(act: Act, payload: bytes) -> None:
-    await _some(act)
+    await some(act)
     act.line.raw(frames.frame(b'{"type":"', frames.TEXT, fin=False))
     one = frames.frame(payload, frames.CONTINUATION, fin=False)
     slab = one * (_CHUNK // len(one))
@@ -124,7 +126,7 @@ async def _fragments(act: Act, payload: bytes) -> None:
 
 
 async def _bomb(act: Act) -> None:
-    await _some(act)
+    await some(act)
     zeros, size = bytes(1 << 20), act.behaviour.size_bytes
     pieces = [act.line.deflate(zeros[: size - start]) for start in range(0, size, len(zeros))]
     act.line.raw(frames.frame(b"".join(pieces), frames.BINARY))
@@ -142,7 +144,7 @@ async def _error_after_created(act: Act) -> None:
 
 
 async def _error_midway(act: Act) -> None:
-    await _some(act)
+    await some(act)
     act.say(act.voice.error(act.fault(FAULTS["error_500"])))
 
 
@@ -158,7 +160,7 @@ async def _failed(act: Act) -> None:
 
 
 async def _incomplete(act: Act, reason: str) -> None:
-    await _some(act)
+    await some(act)
     await act.end(reason)
 
 
@@ -186,7 +188,7 @@ async def _duplicate_terminal(act: Act) -> None:
 
 
 async def _tokens_after_terminal(act: Act) -> None:
-    await _ok(act)
+    await ok(act)
     act.say(act.voice.delta(b'" LATE"'), act.voice.delta(b'" TOKENS"'))
 
 
@@ -224,7 +226,7 @@ async def _surrogate_split(act: Act) -> None:
 
 #: name -> play. `close_NNNN` is found by `fate`.
 FATES: Final[dict[str, Callable[[Act], Awaitable[None]]]] = {
-    "ok": _ok,
+    "ok": ok,
     "reset": _reset,
     "silent": _silent,
     "silent_after_created": _silent_after_created,
@@ -251,8 +253,8 @@ FATES: Final[dict[str, Callable[[Act], Awaitable[None]]]] = {
     "incomplete_filter": partial(_incomplete, reason="content_filter"),
     "refusal": _refusal,
     "empty": _empty,
-    "no_usage": _ok,
-    "no_done": _ok,
+    "no_usage": ok,
+    "no_done": ok,
     "usage_late": _usage_late,
     "duplicate_terminal": _duplicate_terminal,
     "tokens_after_terminal": _tokens_after_terminal,
@@ -261,6 +263,15 @@ FATES: Final[dict[str, Callable[[Act], Awaitable[None]]]] = {
     "empty_deltas": partial(_interleave, make=lambda act: [act.voice.delta(b'""')]),
     "reasoning_first": _reasoning_first,
     "surrogate_split": _surrogate_split,
+    # what is of HTTP has its kin here
+    "cut_clean": _cut,
+    "goaway": ok,
+    "goaway_now": _reset,
+    "rst_stream": _cut_rst,
+    "refused_stream": _reset,
+    "json_error": partial(_error, name="error_500"),
+    "linger": ok,
+    "drip_head": _late,
 }
 
 

@@ -154,9 +154,23 @@ class Link:
                     self._send(view[start : start + _WRITE])
                     await self.drained()
             finally:
-                held, self._large = self._large, None
-                for frame in held:
-                    self.send(frame)
+                self._release()
+
+    async def drip(self, data: bytes, pause: float) -> None:
+        """Send a byte at a time, so many seconds apart. What `send` is given meanwhile comes after."""
+        async with self._one_large:
+            self._large = []
+            try:
+                for index in range(len(data)):
+                    self._send(data[index : index + 1])
+                    await trio.sleep(pause)
+            finally:
+                self._release()
+
+    def _release(self) -> None:
+        held, self._large = self._large or [], None
+        for frame in held:
+            self.send(frame)
 
     async def drained(self, below: int = _WRITE) -> None:
         """Wait until less than `below` bytes are waiting for the kernel. A checkpoint in any case."""

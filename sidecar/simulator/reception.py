@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import Final, Literal, Protocol
 
@@ -20,6 +20,7 @@ from sidecar.simulator.link import Link
 from sidecar.simulator.session import Session
 from sidecar.simulator.toxics import Line, Toxic, line_of
 from sidecar.simulator.web.http1 import Http1
+from sidecar.simulator.web.http2 import Http2
 from sidecar.simulator.web.talk import Host, Talk
 
 _DOOR_TIMEOUT: Final = 15.0
@@ -32,7 +33,7 @@ class Reception(Host, Protocol):
 
     tls: ssl.SSLContext | None
     compression: bool
-    max_age_s: float | None
+    http_versions: Collection[str]
     links: dict[Link, trio.CancelScope]
 
     def remember(self, one: Speaking) -> None:
@@ -79,6 +80,13 @@ async def _let_in(relay: Reception, link: Link) -> None:
         said = await door.first_bytes(link)
     if not said:
         return
+    preface = said.startswith(door.PREFACE)
+    if preface and "2" not in relay.http_versions:
+        link.send(door.answer(505, {"error": {"message": "HTTP/1.1 only"}}))
+        return
+    if preface or link.alpn == "h2":
+        await _talk(relay, link, Http2(relay, link, said))
+        return
     peer, knock = h11.Connection(h11.SERVER, max_incomplete_event_size=32768), None
     peer.receive_data(said)
     with trio.move_on_after(_DOOR_TIMEOUT):
@@ -88,6 +96,8 @@ async def _let_in(relay: Reception, link: Link) -> None:
     if knock.path.startswith("/_"):
         relay.links.pop(link, None)  # `_kill` is to be answered
         link.send(control.answer_to(relay, knock.path, knock.query))
+    elif knock.method == "POST" and "1.1" not in relay.http_versions:
+        link.send(door.answer(505, {"error": {"message": "HTTP/2 only"}}))
     elif knock.method == "POST":
         await _talk(relay, link, Http1(relay, link, peer, knock))
     else:

@@ -21,6 +21,7 @@ from sidecar.simulator.metronome import Metronome
 from sidecar.simulator.scenarios import Plan
 
 _GROUPS: Final = 1000
+_ALPN: Final = {"2": "h2", "1.1": "http/1.1"}
 
 
 def monotonic_us() -> int:
@@ -44,17 +45,19 @@ class Relay:
         seed: every choice and every byte but the stamps depends on it and on the order of arrival.
         keys: those accepted, as Bearer or x-api-key; None: any, or none. May be replaced at run time.
         dialects: which are spoken; paths of the others are 404.
-        tls: speak wss and https only.
+        tls: speak wss and https only; what ALPN offers is set here.
         compression: answer ``compress=zstd-stream`` with binary frames; else the parameter is ignored.
         max_age_s: each connection ends at this age, as the real ones do; None: never.
         slots: calls at once on a connection, each with a `stream_id` of its own.
         lanes: how many different `stream_id` a connection may use.
+        http_versions: "1.1", "2" or both: what is spoken, by ALPN on TLS; over TCP the client's preface says which.
+        max_streams: answers at once on an HTTP/2 connection; more are refused by themselves.
         keepalive_timeout_s: an HTTP connection on which nothing happens for so long is closed; None: never.
         mono_us: the clock of `counters.stops` and of stamps.
         wall_s: the wall clock; only rate limits that name an instant ask for it.
 
     Raises:
-        ValueError: the scenario's expression is wrong.
+        ValueError: the scenario's expression is wrong, or there is no such version of HTTP.
     """
 
     def __init__(
@@ -70,6 +73,8 @@ class Relay:
         max_age_s: float | None = None,
         slots: int = 16,
         lanes: int = 32,
+        http_versions: Collection[str] = ("1.1", "2"),
+        max_streams: int = 100,
         keepalive_timeout_s: float | None = None,
         mono_us: Callable[[], int] = monotonic_us,
         wall_s: Callable[[], float] = time.time,
@@ -85,6 +90,12 @@ class Relay:
         self.dialects: Collection[str] = frozenset(dialects)
         self.tls, self.compression = tls, compression
         self.keepalive_timeout_s, self.wall_s = keepalive_timeout_s, wall_s
+        self.http_versions: Collection[str] = frozenset(http_versions)
+        self.max_streams = max_streams
+        if not http_versions or not set(http_versions) <= _ALPN.keys():
+            raise ValueError(f"http_versions are 1.1, 2 or both, not {http_versions!r}")
+        if tls is not None:
+            tls.set_alpn_protocols([name for version, name in _ALPN.items() if version in http_versions])
         self._plans: dict[str, Plan] = {"": Plan(scenario, seed)}
         #: connections before their door, and what cancels them
         self.links: dict[Link, trio.CancelScope] = {}

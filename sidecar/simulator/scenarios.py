@@ -47,6 +47,7 @@ _DOOR: Final = {
     "http_429": "the upgrade is refused: rate limited, with Retry-After",
     "http_500": "the upgrade is refused: internal error",
     "http_503": "the upgrade is refused: unavailable, with Retry-After",
+    "html": "a 502 with an HTML page, as from a proxy",
     "deaf": "the connection opens, then nothing is read any more, not even a ping",
     "expiry": "after max_age_s (10 when the relay has none) websocket_connection_limit_reached, then close 1000",
     "expiring": "as expiry, with a connection_expiring warning at half of that age",
@@ -104,6 +105,14 @@ _CALL: Final = {
     "empty_deltas": "deltas without text in between",
     "zstd_bomb": "a small binary frame that decompresses to size_bytes",
     "binary_garbage": "a binary frame of garbage after some tokens",
+    "cut_clean": "HTTP: the body ends properly after some tokens, without the dialect's end (WebSocket: cut)",
+    "goaway": "HTTP: answers and says that the connection ends: GOAWAY, Connection: close (WebSocket: ok)",
+    "goaway_now": "HTTP: GOAWAY that leaves the request unprocessed; 1.1: EOF at once (WebSocket: reset)",
+    "rst_stream": "HTTP: RST_STREAM after some tokens; 1.1: EOF (WebSocket: cut_rst)",
+    "refused_stream": "HTTP: RST_STREAM that says it was not processed; 1.1: EOF at once (WebSocket: reset)",
+    "json_error": "HTTP: a 200 whose body is an error in JSON, no stream (WebSocket: error_500)",
+    "linger": "HTTP: the body ends late_s after the answer (WebSocket: ok)",
+    "drip_head": "HTTP: the head of the answer comes byte by byte, in late_s (WebSocket: late)",
 }
 _MIX: Final = {
     "half": ("half of the calls, by seed, are answered; the others are silent, late, cut in turn", ""),

@@ -322,6 +322,15 @@ async def test_not_http_in_the_middle() -> None:
         assert (await other.receive()).status == 400
 
 
+async def test_http_1_0_is_refused() -> None:
+    """It has no chunks: 505."""
+    async with relaying() as relay:
+        stream = await trio.open_tcp_stream("127.0.0.1", relay.port)
+        await stream.send_all(b"POST /v1/chat HTTP/1.0\r\ncontent-length: 2\r\n\r\n{}")
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 505")
+        await stream.aclose()
+
+
 async def test_a_large_body() -> None:
     """Chunked or not, with or without a 100-continue; beyond 16 MiB it is 413."""
     async with relaying() as relay:

@@ -1,4 +1,4 @@
-"""A client of HTTP/1.1 to see the relay with: the bare socket below, a parser of our own for the answer."""
+"""Clients of HTTP/1.1 and HTTP/2 to see the relay with: h11 and h2 on the bare socket, and a reader of events."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import ssl
 import struct
 from typing import Any, NamedTuple
 
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
+import h2.settings
 import h11
 import trio
 
@@ -183,3 +188,133 @@ async def once(port: int, dialect: str, prompt: str = "hello", *, before: str = 
     answer = await browser.ask(before + PATHS[dialect], asked(dialect, prompt, **fields))
     await browser.goodbye()
     return answer
+
+
+class Multiplex:
+    """One HTTP/2 connection; every stream's answer grows in `answers` as it comes.
+
+    Args:
+        window: of each stream and of the connection, in bytes; None: as h2 has it, opened again at once.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, window: int | None) -> None:
+        self.stream = stream
+        self.peer = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+        self._window = window
+        self.lost: str | None = None
+        self.last_id: int | None = None
+        self.broken: Exception | None = None
+        self._frames = b""
+        self._heads: dict[int, dict[str, str]] = {}
+        self._bodies: dict[int, bytes] = {}
+        self.ends: dict[int, str] = {}
+
+    @classmethod
+    async def open(
+        cls, port: int, *, tls: ssl.SSLContext | None = None, window: int | None = None, greet: bool = True
+    ) -> Multiplex:
+        """Connect, and say the preface."""
+        stream: trio.abc.Stream = await trio.open_tcp_stream("127.0.0.1", port)
+        if tls is not None:
+            stream = trio.SSLStream(stream, tls, server_hostname="localhost", https_compatible=True)
+            await stream.do_handshake()
+            assert stream.selected_alpn_protocol() == "h2"
+        opened(stream)
+        self = cls(stream, window)
+        if window is not None:
+            size = {h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window}
+            self.peer.local_settings = h2.settings.Settings(client=True, initial_values=size)
+        self.peer.initiate_connection()
+        if greet:
+            await self.flush()
+        return self
+
+    async def flush(self) -> None:
+        """Write what h2 wants written."""
+        data = self.peer.data_to_send()
+        try:
+            if data:
+                await self.stream.send_all(data)
+        except trio.BrokenResourceError:
+            self.lost = self.lost or "reset"
+
+    async def send(self, path: str, body: Any, method: str = "POST", **headers: str) -> int:
+        """A request; returns its stream's number."""
+        number = self.peer.get_next_available_stream_id()
+        said = {"anthropic-version": "2023-06-01", **{k.replace("_", "-"): v for k, v in headers.items()}}
+        head = [(":method", method), (":path", path), (":scheme", "http"), (":authority", "localhost"), *said.items()]
+        self.peer.send_headers(number, head)
+        self.peer.send_data(number, body if isinstance(body, bytes) else json.dumps(body).encode(), end_stream=True)
+        await self.flush()
+        return number
+
+    async def pump(self) -> None:
+        """Read once."""
+        try:
+            data = bytes(await self.stream.receive_some(65536))
+        except trio.BrokenResourceError:
+            self.lost = "reset"
+            return
+        if not data:
+            self.lost = self.lost or "eof"
+            return
+        try:
+            for event in self.peer.receive_data(self._without_goaway(data)):
+                self._heed(event)
+        except h2.exceptions.ProtocolError as problem:
+            self.broken = problem
+        await self.flush()
+
+    def _without_goaway(self, data: bytes) -> bytes:
+        """Whole frames; h2 would hear nothing any more after a GOAWAY, whichever streams are still to be answered."""
+        self._frames += data
+        kept = b""
+        while len(self._frames) >= 9:
+            size = 9 + int.from_bytes(self._frames[:3], "big")
+            if len(self._frames) < size:
+                break
+            frame, self._frames = self._frames[:size], self._frames[size:]
+            if frame[3] == 7:
+                self.last_id = int.from_bytes(frame[9:13], "big")
+            else:
+                kept += frame
+        return kept
+
+    def _heed(self, event: h2.events.Event) -> None:
+        if isinstance(event, h2.events.ResponseReceived):
+            self._heads[event.stream_id] = dict(event.headers)
+        elif isinstance(event, h2.events.DataReceived):
+            self._bodies[event.stream_id] = self._bodies.get(event.stream_id, b"") + event.data
+            if self._window is None:
+                self.peer.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+        elif isinstance(event, h2.events.StreamEnded):
+            self.ends[event.stream_id] = "end"
+        elif isinstance(event, h2.events.StreamReset):
+            self.ends[event.stream_id] = event.error_code.name
+
+    def answer(self, number: int) -> Answer:
+        """A stream's answer as far as it came."""
+        head = self._heads.get(number, {})
+        status = int(head[":status"]) if head else None
+        lost = None if self.ends.get(number) == "end" else self.ends.get(number) or self.lost or "open"
+        return Answer(status, head, self._bodies.get(number, b""), lost)
+
+    async def receive(self, number: int) -> Answer:
+        """A stream's answer, up to its end or the connection's."""
+        while number not in self.ends and not self.lost and not self.broken:
+            await self.pump()
+        return self.answer(number)
+
+    async def ask(self, path: str, body: Any, **headers: str) -> Answer:
+        """A request and its answer."""
+        return await self.receive(await self.send(path, body, **headers))
+
+    async def gone(self) -> str:
+        """Read on until the relay ends the connection; how it did."""
+        while not self.lost:
+            await self.pump()
+        return self.lost
+
+    async def goodbye(self) -> None:
+        """Go, without a word."""
+        await trio.aclose_forcefully(self.stream)

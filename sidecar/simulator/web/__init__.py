@@ -2,5 +2,5 @@
 
 Reading order: `sse` (framing), `heads` (response heads and errors), `pipe` (where one answer goes), `talk` (one
 connection), `reply` (one answer), `whole` (one that is not streamed), `fates` and `doors` (what may go wrong),
-`desk` (from a request to its answer), `http1` (the connection as HTTP/1.1 has it).
+`desk` (from a request to its answer), `http1` and `http2` (the connection as each version has it).
 """

@@ -6,12 +6,13 @@ from typing import Final
 
 import trio
 
+from sidecar.simulator import door
 from sidecar.simulator.web import heads
 from sidecar.simulator.web.pipe import Pipe
 from sidecar.simulator.web.talk import Talk
 
 #: Those after which a request is answered all the same.
-OPEN: Final = ("ok", "handshake_wrong_accept")
+OPEN: Final = ("ok", "handshake_wrong_accept", "expiry", "expiring")
 _GARBAGE: Final = b"\x16\x03\x01SSH-2.0-OpenSSH_9.9 220 mail ready\r\n\r\n" + bytes(range(256))
 
 
@@ -23,6 +24,10 @@ async def misbehave(name: str, talk: Talk, pipe: Pipe) -> None:
         talk.reset()
     elif name == "handshake_301":
         pipe.whole(301, [("location", "http://127.0.0.1:9/v1/responses")], b"")
+    elif name == "html":
+        pipe.whole(502, [("content-type", "text/html")], door.HTML)
+    elif name == "deaf":
+        await talk.deafen()
     elif name == "handshake_garbage":
         pipe.raw(_GARBAGE)
         talk.eof()
@@ -34,6 +39,5 @@ async def misbehave(name: str, talk: Talk, pipe: Pipe) -> None:
             pipe.raw(head[: len(head) // 2])
             talk.eof()
         else:
-            for index in range(len(head)):
-                pipe.raw(head[index : index + 1])
-                await trio.sleep(1.0)
+            await talk.link.drip(head, 1.0)
+            await trio.sleep_forever()

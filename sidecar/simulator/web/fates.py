@@ -10,12 +10,22 @@ import trio
 
 from sidecar.simulator import fates
 from sidecar.simulator.act import Act
+from sidecar.simulator.fates import ok, some
 from sidecar.simulator.voices import FAULTS
 from sidecar.simulator.voices.faults import PATIENT
 from sidecar.simulator.web.reply import Reply
 from sidecar.simulator.web.sse import COMMENT
 
 Play: TypeAlias = Callable[[Act, Reply], Awaitable[None]]
+
+_SLAB: Final = 64 << 10
+#: What no server says, in place of a chunk and of a frame: a size that is none or a frame too long for its kind; bytes
+#: without rhyme, in HTTP/2 a frame beyond any limit; and again no size, in HTTP/2 content for stream 0, which has none.
+_GARBAGE: Final = {
+    "masked_frame": (b"sixteen\r\nnonsense\r\n", b"\x00\x00\x07\x08\x00\x00\x00\x00\x00garbage"),
+    "binary_garbage": (b"\x00\xff\xfe\x80" * 16, b"\xff" * 64),
+    "zstd_bomb": (b"-1\r\n\r\n", b"\x00\x00\x04\x00\x00\x00\x00\x00\x00oops"),
+}
 
 
 async def _error(act: Act, reply: Reply, name: str) -> None:
@@ -31,7 +41,7 @@ async def _error_within(act: Act, reply: Reply, *, tokens: bool) -> None:
         await act.wait_first()
         reply.refuse(fault)
     elif tokens:
-        await _some(act)
+        await some(act)
         act.say(act.voice.error(fault))
     else:
         act.say(*act.voice.created())
@@ -47,18 +57,39 @@ async def _failed(act: Act, reply: Reply) -> None:
         await _error_within(act, reply, tokens=False)
 
 
+async def _json_error(act: Act, reply: Reply) -> None:
+    await act.wait_first()
+    reply.refuse(FAULTS["error_500"], status=200)
+
+
 async def _cut(act: Act, reply: Reply) -> None:
-    del reply
-    await fates.FATES["cut"](act)
+    await some(act)
+    reply.eof()
 
 
-async def _some(act: Act) -> None:
-    await act.open()
-    await act.tokens(act.after)
+async def _cut_clean(act: Act, reply: Reply) -> None:
+    await some(act)
+    reply.end_early()
+
+
+async def _rst_stream(act: Act, reply: Reply) -> None:
+    await some(act)
+    await reply.drained()
+    reply.pipe.abort()
+
+
+async def _goaway(act: Act, reply: Reply) -> None:
+    reply.pipe.last()
+    await ok(act)
+
+
+async def _unprocessed(act: Act, reply: Reply, *, stream: bool) -> None:
+    del act
+    reply.pipe.unprocessed(stream=stream)
 
 
 async def _stall(act: Act, reply: Reply) -> None:
-    await _some(act)
+    await some(act)
     while True:
         await trio.sleep(act.behaviour.keepalive_s)
         reply.data(COMMENT)
@@ -66,12 +97,79 @@ async def _stall(act: Act, reply: Reply) -> None:
             act.say(act.voice.metadata())
 
 
+async def _linger(act: Act, reply: Reply) -> None:
+    await ok(act)
+    if reply.stream:
+        await trio.sleep(act.behaviour.late_s)
+
+
+async def _drip_head(act: Act, reply: Reply) -> None:
+    await reply.begin_slowly(act.behaviour.late_s)
+    await ok(act)
+
+
+async def _inject(act: Act, reply: Reply, make: Callable[[Act], bytes]) -> None:
+    """Some tokens, an event that no healthy server sends, and on as if nothing were."""
+    await some(act)
+    if reply.stream:
+        act.say(make(act))
+    await act.tokens()
+    await act.end()
+
+
+async def _garbage(act: Act, reply: Reply, name: str) -> None:
+    await some(act)
+    reply.raw(_GARBAGE[name][0 if reply.pipe.chunked else 1])
+    await act.tokens()
+    await act.end()
+
+
+async def _giant(act: Act, reply: Reply) -> None:
+    await some(act)
+    marker = b"\x00GIANT"
+    before, _, behind = act.voice.delta(marker).partition(marker)
+    reply.data(reply.unended(before) + b'"')
+    await _pour(act, reply, b"x")
+    reply.data(b'"' + behind + b"\n\n")
+    await act.end()
+
+
+async def _endless(act: Act, reply: Reply, *, head: bytes, piece: bytes) -> None:
+    """A line, or comments, without end; after size_bytes nothing."""
+    await some(act)
+    reply.data(head)
+    await _pour(act, reply, piece)
+    await trio.sleep_forever()
+
+
+async def _pour(act: Act, reply: Reply, piece: bytes) -> None:
+    slab, left = piece * (_SLAB // len(piece)), act.behaviour.size_bytes
+    while left > 0:
+        await reply.data_large(slab[:left])
+        left -= len(slab)
+
+
 _PLAYS: Final[dict[str, Play]] = {
     **{name: partial(_error, name=name) for name in FAULTS},
+    **{name: partial(_garbage, name=name) for name in _GARBAGE},
     "error_after_created": partial(_error_within, tokens=False),
     "error_midway": partial(_error_within, tokens=True),
     "failed": _failed,
+    "json_error": _json_error,
+    "cut_clean": _cut_clean,
+    "rst_stream": _rst_stream,
+    "goaway": _goaway,
+    "goaway_now": partial(_unprocessed, stream=False),
+    "expired": partial(_unprocessed, stream=False),
+    "refused_stream": partial(_unprocessed, stream=True),
     "stall": _stall,
+    "linger": _linger,
+    "drip_head": _drip_head,
+    "malformed": partial(_inject, make=lambda _: b'{"type":"response.output_text.delta","delta":oops'),
+    "bad_utf8": partial(_inject, make=lambda act: act.voice.delta(b'"\xff\xfe\x80"')),
+    "giant_frame": _giant,
+    "endless_fragments": partial(_endless, head=b'data: {"type":"', piece=b"x"),
+    "empty_fragments": partial(_endless, head=b":\n", piece=b":\n\n"),
 }
 
 

@@ -56,7 +56,7 @@ class Http1(Talk):
             if knock.method != "POST" or knock.path.startswith("/_"):
                 self._aside(knock)
                 break
-            await respond(self, Response(self), knock, body)
+            await respond(self, self._response(), knock, body)
             if self._last or self.peer.our_state is not h11.DONE or self.peer.their_state is not h11.DONE:
                 break
             self.peer.start_next_cycle()
@@ -64,6 +64,12 @@ class Http1(Talk):
             knock = await self._knock()
         if not self.over:
             self.leave()
+
+    def _response(self) -> Response:
+        response = Response(self)
+        if self._last:
+            response.last()
+        return response
 
     def _aside(self, knock: Knock) -> None:
         """What is no call; the connection ends with it."""
@@ -125,13 +131,13 @@ class Response(Pipe):
 
     def __init__(self, talk: Http1) -> None:
         self._talk, self._link, self._peer = talk, talk.link, talk.peer
-        self._streamed = False
+        self._streamed = self._last = False
 
     def head_bytes(self, status: int, headers: Headers, *, length: int | None = None) -> bytes:
         """See `Pipe`."""
         self._streamed = length is None
         framing = ("transfer-encoding", "chunked") if length is None else ("content-length", str(length))
-        fields = [*headers, framing]
+        fields = [*headers, framing, *([("connection", "close")] if self._last else [])]
         return self._peer.send(h11.Response(status_code=status, headers=fields)) or b""
 
     def raw(self, data: bytes) -> None:
@@ -157,6 +163,19 @@ class Response(Pipe):
             last = self._peer.send(h11.EndOfMessage())
             if last and not self._talk.over:
                 self._link.send(last)
+
+    def last(self) -> None:
+        """See `Pipe`: Connection: close."""
+        self._last = True
+
+    def unprocessed(self, *, stream: bool) -> None:
+        """See `Pipe`; EOF before any byte of the answer: the client cannot tell it from an idle connection's end."""
+        del stream
+        self._talk.leave()
+
+    def abort(self) -> None:
+        """See `Pipe`; EOF."""
+        self._talk.eof()
 
     @property
     def backlog(self) -> int:

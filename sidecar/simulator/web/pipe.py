@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from sidecar.simulator.calls import Call
 from sidecar.simulator.counters import Way
 
 Headers: TypeAlias = Sequence[tuple[str, str]]
@@ -15,6 +16,8 @@ class Pipe(ABC):
     """One answer's way out: `head` once, then pieces of the body, then `end`; what comes after the end is dropped."""
 
     way: Way
+    #: what is answered, once it was understood
+    call: Call | None = None
     #: the pieces of a stream's body are to be chunks
     chunked: bool
 
@@ -46,6 +49,18 @@ class Pipe(ABC):
     @abstractmethod
     async def drained(self) -> None:
         """Wait while the client does not read. A checkpoint in any case."""
+
+    @abstractmethod
+    def last(self) -> None:
+        """This is the last answer of the connection, and its client is told so (before `head`)."""
+
+    @abstractmethod
+    def unprocessed(self, *, stream: bool) -> None:
+        """Never looked at, and said so, as well as the version can: of this request alone, or the whole connection."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """End the answer where it stands, as a service does that failed."""
 
     def head(self, status: int, headers: Headers, *, length: int | None = None) -> None:
         """Say the head."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-import trio
-
+from sidecar.simulator import calls
 from sidecar.simulator.behaviour import Behaviour
+from sidecar.simulator.calls import Call
 from sidecar.simulator.voices import Fault
 from sidecar.simulator.web import heads, whole
 from sidecar.simulator.web.pipe import Pipe
@@ -34,6 +34,7 @@ class Reply:
         self._frame: Framed = FRAMED[dialect, pipe.chunked]
         self._said: list[bytes] = []
         self._begun = self._ended = False
+        self.call: Call | None = None
 
     # --------------------------------------------------------------------------------------------- HTTP's own part
 
@@ -47,6 +48,12 @@ class Reply:
         if not self._begun:
             self._begun = True
             self.pipe.head(200, self.head(heads.STREAM, ("cache-control", "no-cache")))
+
+    async def begin_slowly(self, seconds: float) -> None:
+        """Say the head a byte at a time, in so many seconds in all."""
+        self._begun = True
+        head = self.pipe.head_bytes(200, self.head(heads.STREAM))
+        await self.talk.link.drip(head, seconds / len(head))
 
     def data(self, data: bytes) -> None:
         """A piece of the body that is no message: a comment, or part of an event."""
@@ -63,17 +70,25 @@ class Reply:
     def _piece(self, data: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(data), data) if self.pipe.chunked else data
 
-    def refuse(self, fault: Fault, *, patient: bool = False) -> None:
-        """An error's status and body in place of the answer; nothing may have been said."""
-        status, fields, body = heads.refusal(
+    def unended(self, payload: bytes) -> bytes:
+        """An event without its end."""
+        return FRAMED[self.dialect, False](payload)[:-2]
+
+    def refuse(self, fault: Fault, *, patient: bool = False, status: int | None = None) -> None:
+        """An error's status (or another) and body in place of the answer; nothing may have been said."""
+        own, fields, body = heads.refusal(
             self.dialect, fault, self.request_id, self.behaviour, self.talk.host.wall_s(), patient=patient
         )
-        self.answer(status, fields, body)
-
-    def answer(self, status: int, fields: heads.Fields, body: bytes) -> None:
-        """Something else in place of the answer."""
         self._ended = True
-        self.pipe.whole(status, fields, body)
+        self.pipe.whole(own if status is None else status, fields, body)
+
+    def end_early(self) -> None:
+        """The proper end of a body that is not the end of an answer: the call counts as cut."""
+        self._ended = True
+        self.begin()
+        self.pipe.end()
+        if self.call is not None:
+            calls.end(self.talk.host, self.call, "cut")
 
     def finish(self) -> None:
         """The end of the answer, after all was said."""
@@ -118,8 +133,9 @@ class Reply:
 
     def raw(self, data: bytes) -> None:
         """Bytes below HTTP's framing."""
-        self.begin()
-        self.pipe.raw(data)
+        if self.stream:
+            self.begin()
+            self.pipe.raw(data)
 
     def deflate(self, data: bytes) -> bytes:
         """There is no zstd stream over HTTP."""
@@ -137,9 +153,3 @@ class Reply:
         """There is no close frame over HTTP: as `eof`."""
         del code, reason
         self.talk.eof()
-
-
-async def forever(talk: Talk) -> None:
-    """Until the client goes, reading nothing."""
-    while not talk.link.abandoned:
-        await trio.sleep(0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from typing import Final, Literal, Protocol
@@ -14,8 +15,10 @@ from sidecar.simulator.calls import Call
 from sidecar.simulator.control import Steered
 from sidecar.simulator.counters import Note, Way
 from sidecar.simulator.link import Link
+from sidecar.simulator.toxics import Line, Toxic, line_of
 
 _LINGER: Final = 2.0
+_EXPIRY: Final = 10.0
 
 
 class Host(calls.Host, Steered, Protocol):
@@ -25,6 +28,8 @@ class Host(calls.Host, Steered, Protocol):
     dialects: Collection[str]
     keys: Collection[str] | None
     keepalive_timeout_s: float | None
+    max_age_s: float | None
+    max_streams: int
     wall_s: Callable[[], float]
 
     def check(self, group: str) -> None:
@@ -45,7 +50,7 @@ class Host(calls.Host, Steered, Protocol):
 
 
 class Talk(ABC):
-    """One connection, from its first request on.
+    """One connection, from its first request (HTTP/2: its preface) on.
 
     Cancellation: leaves the link open and the counters right; whoever cancels closes the link.
     """
@@ -57,7 +62,9 @@ class Talk(ABC):
         self.over = False
         self.calls: set[Call] = set()
         self._groups: list[str] = []
-        self._scope = trio.CancelScope()
+        self._scope, self._reading = trio.CancelScope(), trio.CancelScope()
+        self._tasks: trio.Nursery | None = None
+        self._line: Line | None = None
 
     async def run(self) -> None:
         """Until either side ends it."""
@@ -65,9 +72,16 @@ class Talk(ABC):
         self.host.counters.opened(self.way)
         try:
             with self._scope:
-                async with trio.open_nursery() as nursery:
-                    await self._live(nursery)
-                    nursery.cancel_scope.cancel()
+                async with trio.open_nursery() as self._tasks:
+                    if self.host.max_age_s is not None:
+                        self._tasks.start_soon(self._age, self.host.max_age_s)
+                    with self._reading:
+                        await self._live(self._tasks)
+                    while self._reading.cancelled_caught and not self.link.abandoned:
+                        await trio.sleep(0.05)
+                    if self._line is not None:
+                        await trio.sleep(self._line.slow_close_s)
+                    self._tasks.cancel_scope.cancel()
             left = True
         finally:
             if not left:
@@ -81,14 +95,38 @@ class Talk(ABC):
     async def _live(self, nursery: trio.Nursery) -> None:
         """Read until the client goes or speaks no HTTP any more."""
 
+    async def deafen(self) -> None:
+        """Read nothing any more; never returns."""
+        self._reading.cancel()
+        await trio.sleep_forever()
+
+    async def _age(self, limit: float) -> None:
+        await trio.sleep(limit)
+        self.close(1000)
+
     # ---------------------------------------------------------------------------------------------- its requests
 
     def asked(self, group: str, name: str) -> None:
-        """A request came by that path, and `name` befalls it at the door."""
+        """A request came by that path, and `name` befalls it at the door; of the first it befalls the connection."""
         if not self._groups:
             self._note("connect", group, name)
+            self._begin(name)
         if group not in self._groups:
             self._groups.append(group)
+
+    def _begin(self, name: str) -> None:
+        assert self._tasks is not None
+        if name in ("expiry", "expiring") and self.host.max_age_s is None:
+            self._tasks.start_soon(self._age, _EXPIRY)
+        self._line = line_of(name, self.host.behaviour)
+        if self._line is not None:
+            dice = random.Random(self.host.seed * 1_000_003 + self.link.number)
+            deliver, clock = self.link.deliver, trio.current_time
+            self.link.poison(Toxic(self._line, dice=dice, clock=clock, deliver=deliver, end=self._fail))
+            self._tasks.start_soon(self.link.worsen)
+
+    def _fail(self, how: str) -> None:
+        self.reset() if how == "reset" else self.eof()
 
     def refused(self, group: str, name: str) -> None:
         """A door scenario answers it."""
@@ -105,13 +143,17 @@ class Talk(ABC):
 
     # -------------------------------------------------------------------------------------------------- its ends
 
+    def cut(self, call: Call) -> None:
+        """The relay ends a call that has not ended; whoever answers it is cancelled."""
+        calls.end(self.host, call, "cut")
+        call.scope.cancel()
+
     def _end(self) -> None:
         """The relay goes first: calls are cut; reading goes on for a while, so that what was said arrives."""
         if not self.over:
             self.over = True
             for call in self.calls:
-                calls.end(self.host, call, "cut")
-                call.scope.cancel()
+                self.cut(call)
             self._scope.deadline = trio.current_time() + _LINGER
 
     def eof(self) -> None:
