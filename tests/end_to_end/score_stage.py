@@ -154,16 +154,25 @@ class Stage(Processes):
         quick: the short form.
         tell: given each line when it is there.
         ports: of simulators that play the first and the second target for others as well; none: it starts its own.
+        way: how the daemon asks the targets, `websocket` or `sse`.
     """
 
     #: of a simulator's answers, and how long it stays at most
     PACE = ("--ttft-ms", "10", "--cadence-ms", "2", "--for-s", "280")
 
     def __init__(
-        self, row: int, fault: str, *, quick: bool, tell: Callable[[Score], None], ports: Sequence[int] = ()
+        self,
+        row: int,
+        fault: str,
+        *,
+        quick: bool,
+        tell: Callable[[Score], None],
+        ports: Sequence[int] = (),
+        way: str = "websocket",
     ) -> None:
         super().__init__()
-        self.row, self.fault, self.quick = row, fault, quick
+        self.over_http = way == "sse"
+        self.row, self.fault, self.quick = row, f"{fault}, HTTPS" if self.over_http else fault, quick
         #: what times may be multiplied by
         self.slack = 4.0 if quick else 1.0
         self.ports: dict[int, int] = dict(enumerate(ports))
@@ -206,7 +215,7 @@ class Stage(Processes):
             (more, more_two),
             route_more,
             sides,
-            f"r{self.row}-{name}",
+            f"{'h' if self.over_http else 'r'}{self.row}-{name}",
         )
         self._pairs.append(pair)
         return pair
@@ -220,6 +229,8 @@ class Stage(Processes):
                 query = f"?{pair.queries[side]}" if pair.queries[side] else ""
                 at = pair.sides[side]
                 scheme, host = ("wss", "localhost") if at in self.secured else ("ws", "127.0.0.1")
+                if self.over_http:
+                    scheme = {"ws": "http", "wss": "https"}[scheme]
                 url = f"{scheme}://{host}:{self.ports[at]}{path}{query}"
                 text += f'[[upstream]]\nname = "{name}"\nurl = "{url}"\ndialect = "{pair.dialect}"\n'
                 text += f"warm_connections = 2\nmax_connections = 8\n{pair.more[side]}\n"

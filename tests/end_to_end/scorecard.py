@@ -1,6 +1,6 @@
 """The fault table, every row through the real daemon over real sockets: a scorecard.
 
-`python tests/end_to_end/scorecard.py [--row N ...] [--quick] [--json] [--markdown FILE]`. For each row one daemon
+`python tests/end_to_end/scorecard.py [--row N ...] [--way websocket|sse] [--quick] [--json] [--markdown FILE]`. For each row one daemon
 (`sidecar serve`), two simulators (`sidecar sim`) as primary and secondary, a bot that makes the calls and judges what
 it is told (the text of a `done` word for word), and a bystander that goes on calling by another route. Rescue where a
 second target exists, a bounded clean error where not, never a truncated success, never a hammer, healthy afterwards.
@@ -33,15 +33,23 @@ FILES = (score_calls, score_answers, score_outages, score_ways)
 ROWS = score_calls.ROWS
 #: So many rows at once: most of their time they wait.
 AT_ONCE = 4
+#: How the daemon asks its targets: each row is played over both.
+WAYS = ("websocket", "sse")
 
 
 def play(
-    numbers: Collection[int] = (), *, quick: bool = False, at_once: int = AT_ONCE, tell: Callable[[Score], None]
+    numbers: Collection[int] = (),
+    *,
+    ways: Collection[str] = WAYS,
+    quick: bool = False,
+    at_once: int = AT_ONCE,
+    tell: Callable[[Score], None],
 ) -> list[Score]:
     """All lines of these rows (default: of all), in their order.
 
     Args:
         numbers: of rows.
+        ways: of `WAYS`.
         quick: shorter outages, and one pair of simulators for all rows: half of the time goes into their starts.
         at_once: rows.
         tell: given each line when it is there.
@@ -52,9 +60,10 @@ def play(
         with lock:
             tell(score)
 
-    def one(number: int) -> list[Score]:
+    def one(chosen: tuple[int, str]) -> list[Score]:
+        number, way = chosen
         fault, act = ROWS[number]
-        with Stage(number, fault, quick=quick, tell=safely, ports=ports) as stage:
+        with Stage(number, fault, quick=quick, tell=safely, ports=ports, way=way) as stage:
             try:
                 act(stage)
             except Exception as error:
@@ -64,7 +73,8 @@ def play(
         return stage.ended()
 
     # The long ones first: what is short fills the gaps.
-    chosen = sorted(numbers or ROWS, key=lambda number: (number not in (15, 24, 2, 14), number))
+    rows = sorted(numbers or ROWS, key=lambda number: (number not in (15, 24, 2, 14), number))
+    chosen = [(number, way) for number in rows for way in WAYS if way in ways]
     ports: list[int] = []
     with contextlib.ExitStack() as ending:
         if quick and len(chosen) > 1:
@@ -72,7 +82,7 @@ def play(
             ports += [shared.relay(*Stage.PACE, name=name) for name in ("primary", "secondary")]
         pool = ending.enter_context(ThreadPoolExecutor(at_once))
         found = dict(zip(chosen, pool.map(one, chosen), strict=True))
-    return [score for number in sorted(found) for score in found[number]]
+    return [score for key in sorted(found, key=lambda key: (key[0], WAYS.index(key[1]))) for score in found[key]]
 
 
 def line(score: Score) -> str:
@@ -104,6 +114,7 @@ def main(argv: list[str]) -> int:
     """Exit status: 0 when every line passes, 1 otherwise."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--row", action="append", type=int, choices=sorted(ROWS), help="only this (may be repeated)")
+    parser.add_argument("--way", action="append", choices=WAYS, help="only this one")
     parser.add_argument(
         "--quick", action="store_true", help="shorter outages, fewer variants, one pair of simulators for all rows"
     )
@@ -113,7 +124,10 @@ def main(argv: list[str]) -> int:
     began = time.monotonic()
     told = sys.stderr if arguments.json else sys.stdout
     scores = play(
-        arguments.row or (), quick=arguments.quick, tell=lambda score: print(line(score), file=told, flush=True)
+        arguments.row or (),
+        ways=arguments.way or WAYS,
+        quick=arguments.quick,
+        tell=lambda score: print(line(score), file=told, flush=True),
     )
     seconds = time.monotonic() - began
     wrong = [score for score in scores if not score.ok]

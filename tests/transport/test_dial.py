@@ -44,7 +44,7 @@ def reset(stream: trio.SocketStream) -> None:
         ("ws://localhost:9/x", (False, "localhost", 9, "/x"), "localhost:9"),
         ("ws://[::1]:81/", (False, "::1", 81, "/"), "[::1]:81"),
         ("wss://[2001:db8::1]/", (True, "2001:db8::1", 443, "/"), "[2001:db8::1]"),
-        ("https://api.anthropic.com/v1/messages", (True, "api.anthropic.com", 443, "/v1/messages"), "api.anthropic.com"),
+        ("https://api.example/v1/messages", (True, "api.example", 443, "/v1/messages"), "api.example"),
         ("http://127.0.0.1:8787/v1/chat", (False, "127.0.0.1", 8787, "/v1/chat"), "127.0.0.1:8787"),
         ("wss://h?compress=zstd-stream", (True, "h", 443, "/?compress=zstd-stream"), "h"),
     ],
@@ -59,7 +59,8 @@ def test_urls(url: str, address: tuple[Any, ...], host_header: str) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        *("", "api.openai.com", "ftp://api.openai.com/", "http://api.openai.com/", "ws://api.openai.com/", "ws://10.0.0.1/", "ws://0.0.0.0/"),
+        *("ftp://api.openai.com/", "http://api.openai.com/"),
+        *("", "api.openai.com", "ws://api.openai.com/", "ws://10.0.0.1/", "ws://0.0.0.0/"),
         *(
             "wss://",
             "wss:///path",
