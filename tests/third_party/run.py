@@ -4,8 +4,8 @@
 
 Neither is installed by this command: `pip install 'litellm[proxy]'` into a virtual environment of its own, and
 `npm install @copilotkit/aimock`. Each server is started on loopback and ended. aimock answers by itself; LiteLLM asks a
-`sidecar sim` as its backend, over HTTP (its own `mock_response` answers no Responses calls). Beside each runs a daemon of
-its own with one upstream for each way. What comes of each check is printed as it is: nothing here is judged but that
+`sidecar sim` as its backend, over HTTP (its own `mock_response` answers no Responses calls). Beside each runs a daemon
+of its own with one upstream for each way. What comes of each check is printed as it is: nothing here is judged but that
 every call ended, once, by its deadline.
 """
 
