@@ -96,7 +96,15 @@ class Pool:
         self.others: list[Pool] = []
         self.waiting = waiting
         self._policy = policy
-        self._refusals = Refusals(self, credential, policy, clock, log, header=dialect.credential_header)
+        self._refusals = Refusals(
+            self,
+            credential,
+            policy,
+            clock,
+            log,
+            header=dialect.credential_header,
+            by_request=upstream.transport == "sse",
+        )
         self._connector = Connector(
             upstream,
             dialect,

@@ -49,6 +49,7 @@ class Refusals:
         clock: the loop's time.
         log: a bound logger.
         header: see `CurrentCredential`.
+        by_request: it goes with each request, not with the connection: a 401 is about the key, whoever is answered.
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class Refusals:
         log: Any,
         *,
         header: tuple[str, str] = BEARER,
+        by_request: bool = False,
     ) -> None:
         self._pool, self._policy, self._clock, self._log = pool, policy, clock, log
         self.credential = CurrentCredential(reader, self.move_on, header=header)
         #: why the credential is not used now: calls are not parked for this pool
         self.standing: Outcome | None = None
+        self._by_request = by_request
         self._rechecking = False
         self._answered_at = self._rechecked_at = -math.inf
 
@@ -82,7 +85,7 @@ class Refusals:
         now = self._clock()
         if self.is_outdated(connection):
             return structs.replace(outcome, retry="now"), False
-        if self._holds(now) and now - self._rechecked_at < RECHECKED:
+        if self._holds(now, outcome) and now - self._rechecked_at < RECHECKED:
             return outcome, False  # it was read anew just now, and others are answered with it
         recheck, self._rechecking = not self._rechecking, True
         # While the credential is being read anew the call may wait for what comes of it.
@@ -92,7 +95,9 @@ class Refusals:
         """Somebody was answered on a connection of this upstream."""
         self._answered_at = now
 
-    def _holds(self, now: float) -> bool:
+    def _holds(self, now: float, outcome: Outcome) -> bool:
+        if self._by_request and outcome.upstream_status == 401:
+            return False
         return now - self._answered_at < ANSWERED
 
     async def recheck(self, outcome: Outcome) -> None:
@@ -106,7 +111,7 @@ class Refusals:
             self.move_on()
             return
         self._rechecked_at = now
-        if self._holds(now):
+        if self._holds(now, outcome):
             # Somebody's call is not permitted what others' are. (A whole key is rarely refused call by call.)
             self._log.warning("call.not_permitted", upstream=self._pool.name, reason=outcome.message)
             self._pool.turned()
