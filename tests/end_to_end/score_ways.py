@@ -148,7 +148,7 @@ def handshakes(stage: Stage) -> None:
                 # Over HTTPS the request was sent before the fault: that is what there is to say.
                 sent = "|upstream_lost" if stage.over_http else ""
                 case.outcome(call, "no_connection|breaker_open|deadline_exceeded" + sent)
-                if call.outcome != "deadline_exceeded":  # it waited for a connect that was due in time
+                if call.outcome not in ("deadline_exceeded", "upstream_lost"):  # else a connect was due in time
                     case.must((call.terminal or {}).get("retry_after_ms") is not None, "no retry_after")
                 case.bounded(one=0, connects=12)
 

@@ -1,9 +1,10 @@
 """The fault table, every row through the real daemon over real sockets: a scorecard.
 
-`python tests/end_to_end/scorecard.py [--row N ...] [--way websocket|sse] [--quick] [--json] [--markdown FILE]`. For each
-row, over each of the two ways, one daemon (`sidecar serve`), two simulators (`sidecar sim`) as primary and secondary, a bot that makes the calls and judges what
-it is told (the text of a `done` word for word), and a bystander that goes on calling by another route. Rescue where a
-second target exists, a bounded clean error where not, never a truncated success, never a hammer, healthy afterwards.
+`python tests/end_to_end/scorecard.py [--row N ...] [--way websocket|sse] [--quick] [--json] [--markdown FILE]`. For
+each row, over each of the two ways, one daemon (`sidecar serve`), two simulators (`sidecar sim`) as primary and
+secondary, a bot that makes the calls and judges what it is told (the text of a `done` word for word), and a bystander
+that goes on calling by another route. Rescue where a second target exists, a bounded clean error where not, never a
+truncated success, never a hammer, healthy afterwards.
 Exit status 0 only if every line passes.
 """
 
