@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -21,16 +22,19 @@ def _environment() -> Path:
     folder = Path(chosen) if chosen else Path(tempfile.gettempdir()) / f"sidecar-oracle-{os.getuid()}"
     python, ready = folder / "bin" / "python", folder / "sidecar-oracle-ready"
     wanted = tomllib.loads((_ROOT / "pyproject.toml").read_text())["dependency-groups"]["oracle"]
-    if not chosen and folder.exists() and folder.stat().st_uid != os.getuid():
-        pytest.skip(f"{folder} belongs to somebody else; set SIDECAR_ORACLE_VENV")
-    if ready.exists() and ready.read_text() == repr(wanted):
-        return python
-    steps = [[sys.executable, "-m", "venv", str(folder)], [str(python), "-m", "pip", "install", "-q", *wanted]]
-    for step in steps:
-        done = subprocess.run(step, capture_output=True, text=True, timeout=240, check=False)
-        if done.returncode:
-            pytest.skip(f"the oracle's packages cannot be installed: {done.stderr.strip()[-300:]}")
-    ready.write_text(repr(wanted))
+    lock = folder.with_name(f"{folder.name}.lock")
+    if not chosen and any(path.exists() and path.stat().st_uid != os.getuid() for path in (folder, lock)):
+        pytest.skip(f"{folder} or {lock} belongs to somebody else; set SIDECAR_ORACLE_VENV")
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # of several workers one makes it, the others wait
+        if ready.exists() and ready.read_text() == repr(wanted):
+            return python
+        steps = [[sys.executable, "-m", "venv", str(folder)], [str(python), "-m", "pip", "install", "-q", *wanted]]
+        for step in steps:
+            done = subprocess.run(step, capture_output=True, text=True, timeout=240, check=False)
+            if done.returncode:
+                pytest.skip(f"the oracle's packages cannot be installed: {done.stderr.strip()[-300:]}")
+        ready.write_text(repr(wanted))
     return python
 
 
