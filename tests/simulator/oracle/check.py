@@ -11,6 +11,9 @@ import asyncio
 import collections
 import json
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import openai
 import pydantic
@@ -55,49 +58,64 @@ def validated(frame: str, seen: collections.Counter[str]) -> str:
 
 
 def read(url: str, request: str, seen: collections.Counter[str], *, whole: bool) -> None:
-    """One call on a connection of its own, and whatever comes after its end."""
+    """One call on a connection of its own, and whatever comes after its end, which a whole answer has."""
+    ended = False
     with connect(url + "/v1/responses", max_size=None) as socket:
         socket.send(request)
         try:
-            while validated(socket.recv(timeout=0.5), seen) not in ENDS:
-                pass
+            while not ended:
+                ended = validated(socket.recv(timeout=10 if whole else 0.5), seen) in ENDS
             while True:
                 validated(socket.recv(timeout=0.05), seen)
         except TimeoutError:
-            return
+            assert ended or not whole, request
         except ConnectionClosed:
             assert not whole, request
 
 
 def frames(url: str) -> collections.Counter[str]:
     """Every scenario, both with and without a stream_id."""
-    seen: collections.Counter[str] = collections.Counter()
+    calls: list[tuple[str, bool]] = []
     for name in ANSWERED:
         for lane in ({}, {"stream_id": "lane.1"}):
-            whole = name != "masked_frame"
-            read(url, create(f"[[scenario={name} {QUICK}]]", **lane), seen, whole=whole)
-    for name in UNANSWERED:
-        read(url, create(f"[[scenario={name} {QUICK}]]"), seen, whole=False)
-    read(url, create(f"[[{QUICK} cadence_ms=0]]"), seen, whole=True)
-    read(url, create(f"[[{QUICK}]]", max_output_tokens=2), seen, whole=True)
-    read(url, create(f"[[{QUICK}]]", stream_options={"include_obfuscation": False}, store=False), seen, whole=True)
-    read(url, create("", generate=False), seen, whole=True)
-    for wrong in (
+            calls.append((create(f"[[scenario={name} {QUICK}]]", **lane), name != "masked_frame"))
+    calls += [(create(f"[[scenario={name} {QUICK}]]"), False) for name in UNANSWERED]
+    for wish in (
+        create(f"[[{QUICK} cadence_ms=0]]"),
+        create(f"[[{QUICK}]]", max_output_tokens=2),
+        create(f"[[{QUICK}]]", stream_options={"include_obfuscation": False}, store=False),
+        create("", generate=False),
         "not json",
         "[]",
         '{"type":"response.cancel"}',
         create("[[nonsense]]"),
         create("x", stream_id="no blanks"),
     ):
-        read(url, wrong, seen, whole=True)
-    for name in ("expiry", "expiring"):
-        with connect(f"{url}/s/{name}/v1/responses") as socket:
-            try:
-                while True:
-                    validated(socket.recv(timeout=5), seen)
-            except ConnectionClosed:
-                pass
+        calls.append((wish, True))
+    works: list[Callable[[collections.Counter[str]], None]] = [
+        partial(expire, f"{url}/s/{name}/v1/responses") for name in ("expiry", "expiring")
+    ]
+    works += [partial(read, url, request, whole=whole) for request, whole in calls]
+    # Each of them waits more than it works: for silence after an end, for an end that does not come.
+    with ThreadPoolExecutor(8) as pool:
+        return sum(pool.map(counted, works), collections.Counter())
+
+
+def counted(work: Callable[[collections.Counter[str]], None]) -> collections.Counter[str]:
+    """What it has seen, in a count of its own."""
+    seen: collections.Counter[str] = collections.Counter()
+    work(seen)
     return seen
+
+
+def expire(url: str, seen: collections.Counter[str]) -> None:
+    """A connection whose time is over."""
+    with connect(url) as socket:
+        try:
+            while True:
+                validated(socket.recv(timeout=5), seen)
+        except ConnectionClosed:
+            pass
 
 
 def blocking(base: str) -> list[str]:
