@@ -61,12 +61,16 @@ def pair() -> Iterator[Pair]:
         yield started
 
 
+#: Deadlines of calls to each, milliseconds.
+PATIENT = {"a": 4000, "b": 10_000}
+
+
 class LoadingBot(threading.Thread):
     """A client that calls again and again, until it is told to stop or, unless it is stubborn, a call fails."""
 
-    def __init__(self, endpoint: str, *, stubborn: bool = False) -> None:
+    def __init__(self, endpoint: str, *, stubborn: bool = False, timeout_ms: float = 10_000) -> None:
         super().__init__(daemon=True)
-        self.endpoint = endpoint
+        self.endpoint, self.timeout_ms = endpoint, timeout_ms
         self.stubborn = stubborn
         self.begun = 0
         self.ended: Counter[str] = Counter()
@@ -78,7 +82,7 @@ class LoadingBot(threading.Thread):
             while not self.over.is_set():
                 self.begun += 1
                 try:
-                    client.ask("x", timeout_ms=10_000)
+                    client.ask("x", timeout_ms=self.timeout_ms)
                     self.ended["done"] += 1
                 except CallFailed as failure:
                     self.ended[failure.code] += 1
@@ -89,7 +93,8 @@ class LoadingBot(threading.Thread):
 def test_one_is_drained_under_load_and_the_other_serves(pair: Pair) -> None:
     """Every call of every client ends; all of the other daemon's with an answer, and what was accepted is finished."""
     pair.begin("--text", "HOLD", "--ttft-ms", "30", "--cadence-ms", "1")
-    bots = {name: [LoadingBot(pair.endpoints[name]) for _ in range(2)] for name in "ab"}
+    # Those of the one that goes wait for its successor, whom nobody starts, until their deadline.
+    bots = {name: [LoadingBot(pair.endpoints[name], timeout_ms=ms) for _ in range(2)] for name, ms in PATIENT.items()}
     for bot in bots["a"] + bots["b"]:
         bot.start()
 
