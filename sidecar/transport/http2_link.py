@@ -44,7 +44,7 @@ _STREAM_MASK: Final = 0x7FFF_FFFF
 class _Stream:
     """One exchange."""
 
-    __slots__ = ("answer", "credit", "pieces", "sid", "slot", "to_end", "unsent")
+    __slots__ = ("answer", "credit", "ours", "pieces", "sid", "slot", "to_end", "unsent")
 
     def __init__(self, sid: int, slot: int, answer: Answer, body: bytes) -> None:
         self.sid, self.slot, self.answer = sid, slot, answer
@@ -52,6 +52,7 @@ class _Stream:
         self.pieces: list[bytes] = []  # of the read under way
         self.credit = 0  # bytes received and not yet allowed again
         self.to_end = False
+        self.ours = False  # its DATA is read here: its head has come, and told no length that h2 would hold it to
 
 
 async def shake_hands(stream: trio.abc.Stream, timeout: float) -> h2.connection.H2Connection:
@@ -214,7 +215,7 @@ class Http2Link(Link):
                     if run < at and not stream.answer.headed:
                         self._engine_run(data[run:at], fresh, now)  # its head may be in there
                         run = at
-                    if stream.answer.headed:
+                    if stream.ours:
                         if run < at:
                             self._engine_run(data[run:at], fresh, now)
                         run = at = stop
@@ -299,6 +300,7 @@ class Http2Link(Link):
         except MalformedFrame as fault:
             self._lose(stream, fault.with_traceback(None), now)
             return
+        stream.ours = "content-length" not in headers
         if stream.answer.refused:
             self._within(stream, REFUSAL_GRACE)
 

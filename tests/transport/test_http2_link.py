@@ -112,6 +112,23 @@ async def test_answers_side_by_side(autojump_clock: trio.testing.MockClock) -> N
     assert sorted(owner.of("over")) == [(0, None), (1, None), (2, None)]
 
 
+async def test_a_refusal_of_a_known_length(autojump_clock: trio.testing.MockClock) -> None:
+    """Its status and its whole body, also where the head says how long that is; the connection goes on."""
+    async with both() as (owner, server):
+        for sid, extra in ((1, [("content-length", "8")]), (3, [])):
+            owner.link.send(0, b"{}")
+            await server.until(h2.events.RequestReceived, (sid + 1) // 2)
+            server.engine.send_headers(sid, [(":status", "400"), ("content-type", "application/json"), *extra])
+            server.engine.send_data(sid, b'{"a"')
+            await server.flush()
+            server.engine.send_data(sid, b":1} ")
+            server.engine.end_stream(sid)
+            await server.flush()
+            await owner.until("over", (sid + 1) // 2)
+        assert owner.of("refused") == [(0, 400, b'{"a":1} ')] * 2
+        assert not owner.ends
+
+
 async def test_flow_control_both_ways(autojump_clock: trio.testing.MockClock) -> None:
     """A prompt longer than the peer's window goes out as it opens; an answer of many windows comes whole."""
     async with both() as (owner, server):
