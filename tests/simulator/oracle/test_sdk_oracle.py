@@ -1,4 +1,4 @@
-"""The simulator before a foreign judge: the openai SDK, in an environment of its own (it pins websockets < 16)."""
+"""The simulator before foreign judges: the SDKs of openai and anthropic, in an environment of their own."""
 
 from __future__ import annotations
 
@@ -61,3 +61,28 @@ def test_every_frame_is_the_sdks_and_the_sdk_converses() -> None:
     assert seen["types"]["response.output_text.delta"] > 100
     assert {"error", "response.failed", "response.incomplete", "response.refusal.delta"} <= set(seen["types"])
     assert relay.returncode == 0
+
+
+@pytest.mark.oracle
+@pytest.mark.timeout(300)
+def test_both_sdks_converse_over_http() -> None:
+    """Chat, Responses, Messages: every event is of the SDKs' types, whole answers are, errors are of their classes."""
+    python = _environment()
+    relay = subprocess.Popen(
+        [sys.executable, "-m", "sidecar", "sim", "--json", "--for-s", "120"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert relay.stdout is not None
+        url = json.loads(relay.stdout.readline())["url"].replace("ws://", "http://")
+        check = Path(__file__).with_name("check_http.py")
+        done = subprocess.run([str(python), str(check), url], capture_output=True, text=True, timeout=100, check=False)
+    finally:
+        relay.terminate()
+        relay.communicate(timeout=10)
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads(done.stdout)
+    assert {"chat.completion.chunk", "response.completed", "message_stop"} <= set(seen["types"])
+    assert seen["errors"] == {
+        "AuthenticationError": 3, "PermissionDeniedError": 3, "NotFoundError": 3, "RateLimitError": 3,
+        "InternalServerError": 3, "BadRequestError": 3, "529": 1,
+    }  # fmt: skip
