@@ -6,6 +6,7 @@ import json
 import socket
 import ssl
 import struct
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import h2.config
@@ -87,8 +88,8 @@ def content(found: list[Event]) -> str:
             continue
         if said.get("type") == "response.output_text.delta":
             text += said["delta"]
-        elif said.get("type") == "content_block_delta":
-            text += said["delta"].get("text", "")
+        elif said.get("type") == "content_block_delta" and said["delta"]["type"] == "text_delta":
+            text += said["delta"]["text"]
         elif "choices" in said:
             text += "".join(choice["delta"].get("content") or "" for choice in said["choices"])
     return text
@@ -259,26 +260,25 @@ class Multiplex:
             self.lost = self.lost or "eof"
             return
         try:
-            for event in self.peer.receive_data(self._without_goaway(data)):
-                self._heed(event)
+            for frame in self._but_goaway(data):
+                for event in self.peer.receive_data(frame):
+                    self._heed(event)
         except h2.exceptions.ProtocolError as problem:
             self.broken = problem
         await self.flush()
 
-    def _without_goaway(self, data: bytes) -> bytes:
-        """Whole frames; h2 would hear nothing any more after a GOAWAY, whichever streams are still to be answered."""
+    def _but_goaway(self, data: bytes) -> Iterator[bytes]:
+        """One frame after another; h2 would hear nothing after a GOAWAY, whichever streams are still to be answered."""
         self._frames += data
-        kept = b""
         while len(self._frames) >= 9:
             size = 9 + int.from_bytes(self._frames[:3], "big")
             if len(self._frames) < size:
-                break
+                return
             frame, self._frames = self._frames[:size], self._frames[size:]
             if frame[3] == 7:
                 self.last_id = int.from_bytes(frame[9:13], "big")
             else:
-                kept += frame
-        return kept
+                yield frame
 
     def _heed(self, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.ResponseReceived):

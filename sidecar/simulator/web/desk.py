@@ -88,7 +88,8 @@ async def respond(talk: Talk, pipe: Pipe, knock: Knock, body: bytes) -> None:
     with call.scope:
         call.act.begin()
         await play(call.scenario, call.act, reply)
-        reply.finish()
+        if not call.over:
+            reply.finish()
     talk.calls.discard(call)
     calls.end(host, call, "finished")  # nothing, if it was cut or stopped
 

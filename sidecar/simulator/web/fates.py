@@ -19,11 +19,11 @@ from sidecar.simulator.web.sse import COMMENT
 Play: TypeAlias = Callable[[Act, Reply], Awaitable[None]]
 
 _SLAB: Final = 64 << 10
-#: What no server says, in place of a chunk and of a frame: a size that is none or a frame too long for its kind; bytes
-#: without rhyme, in HTTP/2 a frame beyond any limit; and again no size, in HTTP/2 content for stream 0, which has none.
+#: What no server says, in place of a chunk and of a frame: a size that is none, or a WINDOW_UPDATE of a wrong length;
+#: bytes without rhyme, in HTTP/2 as SETTINGS; a negative size, in HTTP/2 content for stream 0, which has none.
 _GARBAGE: Final = {
     "masked_frame": (b"sixteen\r\nnonsense\r\n", b"\x00\x00\x07\x08\x00\x00\x00\x00\x00garbage"),
-    "binary_garbage": (b"\x00\xff\xfe\x80" * 16, b"\xff" * 64),
+    "binary_garbage": (b"\x00\xff\xfe\x80" * 16, b"\x00\x00\x05\x04\x00\x00\x00\x00\x00" + b"\x00\xff\xfe\x80\x00"),
     "zstd_bomb": (b"-1\r\n\r\n", b"\x00\x00\x04\x00\x00\x00\x00\x00\x00oops"),
 }
 

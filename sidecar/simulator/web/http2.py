@@ -69,6 +69,7 @@ class Http2(Talk):
             while True:
                 for event in self.peer.receive_data(data):
                     if isinstance(event, h2.events.ConnectionTerminated):
+                        self._fall_silent()
                         return
                     self._heed(nursery, event)
                 self.flush()
@@ -77,8 +78,14 @@ class Http2(Talk):
                     return
         except h2.exceptions.ProtocolError:
             self.flush()  # a GOAWAY that says what was wrong
+            self._fall_silent()
         except (OSError, trio.ClosedResourceError):
             pass
+
+    def _fall_silent(self) -> None:
+        """h2 will not say another word."""
+        for stream in self.streams.values():
+            stream.gone = True
 
     def flush(self) -> None:
         """Send what h2 wants sent."""

@@ -53,7 +53,7 @@ class Reply:
         """Say the head a byte at a time, in so many seconds in all."""
         self._begun = True
         head = self.pipe.head_bytes(200, self.head(heads.STREAM))
-        await self.talk.link.drip(head, seconds / len(head))
+        await self.talk.link.drip(head, seconds / max(1, len(head)))
 
     def data(self, data: bytes) -> None:
         """A piece of the body that is no message: a comment, or part of an event."""

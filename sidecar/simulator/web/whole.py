@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
-
-import msgspec
-
-from sidecar.simulator.voices.base import dumps
 
 
 def fold(dialect: str, payloads: Sequence[bytes]) -> bytes:
     """The body that says what `payloads` say in a stream. None of them is an error."""
-    events = [msgspec.json.decode(one) for one in payloads if one != b"[DONE]"]
+    events = [json.loads(one) for one in payloads if one != b"[DONE]"]  # which lets half a pair of surrogates pass
     folded = {"responses": _responses, "chat": _chat, "messages": _messages}[dialect]
-    return dumps(folded(events))
+    return json.dumps(folded(events)).encode()
 
 
 def _responses(events: list[dict[str, Any]]) -> dict[str, Any]:
