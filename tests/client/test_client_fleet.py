@@ -22,7 +22,9 @@ from tests.fakes.fake_daemon import FakeDaemon
 
 SIDES = ["BUY", "SELL", "HOLD"]
 SILENT = json.dumps(["accept", "silence"])
-LATE_S = 0.25
+#: Against "never": what is promised is exact to the millisecond in the benchmarks, which compare. A test only asks whether
+#: the caller was let go, on a machine where a process may be held for a second.
+LATE_S = 10.0
 
 
 @pytest.fixture

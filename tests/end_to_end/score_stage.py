@@ -174,7 +174,7 @@ class Stage(Processes):
         self.over_http = way == "sse"
         self.row, self.fault, self.quick = row, f"{fault}, HTTPS" if self.over_http else fault, quick
         #: what times may be multiplied by
-        self.slack = 4.0 if quick else 1.0
+        self.slack = 20.0 if quick else 1.0
         self.ports: dict[int, int] = dict(enumerate(ports))
         self.sims: dict[int, subprocess.Popen[bytes]] = {}
         self.scores: list[Score] = []
