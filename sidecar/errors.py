@@ -97,7 +97,7 @@ Stage: TypeAlias = Literal["resolve", "tcp", "proxy", "tls", "upgrade", "credent
 
 
 class UpstreamFault(SidecarError):
-    """What an upstream, or the way to it, did wrong. `core.outcome` judges; these only carry facts."""
+    """What an upstream, or the way to it, did wrong. `core.classifier` judges; these only carry facts."""
 
     @property
     def loggable(self) -> str:

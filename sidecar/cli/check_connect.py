@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from sidecar.config import Config, Upstream
 from sidecar.config.ways import ways_of
-from sidecar.core.outcome import classify
+from sidecar.core.classifier import classify
 from sidecar.credentials import CredentialReader
 from sidecar.dialects import DIALECTS
 from sidecar.errors import ConnectFailed, CredentialError, UpgradeRefused, UpstreamFault

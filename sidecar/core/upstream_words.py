@@ -1,4 +1,4 @@
-"""An upstream's own words for what went wrong, spelled as the table of `core.outcome` has it. Any input will do."""
+"""An upstream's own words for what went wrong, spelled as the table of `core.classifier` has it. Any input will do."""
 
 from __future__ import annotations
 

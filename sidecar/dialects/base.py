@@ -1,7 +1,7 @@
 """What every dialect turns its frames into, and what it is asked to send.
 
 A dialect is a pure codec: one `Codec` object per connection, payloads in, events out, no clock, no dice, no I/O.
-Errors of the upstream come out as facts (`errors.UpstreamError`); `core.outcome` judges them.
+Errors of the upstream come out as facts (`errors.UpstreamError`); `core.classifier` judges them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What an attempt's end, or a connect's, means to those who remember: breaker, blame, limits, times, metrics.
 
-All of them read the one classification of `core.outcome`; what only the clock and the route can know (was it waited for
-long enough?) is added here, once.
+All of them read the one classification of `core.classifier`; what only the clock and the route can know (was it waited
+for long enough?) is added here, once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,15 @@ from collections.abc import Iterable
 
 from msgspec import structs
 
-from sidecar.core.outcome import CANCELLED, DEADLINE_COUNTED, FIRST_DELTA_TIMEOUT, IDLE_TIMEOUT, Kind, Outcome
+from sidecar.core.outcome import (
+    CANCELLED,
+    DEADLINE_COUNTED,
+    FIRST_DELTA_TIMEOUT,
+    IDLE_TIMEOUT,
+    Kind,
+    Outcome,
+    by_impatience,
+)
 from sidecar.service.accounting import Accounting
 from sidecar.service.attempt import Attempt
 from sidecar.service.pool import Pool
@@ -70,20 +78,16 @@ class Judge:
         self, attempt: Attempt, outcome: Outcome, now: float, *, waited: float, long_enough: bool
     ) -> Outcome:
         """An impatient bot's own clocks say nothing about the upstream: the route's are the measure."""
-        if outcome is DEADLINE_COUNTED and not long_enough:
+        hurried = not long_enough
+        if outcome is FIRST_DELTA_TIMEOUT:
+            self._accounting.lost_race(attempt)
+        elif outcome is DEADLINE_COUNTED:
             # ... or what this target usually needs.
             late = attempt.target.times.quantile(0.95, now)
-            if late is None or waited < 2 * late:
-                return CANCELLED
-        elif outcome is FIRST_DELTA_TIMEOUT:
-            self._accounting.lost_race(attempt)
-            if not long_enough:
-                return CANCELLED
+            hurried = hurried and (late is None or waited < 2 * late)
         elif outcome is IDLE_TIMEOUT:
-            patience = attempt.call.route.config.idle_timeout_ms / 1000
-            if now - attempt.state.last_content_at < patience:
-                return structs.replace(outcome, counts_against_breaker=False)
-        return outcome
+            hurried = now - attempt.state.last_content_at < attempt.call.route.config.idle_timeout_ms / 1000
+        return by_impatience(outcome) if hurried else outcome
 
     def forget(self, attempt: Attempt, now: float) -> None:
         """An attempt whose call went wrong by our own doing: as if it had never been."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Final
 
-from sidecar.core.outcome import is_aged
+from sidecar.core.classifier import is_aged
 from sidecar.core.pool_policy import PoolPolicy
 from sidecar.errors import ConnectionLost, UpstreamFault
 from sidecar.service.connection import Connection

@@ -16,7 +16,8 @@ import trio
 
 from sidecar.config import Upstream
 from sidecar.core.breaker import Breaker
-from sidecar.core.outcome import CANCELLED, Kind, Outcome, classify, is_aged
+from sidecar.core.classifier import classify, is_aged
+from sidecar.core.outcome import CANCELLED, Kind, Outcome
 from sidecar.core.pool_policy import Open, PoolPolicy, Retire
 from sidecar.core.retry import RetryBudget
 from sidecar.credentials import CredentialReader

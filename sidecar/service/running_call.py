@@ -12,7 +12,8 @@ from functools import partial
 
 from sidecar.core.call import Call as CallPolicy
 from sidecar.core.call import State
-from sidecar.core.outcome import CANCELLED, FIRST_DELTA_TIMEOUT, IDLE_TIMEOUT, SUCCESS, Kind, Outcome, classify, is_aged
+from sidecar.core.classifier import classify, is_aged
+from sidecar.core.outcome import CANCELLED, FIRST_DELTA_TIMEOUT, IDLE_TIMEOUT, SUCCESS, Kind, Outcome
 from sidecar.core.permit import Permit
 from sidecar.core.verdict import End, Seek
 from sidecar.dialects.base import ENDING_GRACE, Finished, Prompt

@@ -22,8 +22,8 @@ from tests.fakes.fake_daemon import FakeDaemon
 
 SIDES = ["BUY", "SELL", "HOLD"]
 SILENT = json.dumps(["accept", "silence"])
-#: Against "never": what is promised is exact to the millisecond in the benchmarks, which compare. A test only asks whether
-#: the caller was let go, on a machine where a process may be held for a second.
+#: Against "never". How exact it is, benchmarks say, which compare: a test only asks whether the caller was let go, on a
+#: machine where a process may be held for a second.
 LATE_S = 10.0
 
 

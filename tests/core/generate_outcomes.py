@@ -1,4 +1,4 @@
-"""Write the table of docs/outcomes.md from `core.outcome.RULES` and `core.outcome.OWN`.
+"""Write the table of docs/outcomes.md from `core.classifier.RULES` and `core.outcome.OWN`.
 
 Run it from the root of the repository after every change of a rule::
 
@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from sidecar.core.outcome import OWN, RULES, Outcome, Rule
+from sidecar.core.classifier import RULES, Rule
+from sidecar.core.outcome import OWN, Outcome
 
 COMMAND: Final = "python tests/core/generate_outcomes.py"
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "outcomes.md"

@@ -17,7 +17,8 @@ from sidecar.core.backoff import (
     call_backoff,
     full_jitter,
 )
-from sidecar.core.outcome import OWN, classify
+from sidecar.core.classifier import classify
+from sidecar.core.outcome import OWN
 from sidecar.core.transitions import IllegalTransition
 from sidecar.errors import ConnectFailed, ConnectionLost, MalformedFrame, UpgradeRefused, UpstreamError
 

@@ -13,11 +13,12 @@ from sidecar.core import blame
 from sidecar.core import outcome as o
 from sidecar.core.blame import HOLDERS, TRANSITIONS, TRIAL_TIMEOUT, Blame
 from sidecar.core.breaker import Breaker
+from sidecar.core.classifier import classify
 from sidecar.core.permit import Permit
 from sidecar.core.transitions import IllegalTransition
 from sidecar.errors import ConnectionLost
 
-LOST = o.classify(ConnectionLost())
+LOST = classify(ConnectionLost())
 NOT_COUNTED = structs.replace(LOST, kind=o.Kind.IGNORED, counts_against_breaker=False)
 BAD, WORSE, GOOD, FINE = "bad", "worse", "good", "fine"
 

@@ -6,14 +6,15 @@ import pytest
 
 from sidecar.core import outcome as o
 from sidecar.core.breaker import TRANSITIONS, Breaker
+from sidecar.core.classifier import classify
 from sidecar.core.permit import Permit, Refusal
 from sidecar.core.transitions import IllegalTransition
 from sidecar.core.trials import PATIENCE
 from sidecar.errors import ConnectFailed, ConnectionLost, UpgradeRefused, UpstreamError
 
-FAILURE = o.classify(ConnectionLost())
-THROTTLED = o.classify(UpstreamError("slow down", status=429))
-REJECTED = o.classify(UpstreamError("too long", code="context_length_exceeded"))
+FAILURE = classify(ConnectionLost())
+THROTTLED = classify(UpstreamError("slow down", status=429))
+REJECTED = classify(UpstreamError("too long", code="context_length_exceeded"))
 
 
 def breaker(**fields):
@@ -228,7 +229,7 @@ def test_a_lost_trial_expires():
     assert it.statistics(33).trials == 2
 
 
-NO_WAY_IN = o.classify(ConnectFailed("tcp", "refused"))
+NO_WAY_IN = classify(ConnectFailed("tcp", "refused"))
 
 
 def test_failed_connects_count_and_open_it():
@@ -240,7 +241,7 @@ def test_failed_connects_count_and_open_it():
     at = it.next_wakeup_at()
     it.connect_failed(NO_WAY_IN, 0.5)
     assert it.next_wakeup_at() == at
-    it.connect_failed(o.classify(ConnectFailed("credential", "no file")), 100)
+    it.connect_failed(classify(ConnectFailed("credential", "no file")), 100)
     assert it.state(100) == "half_open", "a credential is not the upstream's fault"
 
 
@@ -313,11 +314,11 @@ def test_a_retry_after_is_a_floor_of_the_open_time():
     for asked, until in ((0.1, 1.5), (8.0, 8.0 * 1.1), (3600.0, 30.0 * 1.1)):
         it = breaker()
         for _ in range(5):
-            one(it, o.classify(UpstreamError("later", status=503, retry_after=asked)), 0)
+            one(it, classify(UpstreamError("later", status=503, retry_after=asked)), 0)
         assert it.next_wakeup_at() == pytest.approx(until)
     it = breaker()
     for _ in range(5):
-        it.connect_failed(o.classify(UpgradeRefused(503, {"retry-after": "8"})), 0)
+        it.connect_failed(classify(UpgradeRefused(503, {"retry-after": "8"})), 0)
     assert it.next_wakeup_at() == pytest.approx(8.8)
 
 

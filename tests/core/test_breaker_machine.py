@@ -12,15 +12,16 @@ from msgspec import structs
 
 from sidecar.core import outcome as o
 from sidecar.core.breaker import Breaker
+from sidecar.core.classifier import classify
 from sidecar.core.permit import Permit, Refusal
 from sidecar.core.trials import PATIENCE
 from sidecar.errors import ConnectFailed, ConnectionLost, UpstreamError
 
-FAILURE = o.classify(ConnectionLost())
-LATER = o.classify(UpstreamError("later", status=503, retry_after=100.0))
-THROTTLED = o.classify(UpstreamError("slow down", status=429))
-REJECTED = o.classify(UpstreamError("too long", code="context_length_exceeded"))
-NO_WAY_IN = o.classify(ConnectFailed("tcp", "refused"))
+FAILURE = classify(ConnectionLost())
+LATER = classify(UpstreamError("later", status=503, retry_after=100.0))
+THROTTLED = classify(UpstreamError("slow down", status=429))
+REJECTED = classify(UpstreamError("too long", code="context_length_exceeded"))
+NO_WAY_IN = classify(ConnectFailed("tcp", "refused"))
 
 TRIAL_TIMEOUT = 20.0
 #: the longest open time: the cap, plus a fifth where a Retry-After is believed

@@ -13,15 +13,8 @@ from msgspec import structs
 
 from sidecar.core.attempt_state import AttemptState
 from sidecar.core.call import FIRST_DELTA_SHARE, MAX_ATTEMPTS, OVERLOADED_PRICE, Call, State
-from sidecar.core.outcome import (
-    CANCELLED,
-    DEADLINE,
-    DEADLINE_COUNTED,
-    FIRST_DELTA_TIMEOUT,
-    IDLE_TIMEOUT,
-    Outcome,
-    classify,
-)
+from sidecar.core.classifier import classify
+from sidecar.core.outcome import CANCELLED, DEADLINE, DEADLINE_COUNTED, FIRST_DELTA_TIMEOUT, IDLE_TIMEOUT, Outcome
 from sidecar.core.transitions import IllegalTransition
 from sidecar.core.verdict import Due, End, Seek, Wait
 from sidecar.errors import ConnectionLost, UpstreamError

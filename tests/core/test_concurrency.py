@@ -7,17 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.core import outcome as o
+from sidecar.core.classifier import classify
 from sidecar.core.concurrency import ConcurrencyLimit
 from sidecar.core.transitions import IllegalTransition
 from sidecar.errors import ConnectionLost, UpstreamError
 
-THROTTLED = o.classify(UpstreamError("slow down", status=429))
-TRY_LATER = o.classify(ConnectionLost(1013, how="close"))
-UNAVAILABLE = o.classify(UpstreamError("unavailable", status=503))
-OVERLOADED = o.classify(UpstreamError("overloaded", status=529))
-BROKEN = o.classify(UpstreamError("broken", status=500))
-CUT = o.classify(ConnectionLost())
-REJECTED = o.classify(UpstreamError("too long", code="context_length_exceeded"))
+THROTTLED = classify(UpstreamError("slow down", status=429))
+TRY_LATER = classify(ConnectionLost(1013, how="close"))
+UNAVAILABLE = classify(UpstreamError("unavailable", status=503))
+OVERLOADED = classify(UpstreamError("overloaded", status=529))
+BROKEN = classify(UpstreamError("broken", status=500))
+CUT = classify(ConnectionLost())
+REJECTED = classify(UpstreamError("too long", code="context_length_exceeded"))
 
 
 def attempts(it, number, outcome, *, slow=False):

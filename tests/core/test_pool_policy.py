@@ -11,8 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from sidecar.core.classifier import classify
 from sidecar.core.connect_rate import ConnectRate
-from sidecar.core.outcome import classify
 from sidecar.core.pool_policy import AFTERMATH, CONNECTION, LEISURE, ConnectionView, Open, PoolPolicy, Retire
 from sidecar.core.transitions import IllegalTransition
 from sidecar.errors import ConnectFailed, ConnectionLost, UpgradeRefused

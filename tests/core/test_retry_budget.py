@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sidecar.core.breaker import Breaker
-from sidecar.core.outcome import classify
+from sidecar.core.classifier import classify
 from sidecar.core.retry import SECONDS_OF_LOAD, RetryBudget
 from sidecar.errors import ConnectionLost
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.core import outcome as o
+from sidecar.core.classifier import classify
 from sidecar.core.throttle import Throttle
 from sidecar.errors import UpstreamError
 
-PLAIN = o.classify(UpstreamError("slow down", status=429))
+PLAIN = classify(UpstreamError("slow down", status=429))
 
 
 def asking(seconds):

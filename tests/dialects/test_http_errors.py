@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.outcome import Outcome, classify
+from sidecar.core.classifier import classify
+from sidecar.core.outcome import Outcome
 from sidecar.dialects.facts import MAX_ERROR_BYTES, NO_SUCH_PATH, ErrorFrame, http_error, upstream_error
 from sidecar.errors import CODES, UpstreamError
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.core.outcome import classify
+from sidecar.core.classifier import classify
 from sidecar.dialects import DIALECTS
 from sidecar.dialects.base import Codec, Content, Ending, Event, Faulted, Finished, Prompt, Started
 from sidecar.dialects.messages import MESSAGES

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sidecar.core.outcome import SUCCESS, classify
+from sidecar.core.classifier import classify
+from sidecar.core.outcome import SUCCESS
 from sidecar.errors import UpstreamError
 from sidecar.service.gate import EXITS_REMEMBERED, Gate
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from sidecar.core import outcome as o
+from sidecar.core.classifier import classify
 from sidecar.core.retry import RetryBudget
 from sidecar.errors import UpstreamError
 from sidecar.service.running_call import RunningCall
@@ -34,7 +34,7 @@ def said_by(budget: Any) -> Any:
 
 async def trip(house: House, name: str = "a") -> None:
     """Until the breaker of that upstream is open."""
-    breaker, failure = house.breaker(name), o.classify(UpstreamError("m", status=500))
+    breaker, failure = house.breaker(name), classify(UpstreamError("m", status=500))
     while breaker.state(trio.current_time()) == "closed":
         breaker.record(breaker.admit(trio.current_time()), failure, trio.current_time())
     house.daemon.pools[name].prober.wake()

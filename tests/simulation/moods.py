@@ -17,7 +17,7 @@ from tests.simulation.service import Request
 
 Script: TypeAlias = Callable[[Request, random.Random], Process]
 
-#: Close codes, and how an attempt that one ends is judged (`core.outcome`).
+#: Close codes, and how an attempt that one ends is judged (`core.classifier`).
 CLOSES: Final = {
     1000: "failed", 1001: "ignored", 1008: "auth", 1009: "rejected", 1011: "failed", 1012: "ignored", 1013: "throttled",
     4402: "rejected", 4429: "throttled", 4500: "failed",
