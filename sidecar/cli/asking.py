@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sidecar.client.endpoint import control_endpoint, find_endpoint, look, socket_path
 from sidecar.client.zmtp import UnansweredError, ask
+from sidecar.errors import ConfigurationError, EndpointError
+
+T = TypeVar("T")
 
 DONE, REFUSED, NO_DAEMON = 0, 1, 3
 #: Where the template unit puts an instance.
@@ -104,6 +109,20 @@ def request(control: str, fields: dict[str, Any], *, answer: str, timeout: float
         reason = said.get("message") if isinstance(said, dict) else None
         raise RefusedError(reason if isinstance(reason, str) else f"an answer of another kind: {str(said)[:200]}")
     return said
+
+
+def put(command: str, options: argparse.Namespace, question: Callable[[str], T], tell: Callable[[T], None]) -> int:
+    """Put `question` to the control endpoint that the options mean, and `tell` its answer; or say why there is none.
+
+    Returns the exit status: `DONE`, `REFUSED` or `NO_DAEMON`.
+    """
+    try:
+        answer = question(control_of(options))
+    except (UnansweredError, EndpointError, ConfigurationError, RefusedError) as problem:
+        print(printable(f"{command}: {problem}"), file=sys.stderr)
+        return REFUSED if isinstance(problem, RefusedError) else NO_DAEMON
+    tell(answer)
+    return DONE
 
 
 def timeout_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> float:

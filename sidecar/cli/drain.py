@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+from functools import partial
+from typing import Any
 
 from sidecar.cli import asking
-from sidecar.client.zmtp import UnansweredError
-from sidecar.errors import ConfigurationError, EndpointError
 
 
 def run(argv: list[str]) -> int:
@@ -22,18 +21,12 @@ def run(argv: list[str]) -> int:
     asking.add_options(parser)
     options = parser.parse_args(argv)
     timeout = asking.timeout_of(parser, options)
-    try:
-        answer = asking.request(asking.control_of(options), {"type": "drain"}, answer="draining", timeout=timeout)
-    except (UnansweredError, EndpointError, ConfigurationError) as problem:
-        print(f"sidecar drain: {problem}", file=sys.stderr)
-        return asking.NO_DAEMON
-    except asking.RefusedError as problem:
-        print(asking.printable(f"sidecar drain: {problem}"), file=sys.stderr)
-        return asking.REFUSED
+    question = partial(asking.request, fields={"type": "drain"}, answer="draining", timeout=timeout)
+    return asking.put("sidecar drain", options, question, partial(_tell, options))
+
+
+def _tell(options: argparse.Namespace, answer: Any) -> None:
     if options.json:
         print(json.dumps(answer))
-    else:
-        print(
-            f"draining: {answer.get('in_flight')} calls have {answer.get('timeout_s')} s to end; then the daemon ends"
-        )
-    return asking.DONE
+        return
+    print(f"draining: {answer.get('in_flight')} calls have {answer.get('timeout_s')} s to end; then the daemon ends")

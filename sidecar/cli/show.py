@@ -20,13 +20,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Final
 
 from sidecar.cli import asking
-from sidecar.client.zmtp import UnansweredError
-from sidecar.errors import ConfigurationError, EndpointError
 
 WHAT: Final = ("upstreams", "calls", "clients", "stats")
 _WIDEST: Final = 160
@@ -43,14 +41,11 @@ def run(argv: list[str]) -> int:
     if options.format == "prometheus" and options.what != "stats":
         parser.error("--format prometheus is for stats")
     timeout = asking.timeout_of(parser, options)
-    try:
-        data = fetch(asking.control_of(options), options.what, timeout=timeout, named=options.control is not None)
-    except (UnansweredError, EndpointError, ConfigurationError) as problem:
-        print(f"sidecar show: {problem}", file=sys.stderr)
-        return asking.NO_DAEMON
-    except asking.RefusedError as problem:
-        print(f"sidecar show: {problem}", file=sys.stderr)
-        return asking.REFUSED
+    question = partial(fetch, what=options.what, timeout=timeout, named=options.control is not None)
+    return asking.put("sidecar show", options, question, partial(_tell, options))
+
+
+def _tell(options: argparse.Namespace, data: list[dict[str, Any]]) -> None:
     if options.what == "clients":
         data = with_names(data)
     if options.json:
@@ -59,7 +54,6 @@ def run(argv: list[str]) -> int:
         print(prometheus(data) if options.format == "prometheus" else table(flat(data)), end="")
     else:
         print(table(data), end="")
-    return 0
 
 
 def fetch(control: str, what: str, *, timeout: float, named: bool = False) -> list[dict[str, Any]]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
+from typing import Any
 
 from sidecar.cli import asking
-from sidecar.client.zmtp import UnansweredError
-from sidecar.errors import ConfigurationError, EndpointError
 
 
 def run(argv: list[str]) -> int:
@@ -25,21 +25,17 @@ def run(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     timeout = asking.timeout_of(parser, options)
     fields = {"type": "upstream", "name": options.name, "enabled": options.what == "enable"}
-    try:
-        answer = asking.request(asking.control_of(options), fields, answer="upstream", timeout=timeout)
-    except (UnansweredError, EndpointError, ConfigurationError) as problem:
-        print(f"sidecar upstream: {problem}", file=sys.stderr)
-        return asking.NO_DAEMON
-    except asking.RefusedError as problem:
-        print(asking.printable(f"sidecar upstream: {problem}"), file=sys.stderr)
-        return asking.REFUSED
+    question = partial(asking.request, fields=fields, answer="upstream", timeout=timeout)
+    return asking.put("sidecar upstream", options, question, partial(_tell, options))
+
+
+def _tell(options: argparse.Namespace, answer: Any) -> None:
     if options.json:
         print(json.dumps(answer))
-        return asking.DONE
+        return
     until = "" if options.what == "enable" else ", until it is enabled or the daemon restarts"
     print(asking.printable(f"{options.name}: {options.what}d{until}"))
     without = answer.get("without")
     if isinstance(without, list) and without:
         routes = ", ".join(map(str, without))
         print(asking.printable(f"note: nothing is left to serve route {routes}"), file=sys.stderr)
-    return asking.DONE

@@ -7,7 +7,9 @@ import random
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
+from tests.end_to_end.score_bot import PATIENT_MS
 from tests.end_to_end.score_calls import row
 from tests.end_to_end.score_stage import DIALECTS, Case, Pair, Stage
 
@@ -249,16 +251,20 @@ def frames(stage: Stage) -> None:
         for dialect in DIALECTS
         if dialect == "responses" or not stage.quick
     ]  # fmt: skip
+    # What a slow machine must not end is 16 MiB on their way, and read.
+    patience: dict[str, Any] = {"timeout_s": 3.0 * stage.slack, "idle_timeout_ms": PATIENT_MS * int(stage.slack)}
     with stage.playing() as bot:
         for kind, pair in pairs:
             said = "upstream_lost, partial; stream: false done by the next; below 12 MiB more"
             with stage.case(bot, f"{kind}, {pair.dialect}", said, pair) as case:
                 before = _peak(stage)
-                told = bot.ask(pair.name, words=20)
+                told = bot.ask(pair.name, words=20, **patience)
                 case.outcome(told, "upstream_lost")
                 case.must(told.partial, "not said to be partial")
-                case.outcome(bot.ask(pair.name, words=20, stream=False), "done", by=pair.secondary, attempts=2)
-                bot.until(lambda case=case: len(case.events(0, "gone")) >= 2, 3.0)  # type: ignore[misc]
+                case.outcome(
+                    bot.ask(pair.name, words=20, stream=False, **patience), "done", by=pair.secondary, attempts=2
+                )
+                bot.until(lambda case=case: len(case.events(0, "gone")) >= 2, 3.0 * stage.slack)  # type: ignore[misc]
                 case.must(len(case.events(0, "gone")) >= 2, "a connection was not retired")
                 grown = (_peak(stage) - before) / 2**20
                 case.score.seen += f"; {grown:.1f} MiB more"
