@@ -23,6 +23,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "seed": 0,
     "key": None,
     "max_age_s": None,
+    "keepalive_timeout_s": None,
     "tls_cert": None,
     "tls_key": None,
     "for_s": None,
@@ -32,8 +33,17 @@ _TYPES: Final[dict[str, tuple[type, ...]]] = {
     "port": (int,),
     "tokens": (int,),
     "seed": (int,),
-    **dict.fromkeys(("ttft_ms", "cadence_ms", "jitter", "max_age_s", "for_s"), (int, float)),
+    **dict.fromkeys(("ttft_ms", "cadence_ms", "jitter", "max_age_s", "keepalive_timeout_s", "for_s"), (int, float)),
 }
+
+#: What the daemon may be pointed at: name, dialect, transport, path.
+_UPSTREAMS: Final = (
+    ("sim-responses", "responses", "websocket", "/v1/responses"),
+    ("sim-chat", "chat", "websocket", "/v1/chat"),
+    ("sim-responses-sse", "responses", "sse", "/v1/responses"),
+    ("sim-chat-sse", "chat", "sse", "/v1/chat/completions"),
+    ("sim-messages", "messages", "sse", "/v1/messages"),
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,7 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="of every choice (default: 0)")
     parser.add_argument("--key", help="the only bearer key accepted (default: any; a made-up one, it shows in `ps`)")
     parser.add_argument("--max-age-s", type=float, help="each connection ends at this age (default: never)")
-    parser.add_argument("--tls-cert", metavar="FILE", help="PEM; with --tls-key: speak wss")
+    parser.add_argument(
+        "--keepalive-timeout-s", type=float, help="an HTTP connection without a request ends then (default: never)"
+    )
+    parser.add_argument("--tls-cert", metavar="FILE", help="PEM; with --tls-key: speak wss and https")
     parser.add_argument("--tls-key", metavar="FILE")
     parser.add_argument("--for-s", type=float, help="stop by itself (default: at SIGINT or SIGTERM)")
     parser.add_argument("--port-file", metavar="FILE", help="write the bound port there")
@@ -95,9 +108,12 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _snippet(url: str, *, key: bool) -> str:
+    """TOML for the daemon: the simulator's upstreams by each way, and a route."""
     lines = []
-    for dialect, path in (("responses", "/v1/responses"), ("chat", "/v1/chat")):
-        lines += ["[[upstream]]", f'name = "sim-{dialect}"', f'url = "{url}{path}"', f'dialect = "{dialect}"']
+    for name, dialect, way, path in _UPSTREAMS:
+        address = url if way == "websocket" else "http" + url.removeprefix("ws")
+        lines += ["[[upstream]]", f'name = "{name}"', f'url = "{address}{path}"', f'dialect = "{dialect}"']
+        lines += ['transport = "sse"'] if way == "sse" else []
         lines += ['credential = { env = "SIM_KEY" }   # SIM_KEY holds the --key'] if key else []
         lines += [""]
     lines += ["[[route]]", 'name = "default"', 'targets = [ { upstream = "sim-responses", model = "simulated" } ]']
@@ -122,6 +138,7 @@ def run(argv: list[str]) -> int:
             seed=settings["seed"],
             keys=None if settings["key"] is None else {settings["key"]},
             max_age_s=settings["max_age_s"],
+            keepalive_timeout_s=settings["keepalive_timeout_s"],
             tls=_tls(settings),
         )
         relay.bind(settings["host"], settings["port"])

@@ -270,6 +270,8 @@ FATES: Final[dict[str, Callable[[Act], Awaitable[None]]]] = {
     "rst_stream": _cut_rst,
     "refused_stream": _reset,
     "json_error": partial(_error, name="error_500"),
+    "packed": _reset,
+    "endless_json": _reset,
     "linger": ok,
     "drip_head": _late,
 }

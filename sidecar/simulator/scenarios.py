@@ -111,6 +111,8 @@ _CALL: Final = {
     "rst_stream": "HTTP: RST_STREAM after some tokens; 1.1: EOF (WebSocket: cut_rst)",
     "refused_stream": "HTTP: RST_STREAM that says it was not processed; 1.1: EOF at once (WebSocket: reset)",
     "json_error": "HTTP: a 200 whose body is an error in JSON, no stream (WebSocket: error_500)",
+    "packed": "HTTP: the body is packed by gzip, which nobody asked for, and unpacks to size_bytes (WebSocket: reset)",
+    "endless_json": "HTTP: a 200 with JSON of size_bytes in place of a stream, and no end of it (WebSocket: reset)",
     "linger": "HTTP: the body ends late_s after the answer (WebSocket: ok)",
     "drip_head": "HTTP: the head of the answer comes byte by byte, in late_s (WebSocket: late)",
 }

@@ -9,12 +9,16 @@ import sys
 import tomllib
 import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from websockets.sync.client import connect
 
 from sidecar.cli import sim
+from sidecar.config import load
 from sidecar.simulator import SCENARIOS
+from sidecar.simulator.door import knock
+from tests.end_to_end.processes import Processes
 
 
 def _start(*arguments: str) -> subprocess.Popen[str]:
@@ -43,13 +47,47 @@ def test_it_serves_until_told_and_says_what_it_saw(tmp_path: Path, how: signal.S
     snippet = "".join(
         iter(process.stdout.readline, 'targets = [ { upstream = "sim-responses", model = "simulated" } ]\n')
     )
-    assert [one["url"] for one in tomllib.loads(snippet)["upstream"]] == [url + "/v1/responses", url + "/v1/chat"]
+    assert [one["url"] for one in tomllib.loads(snippet)["upstream"]][:2] == [url + "/v1/responses", url + "/v1/chat"]
     assert url.endswith(":" + port_file.read_text().strip())
     assert _ask(url) == "BUY at open"
     process.send_signal(how)
     out, err = process.communicate(timeout=10)
     assert (process.returncode, err) == (0, "")
     assert "calls_finished 1" in out
+
+
+@pytest.mark.parametrize("key", [False, True])
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+def test_the_tables_to_paste_are_right(scheme: str, key: bool, tmp_path: Path) -> None:
+    """The daemon takes them as they stand: each dialect by each way that it has, at a path that the simulator knows."""
+    file = tmp_path / "sidecar.toml"
+    file.write_text(sim._snippet(f"{scheme}://127.0.0.1:8787", key=key))
+    upstreams = load(file, environ={"SIM_KEY": "made-up"}).upstream
+    assert {(one.dialect, one.transport) for one in upstreams} == {
+        *[("responses", "websocket"), ("chat", "websocket")],
+        *[("responses", "sse"), ("chat", "sse"), ("messages", "sse")],
+    }
+    for one in upstreams:
+        parts = urlsplit(one.url)
+        secure = {"websocket": "wss", "sse": "https"}[one.transport] == parts.scheme
+        assert secure is (scheme == "wss")
+        assert knock(b"POST", parts.path.encode(), []).dialect == one.dialect
+        assert (one.credential is not None) is key
+
+
+def test_the_tables_to_paste_work() -> None:
+    """The HTTPS ones, too: a daemon that was given them answers by each."""
+    with Processes() as processes:
+        url = f"ws://127.0.0.1:{processes.relay('--ttft-ms', '1', '--cadence-ms', '1', '--tokens', '3')}"
+        names = [name for name, *_ in sim._UPSTREAMS]
+        routes = "".join(
+            f'[[route]]\nname = "{name}"\ntargets = [ {{ upstream = "{name}", model = "m" }} ]\n' for name in names
+        )
+        processes.daemon(sim._snippet(url, key=False) + "\n" + routes)
+        for name in names:
+            call = {"type": "call", "id": "c", "route": name, "input": "hi", "timeout_ms": 5000, "stream": False}
+            done = list(processes.talk(call))[-1]
+            assert (done["type"], done["upstream"]) == ("done", name), done
 
 
 def test_it_stops_by_itself_and_speaks_json(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from typing import Any
 
@@ -214,6 +215,26 @@ async def test_json_error_and_html(version: str) -> None:
         assert talk.response is not None
         assert (talk.response.status_code, talk.response.headers["Content-Type"]) == (502, "text/html")
     assert (relay.counters.calls_finished, relay.counters.refused) == (1, 2)
+
+
+async def test_what_is_packed_and_what_does_not_end(version: str) -> None:
+    """A small body that says gzip and unpacks to size_bytes; a 200 with JSON that is size_bytes long and goes on."""
+    async with relaying("packed") as relay:
+        answer = await asking(version, relay.port, "chat", "[[size_bytes=3000000]]")
+        assert (answer.status, answer.lost, answer.headers["content-encoding"]) == (200, None, "gzip")
+        assert len(answer.body) < 10_000
+        assert gzip.decompress(answer.body) == bytes(3_000_000)
+        relay.set_scenario("endless_json")
+        wire = await client(version, relay.port)
+        await wire.send(PATHS["chat"], asked("chat", "[[size_bytes=300000]]"))
+        if isinstance(wire, Browser):
+            answer = await wire.receive(until=b" " * 30_000)
+            assert answer.headers["content-type"] == "application/json"
+        else:
+            while len(wire.answer(1).body) < 300_000:
+                await wire.pump()
+            assert wire.answer(1).headers["content-type"] == "application/json"
+        assert (relay.counters.calls_finished, relay.counters.in_flight) == (1, 1)
 
 
 async def test_redirects_and_what_is_not_http(version: str) -> None:
@@ -461,7 +482,7 @@ async def test_what_is_of_http_has_its_kin_over_websockets(version: str) -> None
         for name, last in (
             *[("goaway", "response.completed"), ("linger", "response.completed"), ("drip_head", "response.completed")],
             *[("json_error", "error"), ("cut_clean", None), ("goaway_now", None), ("rst_stream", None)],
-            ("refused_stream", None),
+            *[("refused_stream", None), ("packed", None), ("endless_json", None)],
         ):
             talk = await Talk.open(relay.port)
             events = await talk.answer(request(f"[[scenario={name}]]"))

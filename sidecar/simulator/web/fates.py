@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, TypeAlias
@@ -60,6 +61,17 @@ async def _failed(act: Act, reply: Reply) -> None:
 async def _json_error(act: Act, reply: Reply) -> None:
     await act.wait_first()
     reply.refuse(FAULTS["error_500"], status=200)
+
+
+async def _packed(act: Act, reply: Reply) -> None:
+    await act.wait_first()
+    reply.packed(gzip.compress(bytes(act.behaviour.size_bytes), mtime=0))
+
+
+async def _endless_json(act: Act, reply: Reply) -> None:
+    await act.wait_first()
+    await reply.endless_json(b" " * _SLAB, act.behaviour.size_bytes)
+    await trio.sleep_forever()
 
 
 async def _cut(act: Act, reply: Reply) -> None:
@@ -156,6 +168,8 @@ _PLAYS: Final[dict[str, Play]] = {
     "error_midway": partial(_error_within, tokens=True),
     "failed": _failed,
     "json_error": _json_error,
+    "packed": _packed,
+    "endless_json": _endless_json,
     "cut_clean": _cut_clean,
     "rst_stream": _rst_stream,
     "goaway": _goaway,

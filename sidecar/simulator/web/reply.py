@@ -82,6 +82,18 @@ class Reply:
         self._ended = True
         self.pipe.whole(own if status is None else status, fields, body)
 
+    def packed(self, body: bytes) -> None:
+        """A 200 whose body is said to be packed by gzip; nothing may have been said."""
+        self._ended = True
+        self.pipe.whole(200, self.head(heads.STREAM, ("content-encoding", "gzip")), body)
+
+    async def endless_json(self, slab: bytes, size: int) -> None:
+        """A 200 with so many bytes of JSON that does not end; nothing may have been said."""
+        self._begun = True
+        self.pipe.head(200, self.head(heads.JSON))
+        for start in range(0, size, len(slab)):
+            await self.pipe.write_large(self._piece(slab[: size - start]))
+
     def end_early(self) -> None:
         """The proper end of a body that is not the end of an answer: the call counts as cut."""
         self._ended = True
