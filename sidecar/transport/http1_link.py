@@ -209,7 +209,7 @@ class Http1Link(Link):
     def end_of_input(self, how: Literal["eof", "reset"], reason: str) -> None:
         """See `Link`: what this means depends on whether, and how far, an answer has come."""
         answer, body = self._answer, self._body
-        now = self.last_inbound_at
+        now = trio.current_time()  # the end is what comes now, however long ago its last bytes came
         if answer is None:
             self._refuse = self._refuse or ConnectionLost(1000, "closed while idle", how="idle")
         elif body is not None and not body.cut_by_eof and how == "eof" and self._refuse is None:
@@ -239,7 +239,7 @@ class Http1Link(Link):
             if self._answer is answer and answer is not None and self._lost is None:
                 if answer.refused:
                     self._keep = False
-                    self._exchange_over(answer, self.last_inbound_at)
+                    self._exchange_over(answer, trio.current_time())
                 else:
                     self.retire(ConnectionLost(1000, "an answer without an end", how="local"), ours=True)
 

@@ -20,6 +20,7 @@ class Owner:
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
         self.ends: list[tuple[UpstreamFault, bool]] = []
+        self.over_at: list[float] = []  # the instants that `on_over` was told
         self.link: Any = None
         self.then: list[tuple[int, bytes]] = []  # sent from within `on_over`
         self._change = trio.Event()
@@ -43,6 +44,7 @@ class Owner:
 
     def on_over(self, slot: int, fault: Any, now: float) -> None:
         """See `Exchanges`."""
+        self.over_at.append(now)
         self._note("over", slot, None if fault is None else getattr(fault, "how", "malformed"))
         if self.then:
             self.link.send(*self.then.pop(0))

@@ -19,7 +19,7 @@ from tests.simulation.network import SEND_BUFFER
 
 if TYPE_CHECKING:
     from tests.simulation.bots import CallRecord, Connection
-    from tests.simulation.service import Request
+    from tests.simulation.request import Request
     from tests.simulation.world import World
 
 #: Seconds within which the upstream work of a call that ended is stopped (invariant 6).
@@ -210,13 +210,13 @@ class Watch:
             world.counts["extra attempts"] += 1
             self._spend(bucket, request, before, now)
         before.append(request)
-        self._trial(request, (service.name, request.model), now)
+        self._trial(request, (request.session.pool, request.model), now)
 
     def _spend(self, bucket: _Bucket, request: Request, before: list[Request], now: float) -> None:
         """An attempt after the first is paid for, unless the one before it was never taken up by its upstream."""
         running = [other for other in before if self._runs(other)]
         running = [other for other in running if other.session.said_close_at is None]
-        if not running and any((other.how or other.session.told) in NOT_TAKEN_UP for other in before):
+        if not running and any((other.how or other.told or other.session.told) in NOT_TAKEN_UP for other in before):
             self.world.counts["replays"] += 1
             return
         if running:
@@ -419,7 +419,9 @@ class Watch:
             sources = [source]
         else:
             sources = [request for request in requests if request.finished and (request.junk or not request.pieces)]
-            others = (other for request in requests for other in request.session.requests)
+            others = (
+                other for request in requests if not request.session.by_exchange for other in request.session.requests
+            )
             if not sources and any(other.junk and other.finished for other in others):
                 # The same without text: a beginning and an end of another answer, under a name that never changes.
                 self.world.counts["end of a mad upstream's other answer"] += 1
@@ -457,7 +459,13 @@ class Watch:
 
     def _is_a_mad_upstream(self, numbers: set[str], requests: list[Request]) -> bool:
         """Text that an upstream sends for an answer after its end, under a name never heard: nobody can tell."""
-        mad = {str(other.number) for request in requests for other in request.session.requests if other.junk}
+        mad = {
+            str(other.number)
+            for request in requests
+            if not request.session.by_exchange  # where each answer has a body of its own, anybody can tell
+            for other in request.session.requests
+            if other.junk
+        }
         if numbers <= mad:
             self.world.counts["text of a mad upstream's other answer"] += 1
             return True

@@ -1,222 +1,35 @@
-"""What an upstream does with a request: scripts, and the moods that draw them.
-
-A script is a process of the engine: it sends frames of its request and yields how long it pauses.
-"""
+"""What an upstream is like for a while: moods, which draw the scripts of its answers."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final
 
 from msgspec import Struct
 
-from sidecar.transport.frames import BINARY, PING, TEXT, encode_server_frame
+from tests.simulation import http_scripts
 from tests.simulation.engine import Process
-from tests.simulation.service import Request
-
-Script: TypeAlias = Callable[[Request, random.Random], Process]
-
-#: Close codes, and how an attempt that one ends is judged (`core.classifier`).
-CLOSES: Final = {
-    1000: "failed", 1001: "ignored", 1008: "auth", 1009: "rejected", 1011: "failed", 1012: "ignored", 1013: "throttled",
-    4402: "rejected", 4429: "throttled", 4500: "failed",
-}  # fmt: skip
-
-
-def answers(request: Request, dice: random.Random) -> Process:
-    """A proper answer, in time."""
-    yield dice.uniform(0.002, 0.03)
-    yield from _stream(request, dice, dice.randrange(1, 6))
-
-
-def slow(request: Request, dice: random.Random) -> Process:
-    """A proper answer after a while."""
-    yield dice.choice([0.05, 0.2, 0.5, 1.2, 3.0]) * dice.uniform(0.5, 1.5)
-    yield from _stream(request, dice, dice.randrange(1, 4))
-
-
-def drips(request: Request, dice: random.Random) -> Process:
-    """A proper answer, its pieces far apart."""
-    yield 0.01
-    request.send(request.created())
-    for _ in range(dice.randrange(2, 8)):
-        request.content(request.delta())
-        yield dice.choice([0.01, 0.05, 0.1, 0.15])
-    request.done()
-
-
-def floods(request: Request, dice: random.Random) -> Process:
-    """A long answer, fast."""
-    yield 0.005
-    request.send(request.created())
-    for _ in range(dice.randrange(3, 10)):
-        request.content(*[request.delta() for _ in range(dice.randrange(5, 40))])
-        yield 0.001
-    request.done()
-
-
-def empty(request: Request, dice: random.Random) -> Process:
-    """A proper end, and no text."""
-    yield dice.uniform(0.002, 0.05)
-    request.send(request.created())
-    request.done()
-
-
-def _stream(request: Request, dice: random.Random, pieces: int) -> Process:
-    if request.session.service.responses or dice.random() < 0.7:  # the role chunk of a chat may be missing
-        request.send(request.created())
-    for left in range(pieces, 0, -1):
-        if left == 1:
-            usage = dice.random() < 0.85
-            request.done(request.delta(), usage=usage)
-            if not usage and not request.session.service.responses:
-                yield 0.1  # the usage of a chat answer comes late, or (half of the time) never
-                if dice.random() < 0.5:
-                    request.send(request.usage())
-        else:
-            request.content(request.delta())
-            yield dice.choice([0.0, 0.001, 0.004, 0.02])
-
-
-def silent(request: Request, dice: random.Random) -> Process:
-    """Takes the request and never says a word."""
-    yield 0.0
-
-
-def stalls(request: Request, dice: random.Random) -> Process:
-    """Stops in the middle; keep-alives and metadata may go on."""
-    request.send(request.created())
-    for _ in range(dice.randrange(4)):
-        yield 0.005
-        request.content(request.delta())
-    for _ in range(40 if dice.random() < 0.5 else 0):
-        yield 0.05
-        request.send(encode_server_frame(PING, b""))
-        if request.session.service.responses:
-            request.send(request.frame('"type":"response.in_progress"'))
-
-
-def _begins(request: Request, dice: random.Random) -> Process:
-    """Nothing, or an opening, or some content."""
-    yield dice.choice([0.0, 0.001, 0.01, 0.1])
-    kind = dice.random()
-    if kind < 0.3:
-        request.send(request.created())
-    elif kind < 0.65:
-        if kind < 0.6:
-            request.send(request.created())
-        else:
-            request.junk = True  # content before its beginning
-        for _ in range(dice.randrange(1, 4)):
-            request.content(request.delta())
-            yield 0.002
-
-
-def errs(request: Request, dice: random.Random) -> Process:
-    """The upstream's own failure."""
-    yield from _begins(request, dice)
-    request.ends("failed", request.error(dice.choice([500, 502, 503, 504, 529, None])))
-
-
-def throttles(request: Request, dice: random.Random) -> Process:
-    """429, with or without Retry-After."""
-    yield dice.choice([0.0, 0.001, 0.02])
-    after = dice.choice([None, None, 0.0, 0.05, 0.3, 1.0, 9.0])
-    request.ends("throttled", request.error(429, "rate_limit_exceeded", after))
-
-
-def refuses(request: Request, dice: random.Random) -> Process:
-    """Something wrong with the call."""
-    yield from _begins(request, dice)
-    status, code = dice.choice(
-        [(400, None), (404, None), (413, None), (400, "context_length_exceeded"), (None, "content_filter"),
-         (422, "invalid_prompt")]
-    )  # fmt: skip
-    request.ends("rejected", request.error(status, code))
-
-
-def moves_on(request: Request, dice: random.Random) -> Process:
-    """Something wrong with this target: another may do."""
-    yield dice.uniform(0, 0.02)
-    request.ends(
-        "rejected", request.error(*dice.choice([(402, None), (404, "model_not_found"), (429, "insufficient_quota")]))
-    )
-
-
-def unauthorized(request: Request, dice: random.Random) -> Process:
-    """The credential is refused in the middle of things."""
-    yield dice.uniform(0, 0.02)
-    request.ends("auth", request.error(401, "invalid_api_key"))
-
-
-def expires(request: Request, dice: random.Random) -> Process:
-    """The connection's time is over, by an error frame."""
-    yield from _begins(request, dice)
-    request.ends("ignored", request.error(None, "websocket_connection_limit_reached"))
-
-
-def closes(request: Request, dice: random.Random) -> Process:
-    """A Close frame in the middle."""
-    yield from _begins(request, dice)
-    code = dice.choice(sorted(CLOSES))
-    request.session.close(code, CLOSES[code])
-
-
-def cuts(request: Request, dice: random.Random) -> Process:
-    """The end of TCP in the middle."""
-    yield from _begins(request, dice)
-    request.session.shut(dice.choice(["eof", "reset"]))
-
-
-def vanishes(request: Request, dice: random.Random) -> Process:
-    """Half-open TCP in the middle."""
-    yield from _begins(request, dice)
-    request.session.link.go_silent()
-
-
-def junk(request: Request, dice: random.Random) -> Process:
-    """Frames in any order, several in one read: duplicates, late ones, unknown ones, broken ones, no end."""
-    request.junk = True
-    for _ in range(dice.randrange(1, 10)):
-        frames = []
-        for _ in range(dice.randrange(1, 4)):
-            kind = dice.randrange(16)
-            if kind < 3:
-                frames.append(request.created())
-            elif kind < 8:
-                frames.append(request.delta())
-            elif kind < 10:
-                frames.append(request.finish(dice.choice(["stop", "length"])))
-            elif kind == 10:
-                frames.append(request.usage())
-            elif kind == 11:
-                frames.append(request.error(500))
-            elif kind == 12:
-                frames.append(encode_server_frame(TEXT, b'{"type":"unheard.of"}'))
-            elif kind == 13:
-                frames.append(encode_server_frame(TEXT, b'{"type":"error","error":{"message":"all"}}'))
-            elif kind == 14 and dice.random() < 0.4:
-                frames.append(dice.choice(BROKEN))
-            else:
-                frames.append(encode_server_frame(PING, b"x"))
-        request.content(*frames)
-        yield dice.choice([0.0, 0.001, 0.05, 0.2])
-    if dice.random() < 0.3:
-        request.session.shut()
-
-
-#: Bytes after which a connection cannot be trusted any more.
-BROKEN: Final = [
-    encode_server_frame(TEXT, b"{"),
-    encode_server_frame(TEXT, b"\xff\xfe"),
-    encode_server_frame(BINARY, b"\0"),
-    b"\x81\x83abcdxyz",  # masked by a server
-    b"\x83\x00",  # a reserved opcode
-    b"\x81\x7f\x7f\xff\xff\xff\xff\xff\xff\xff",  # a giant frame
-    b"\x09\x00",  # a fragmented ping
-    b"\x80\x00",  # a continuation of nothing
-]
+from tests.simulation.request import Request
+from tests.simulation.scripts import (
+    Script,
+    answers,
+    closes,
+    cuts,
+    drips,
+    empty,
+    errs,
+    expires,
+    floods,
+    junk,
+    moves_on,
+    refuses,
+    silent,
+    slow,
+    stalls,
+    throttles,
+    unauthorized,
+    vanishes,
+)
 
 
 class Mood(Struct, frozen=True):
@@ -230,18 +43,27 @@ class Mood(Struct, frozen=True):
         if self.poison and request.tag.startswith(self.poison):
             return errs(request, dice)
         name = dice.choices(list(self.weights), list(self.weights.values()))[0]
-        return SCRIPTS[name](request, dice)
+        return (OVER_HTTP if request.session.by_exchange else OVER_WEBSOCKETS)[name](request, dice)
 
 
-SCRIPTS: Final[dict[str, Script]] = {
+#: What either way knows.
+_SHARED: Final[dict[str, Script]] = {
     script.__name__: script
     for script in (
-        answers, slow, drips, floods, empty, silent, stalls, errs, throttles, refuses, moves_on, unauthorized, expires,
-        closes, cuts, vanishes, junk,
+        answers, slow, drips, floods, empty, silent, stalls, errs, throttles, refuses, moves_on, unauthorized, cuts,
+        vanishes, junk,
     )
 }  # fmt: skip
+_ONLY_WEBSOCKETS: Final[dict[str, Script]] = {script.__name__: script for script in (expires, closes)}
+#: What is of one way alone is a proper answer on the other.
+OVER_WEBSOCKETS: Final[dict[str, Script]] = {
+    **dict.fromkeys(http_scripts.SCRIPTS, answers), **_SHARED, **_ONLY_WEBSOCKETS,
+}  # fmt: skip
+OVER_HTTP: Final[dict[str, Script]] = {
+    **dict.fromkeys(_ONLY_WEBSOCKETS, answers), **_SHARED, **http_scripts.SCRIPTS,
+}  # fmt: skip
 
-FINE: Final = Mood({"answers": 12, "drips": 1, "floods": 0.5, "empty": 0.3})
+FINE: Final = Mood({"answers": 12, "drips": 1, "floods": 0.5, "empty": 0.3, "too_late": 1})
 MOODS: Final[dict[str, Mood]] = {
     "fine": FINE,
     "slow": Mood({"slow": 5, "answers": 1}),
@@ -257,5 +79,13 @@ MOODS: Final[dict[str, Mood]] = {
     "picky": Mood({"refuses": 2, "moves_on": 2, "answers": 2}),
     "locked": Mood({"unauthorized": 1, "answers": 2}),
     "mad": Mood({"junk": 1}),
-    "zoo": Mood(dict.fromkeys(SCRIPTS, 1)),
+    "zoo": Mood(dict.fromkeys({**OVER_WEBSOCKETS, **OVER_HTTP}, 1)),
+    "unended": Mood({"unended": 2, "no_last_chunk": 1, "headers_only": 1, "answers": 1}),
+    "unstreamed": Mood({"whole": 3, "cut_whole": 1, "page": 1}),
+    "garbled": Mood({"garbled": 2, "surplus": 1, "answers": 2}),
+    "mumbling": Mood({"mumbles": 2, "slow_head": 1, "answers": 1}),
+    "spent": Mood({"spends": 1, "answers": 3}),
+    "parting": Mood({"parts": 1, "too_late": 1, "answers": 2}),
 }
+#: Those that a WebSocket would not notice.
+HTTP_MOODS: Final = ("unended", "unstreamed", "garbled", "mumbling", "spent", "parting")

@@ -11,16 +11,17 @@ from typing import Any
 
 from msgspec import Struct, structs
 
-from tests.simulation.moods import FINE, MOODS, Mood
+from tests.simulation.moods import FINE, HTTP_MOODS, MOODS, Mood
 from tests.simulation.network import GOOD, Toxics
 
 
 class Phase(Struct, frozen=True, kw_only=True):
-    """From an instant on: how an upstream answers, what connects meet, and on what networks."""
+    """From an instant on: how an upstream answers, what connects meet (by either way), and on what networks."""
 
     at: float
     mood: Mood = FINE
     connects: tuple[str, ...] = ("fine",)
+    fallback_connects: tuple[str, ...] = ("fine",)
     toxics: tuple[Toxics, ...] = (GOOD,)
 
 
@@ -36,7 +37,12 @@ class Blow(Struct, frozen=True, kw_only=True):
 
 
 class UpstreamPlan(Struct, frozen=True, kw_only=True):
-    """One upstream."""
+    """One upstream.
+
+    Args:
+        keeps: seconds for which its HTTP server keeps a connection without a request; None: for ever.
+        says_keeps: it says so in its answers' heads. says_408: it says so when it closes.
+    """
 
     name: str
     config: dict[str, Any]
@@ -44,6 +50,9 @@ class UpstreamPlan(Struct, frozen=True, kw_only=True):
     rtt: float
     phases: list[Phase]
     blows: list[Blow]
+    keeps: float | None = None
+    says_keeps: bool = False
+    says_408: bool = False
 
 
 class Step(Struct, frozen=True, kw_only=True):
@@ -113,13 +122,17 @@ CONNECTS = [
     ("fine", "refused", "401", "429", "garbage", "eof"),
 ]  # fmt: skip
 
+#: How the upstreams of one schedule are reached; of several, each draws its own.
+WORLDS = [("websocket",), ("sse",), ("both",), ("websocket", "sse", "both")]
+
 
 def draw(seed: int) -> Schedule:
     """The schedule of a seed."""
     dice = random.Random(f"schedule {seed}")
     length = dice.choice([0.5, 1.0, 2.0, 2.0, 4.0, 8.0])
     names = "abc"[: dice.choices([1, 2, 3], [2, 3, 1])[0]]
-    upstreams = [_upstream(name, dice, length) for name in names]
+    ways = dice.choice(WORLDS)
+    upstreams = [_upstream(name, dice, length, dice.choice(ways)) for name in names]
     most = dice.choice([1, 2, 4, 256, 256])
     return Schedule(
         seed=seed,
@@ -160,7 +173,7 @@ def _clients(dice: random.Random) -> list[dict[str, Any]]:
     ]
 
 
-def _upstream(name: str, dice: random.Random, length: float) -> UpstreamPlan:
+def _upstream(name: str, dice: random.Random, length: float, ways: str) -> UpstreamPlan:
     warm = dice.choice([0, 1, 2, 3])
     slots = dice.choice([1, 1, 1, 3])
     config = {
@@ -174,6 +187,7 @@ def _upstream(name: str, dice: random.Random, length: float) -> UpstreamPlan:
         "ping_interval_s": dice.choice([0.3, 2.0, 10.0]),
         "pong_timeout_s": dice.choice([0.2, 5.0]),
         "adaptive_concurrency": dice.random() < 0.8,
+        **_ways(name, ways, dice),
     }
     if dice.random() < 0.6:
         failures = dice.choice([1, 2, 5])
@@ -191,9 +205,9 @@ def _upstream(name: str, dice: random.Random, length: float) -> UpstreamPlan:
             "per_second": dice.choice([0, 0, 5]),
             "per_call": dice.choice([0, 0, 0.5]),
         }
-    phases = [_phase(0.0, dice)]
+    phases = [_phase(0.0, dice, ways)]
     for _ in range(dice.choice([0, 1, 1, 2])):
-        phases.append(_phase(dice.uniform(0, length), dice))
+        phases.append(_phase(dice.uniform(0, length), dice, ways))
     phases.sort(key=lambda phase: phase.at)
     blows = [
         Blow(
@@ -210,17 +224,35 @@ def _upstream(name: str, dice: random.Random, length: float) -> UpstreamPlan:
         rtt=dice.choice([0.0, 0.001, 0.02]),
         phases=phases,
         blows=sorted(blows, key=lambda blow: blow.at),
+        keeps=None if ways == "websocket" else dice.choice([None, 0.3, 1.2, 1.2, 2.5]),
+        says_keeps=dice.random() < 0.3,
+        says_408=dice.random() < 0.3,
     )
 
 
-def _phase(at: float, dice: random.Random) -> Phase:
+def _ways(name: str, ways: str, dice: random.Random) -> dict[str, Any]:
+    """The part of an upstream's configuration that says how it is reached."""
+    if ways == "websocket":
+        return {"url": f"wss://{name}.test/v1"}
+    if ways == "sse":
+        return {"url": f"https://{name}.test/v1", "transport": "sse"}
+    return {
+        "url": f"wss://{name}.test/v1",
+        "fallback_url": f"https://{name}.test/v1",
+        "fallback_warm_connections": dice.choice([0, 1, 2]),
+    }
+
+
+def _phase(at: float, dice: random.Random, ways: str) -> Phase:
     kind = dice.random()
-    mood = MOODS[dice.choice(sorted(MOODS))] if kind < 0.6 else FINE
+    moods = MOODS if ways != "websocket" else [name for name in MOODS if name not in HTTP_MOODS]
+    mood = MOODS[dice.choice(sorted(moods))] if kind < 0.6 else FINE
     if dice.random() < 0.1:
         mood = structs.replace(mood, poison=f"b{dice.randrange(3)}.")
-    connects = ("fine",) if dice.random() < 0.65 else dice.choice(CONNECTS)
+    connects = ("fine",) if dice.random() < (0.4 if ways == "both" else 0.65) else dice.choice(CONNECTS)
+    fallback_connects = ("fine",) if dice.random() < 0.8 else dice.choice(CONNECTS)
     toxics = (GOOD,) if dice.random() < 0.6 else (_toxics(dice), _toxics(dice))
-    return Phase(at=at, mood=mood, connects=connects, toxics=toxics)
+    return Phase(at=at, mood=mood, connects=connects, fallback_connects=fallback_connects, toxics=toxics)
 
 
 def _toxics(dice: random.Random) -> Toxics:

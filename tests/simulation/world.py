@@ -1,7 +1,7 @@
 """A run of one schedule: the whole daemon in the middle, and around it what `schedule` says.
 
-`Daemon` is the product's own: frontend, dispatcher, pools, codecs, the WebSocket and its wires. Exchanged are the
-bots' port, the dial, the clock and the dice.
+`Daemon` is the product's own: frontend, dispatcher, pools, codecs, WebSockets and HTTP/1.1, and their wires. Exchanged
+are the bots' port, the dial, the clock and the dice.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from tests.simulation.engine import Engine, run_virtual
 from tests.simulation.invariants import Broken, Watch
 from tests.simulation.moods import FINE
 from tests.simulation.network import GOOD
+from tests.simulation.request import Request
 from tests.simulation.schedule import Blow, BotPlan, Deed, Phase, Schedule, draw
-from tests.simulation.service import Request, Service
+from tests.simulation.service import Service
 
 #: CLOCK_MONOTONIC and the wall clock when a run begins.
 MONO_US = 1_000_000_000
@@ -159,7 +160,7 @@ class World:
             self.config,
             port,
             environ=self.environ,
-            dial=lambda upstream: self.services[upstream.name].dial,
+            dial=lambda upstream: self.services[upstream.name].dialler(upstream.transport),
             clock=trio.current_time,
             mono_us=self.mono_us,
             wall_us=self.wall_us,
@@ -210,7 +211,7 @@ class World:
         if what in ("halt", "resume"):
             orders.halting(daemon.brakes)[what]({"type": what, "lanes": names, "reason": "simulated"})
         else:
-            switch = orders.switching(daemon.pools, self.config.route, daemon.log)["upstream"]
+            switch = orders.switching(daemon.upstreams.switches(), self.config.route, daemon.log)["upstream"]
             for name in names:
                 switch({"type": "upstream", "name": name, "enabled": what == "enable"})
         self.watch.ordered(what, names)
@@ -221,7 +222,8 @@ class World:
     def _phase(self, service: Service, phase: Phase) -> None:
         if self.tracing:
             self.note(f"{service.name} is now {phase}")
-        service.mood, service.connects, service.toxics = phase.mood, phase.connects, phase.toxics
+        service.mood, service.toxics = phase.mood, phase.toxics
+        service.connects, service.fallback_connects = phase.connects, phase.fallback_connects
 
     def _blow(self, service: Service, blow: Blow) -> None:
         if self.tracing:
@@ -251,7 +253,8 @@ class World:
         if self.tracing:
             self.note("calm")
         for service in self.services.values():
-            service.mood, service.connects, service.toxics = FINE, ("fine",), (GOOD,)
+            service.mood, service.toxics = FINE, (GOOD,)
+            service.connects = service.fallback_connects = ("fine",)
 
     # ------------------------------------------------------------------ how it ends
 
@@ -329,10 +332,7 @@ def _configuration(schedule: Schedule) -> Config:
     for target in targets:
         only = {"name": f"only-{target['upstream']}", "targets": [target], **schedule.route}
         routes.append(msgspec.convert(only, Route))
-    upstreams = [
-        msgspec.convert({"name": plan.name, "url": f"wss://{plan.name}.test/v1", **plan.config}, Upstream)
-        for plan in schedule.upstreams
-    ]
+    upstreams = [msgspec.convert({"name": plan.name, **plan.config}, Upstream) for plan in schedule.upstreams]
     upstreams = [
         msgspec.structs.replace(upstream, credential=CredentialSource(env=_variable(upstream.name)))
         for upstream in upstreams

@@ -189,6 +189,29 @@ async def test_refusals(autojump_clock: trio.testing.MockClock) -> None:
         assert len(owner.of("refused")[0][2]) == MAX_REFUSAL
 
 
+@pytest.mark.parametrize(
+    ("answer", "ends"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + event(1), True),
+        (b"HTTP/1.1 503 No\r\nContent-Length: 100\r\n\r\nbusy", False),
+    ],
+)
+async def test_an_end_without_bytes_has_an_instant_of_its_own(
+    autojump_clock: trio.testing.MockClock, answer: bytes, ends: bool
+) -> None:
+    """A body that the connection ends, and a refusal given up waiting for: over now, not when bytes came last."""
+    async with linked() as (owner, server):
+        owner.link.send(0, b"{}")
+        await requested(server)
+        await server.send_all(answer)
+        if ends:
+            await trio.sleep(5)
+            await server.aclose()
+        await owner.until("over")
+        assert owner.over_at == [trio.current_time()]
+        assert owner.over_at[0] > owner.link.last_inbound_at
+
+
 async def test_a_cut_refusal_still_says_its_status(autojump_clock: trio.testing.MockClock) -> None:
     """EOF in its body hides nothing."""
     async with linked() as (owner, server):

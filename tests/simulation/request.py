@@ -1,0 +1,155 @@
+"""One request, as the upstream's side sees it, and the words of its answer in either dialect.
+
+How a word travels (a WebSocket's frame, an event of an event stream) is its session's matter.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import trio
+
+if TYPE_CHECKING:
+    from tests.simulation.session import Session
+
+
+class Request:
+    """One request, from the client's writing it to its end, as the upstream's side sees it.
+
+    Attributes:
+        number: of all requests of the world; every piece of its text begins with it.
+        tag: the call's, from its prompt.
+        written_at, arrived_at: when the client wrote it; when it was here.
+        pieces: the text sent before its end.
+        finished: a proper end was sent.
+        ended_at: its end, of whatever kind, has arrived at the client.
+        how: what kind of end: "done", "failed", "ignored", "auth", "throttled", "rejected", "cut", or "" so far.
+        content_at: its first content arrived at the client.
+        told: what the head of its answer, which has arrived at the client, says of its end.
+        over: its script has said all that it says.
+    """
+
+    __slots__ = (
+        "arrived_at", "body", "content_at", "ended_at", "finished", "how", "junk", "model", "name",
+        "number", "over", "pieces", "session", "tag", "told", "trial", "written_at",
+    )  # fmt: skip
+
+    def __init__(self, session: Session, number: int, body: dict[str, Any], tag: str, now: float) -> None:
+        self.session, self.number, self.body, self.tag, self.written_at = session, number, body, tag, now
+        self.model: str = body["model"]
+        self.arrived_at: float | None = None
+        self.pieces: list[str] = []
+        self.finished = self.junk = False
+        self.ended_at: float | None = None
+        self.content_at: float | None = None
+        self.how = self.told = ""
+        self.over = False
+        self.name: str = body.get("id", f"n{number}")
+
+    def __repr__(self) -> str:
+        return f"<Request {self.number} of {self.tag} at {self.session} {self.how or 'open'}>"
+
+    # ------------------------------------------------------------------ what arrived at the client
+
+    def _content_came(self) -> None:
+        if self.content_at is None and self.ended_at is None:  # what comes after a Close is nobody's
+            self.content_at = trio.current_time()
+
+    def came(self, how: str) -> None:
+        """An end of this kind."""
+        if self.ended_at is None:
+            self.ended_at = trio.current_time()
+            self.how = how
+
+    # ------------------------------------------------------------------ frames
+
+    def delta(self, text: str = "") -> bytes:
+        """A piece of content, of this request and no other."""
+        piece = text or f"{self.number}:{len(self.pieces)} "
+        if not self.finished:
+            self.pieces.append(piece)
+        if self.session.service.responses:
+            return self.frame(f'"type":"response.output_text.delta","item_id":"i{self.number}","delta":"{piece}"')
+        return self._chunk(f'"content":"{piece}"')
+
+    def created(self) -> bytes:
+        """The answer begins; no content yet."""
+        if self.session.service.responses:
+            return self.frame(f'"type":"response.created","response":{{"id":"r{self.number}","model":"m-1"}}')
+        return self._chunk('"role":"assistant","content":""')
+
+    def finish(self, reason: str = "stop") -> bytes:
+        """responses: the terminal with its usage. chat: finish_reason alone."""
+        self.finished = True
+        if self.session.service.responses:
+            return self.frame(
+                f'"type":"response.completed","response":{{"id":"r{self.number}","status":"completed","model":"m-1",'
+                '"output":[],"usage":{"input_tokens":3,"output_tokens":2}}'
+            )
+        return self._chunk("", f'"{reason}"')
+
+    def usage(self) -> bytes:
+        """chat: the chunk after finish_reason."""
+        return self.frame(
+            f'"id":"{self.name}","model":"m-1","choices":[],"usage":{{"prompt_tokens":3,"completion_tokens":2}}'
+        )
+
+    def error(self, status: int | None, code: str | None = None, retry_after: float | None = None) -> bytes:
+        """The upstream's own error."""
+        said = f'"error":{{"code":{msgspec.json.encode(code).decode()},"message":"simulated {status} {code}"}}'
+        if status is not None:
+            said += f',"status":{status}'
+        if retry_after is not None:
+            said += f',"headers":{{"retry-after":"{retry_after}"}}'
+        return self.frame(said + (',"type":"error"' if self.session.service.responses else f',"id":"{self.name}"'))
+
+    def frame(self, fields: str) -> bytes:
+        """One text message of this request's stream."""
+        stream = self.body.get("stream_id")
+        if stream is not None:
+            fields += f',"stream_id":"{stream}"'
+        return self.session.framed(self, b"{" + fields.encode() + b"}")
+
+    def _chunk(self, delta: str, reason: str = "null") -> bytes:
+        return self.frame(
+            f'"id":"{self.name}","model":"m-1","choices":[{{"index":0,"delta":{{{delta}}},"finish_reason":{reason}}}]'
+        )
+
+    # ------------------------------------------------------------------ sending
+
+    def send(self, *frames: bytes) -> None:
+        """Frames without content or end, in one segment."""
+        self.session.put(self, b"".join(frames))
+
+    def content(self, *frames: bytes) -> None:
+        """Frames with content."""
+        self.session.put(self, b"".join(frames), self._content_came if self.content_at is None else None)
+
+    def ends(self, how: str, *frames: bytes) -> None:
+        """Frames of which the last is an end."""
+        self.over = True
+        if how in ("ignored", "auth"):
+            self.session.told_all(self, how)
+        self.session.put(self, b"".join(frames), partial(self.came, how))
+
+    def fails(self, how: str, status: int | None, code: str | None = None, retry_after: float | None = None) -> None:
+        """Ends by the upstream's own error: in a frame, or as the status of the whole answer."""
+        self.over = True
+        if not self.session.refuses(self, how, status, code, retry_after):
+            self.ends(how, self.error(status, code, retry_after))
+
+    def done(self, *before: bytes, usage: bool = True) -> None:
+        """A proper end, after some frames."""
+        self.over = True
+        last = [self.finish()]
+        if usage and not self.session.service.responses:
+            last.append(self.usage())
+        mark = self.all_came if before else partial(self.came, "done")
+        self.session.put(self, b"".join((*before, *last)), mark)
+
+    def all_came(self) -> None:
+        """Content and a proper end, at once."""
+        self._content_came()
+        self.came("done")
