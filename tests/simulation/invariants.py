@@ -183,6 +183,9 @@ class Watch:
         if world.tracing:
             world.note(f"{service.name} is sent {request.tag} #{len(before) + 1} on {request.session}")
         world.counts["attempts"] += 1
+        world.counts["attempts " + ("over HTTP" if request.session.by_exchange else "by WebSocket")] += 1
+        if request.session.pool != service.name:
+            world.counts["attempts by the second way"] += 1
         if record is None:
             self.break_("route", f"a request of no call: {request.body}")
             return
