@@ -10,6 +10,7 @@ an event that only lacks its blank line when the body ends is one (`end`).
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from sidecar.errors import MalformedFrame
@@ -20,6 +21,8 @@ MAX_EVENT_BYTES: Final = 1 << 20
 _BOM: Final = b"\xef\xbb\xbf"
 _E: Final = ord("e")
 _LF: Final = ord("\n")
+#: Comments and blank lines between events, as many as there are: a read may hold 131,072 of them.
+_NOISE: Final = re.compile(rb"(?:(?::[^\n]*)?\n)++")
 
 
 class EventStream:
@@ -123,6 +126,15 @@ class EventStream:
 
     def _read(self, data: bytes, at: int, events: list[bytes]) -> int:
         """Line by line to the end of one event, or of the data. Returns how far."""
+        if not (self._held or self._data or self._named):
+            noise = _NOISE.match(data, at)
+            if noise is not None:
+                said = noise[0]
+                self.comments += said.count(b"\n:") + said.startswith(b":")
+                self._whole = not self._cr
+                at = noise.end()
+                self._count(len(said))
+                return at
         while (end := data.find(b"\n", at)) >= 0:
             line = data[at:end]
             if self._held:

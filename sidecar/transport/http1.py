@@ -17,6 +17,8 @@ from sidecar.errors import ConnectFailed, Stage, UpgradeRefused
 
 #: The longest head taken, in bytes, informational responses before it included.
 MAX_HEAD: Final = 64 << 10
+#: The most lines of a head: each costs ten microseconds, and so many empty ones as fit would hold up everybody.
+MAX_LINES: Final = 1000
 #: How much of a refusal's body is kept, and for how long (seconds) it is waited for.
 MAX_BODY: Final = 4 << 10
 BODY_TIMEOUT: Final = 1.0
@@ -53,7 +55,7 @@ async def read_head(receive: Receive, stage: Stage) -> tuple[int, bytes, bytes]:
             if not status:
                 raise ConnectFailed(stage, "the answer is not an HTTP/1 response")
             if int(status[1]) >= 200 or status[1] == b"101":
-                if total - (len(buffer) - len(head)) > MAX_HEAD:
+                if total - (len(buffer) - len(head)) > MAX_HEAD or head.count(b"\n") > MAX_LINES:
                     break
                 return int(status[1]), head, bytes(buffer[found.end() :])
             del buffer[: found.end()]
@@ -69,7 +71,7 @@ async def read_head(receive: Receive, stage: Stage) -> tuple[int, bytes, bytes]:
         total += len(data)
         if not buffer.startswith(_BEGINNING[: len(buffer)]):
             raise ConnectFailed(stage, "the answer is not HTTP/1")
-    raise ConnectFailed(stage, f"the answer's header is over {MAX_HEAD} bytes")
+    raise ConnectFailed(stage, f"the answer's header is over {MAX_HEAD} bytes, or {MAX_LINES} lines")
 
 
 async def refusal(receive: Receive, head: bytes, rest: bytes) -> UpgradeRefused | ConnectFailed:

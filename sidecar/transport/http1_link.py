@@ -10,7 +10,7 @@ import trio
 
 from sidecar.errors import ConnectionLost, MalformedFrame
 from sidecar.transport.exchange import END_GRACE, NOBODY, REFUSAL_GRACE, Answer, Exchanges
-from sidecar.transport.http1 import MAX_HEAD, fold
+from sidecar.transport.http1 import MAX_HEAD, MAX_LINES, fold
 from sidecar.transport.http_body import Body, LengthBody, body_of
 from sidecar.transport.link import Ended, Link
 from sidecar.transport.wires import Wire
@@ -19,6 +19,8 @@ _END: Final = re.compile(rb"\n\r?\n")
 _BEGINNING: Final = b"HTTP/1."
 _KEPT: Final = re.compile(r"(?:^|[,\s])timeout=(\d{1,6})")
 _WITHOUT_BODY: Final = (204, 304)
+#: Informational responses before an answer: each is a head to read, and the next may be in the same read.
+MAX_INFORMATIONAL: Final = 16
 #: Seconds without a request after which a server that closes is taken to have closed an idle connection.
 IDLE_ENOUGH: Final = 1.0
 #: What some servers say before they close a connection that was idle for too long (RFC 9110, 15.5.9).
@@ -41,7 +43,7 @@ class Http1Link(Link):
 
     __slots__ = (
         "_answer", "_body", "_buffer", "_exchanges", "_feeding", "_head", "_idle_for", "_keep", "_max_event_bytes",
-        "_searched", "_to_end", "idle_since", "keepalive_timeout",
+        "_searched", "_skipped", "_to_end", "idle_since", "keepalive_timeout",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +59,7 @@ class Http1Link(Link):
         self._body: Body | None = None  # once its head has come
         self._buffer = b""
         self._searched = 0
+        self._skipped = 0  # informational responses before the answer under way
         self._keep = True  # the connection may carry another exchange after this one
         self._idle_for = 0.0  # before the request under way
         self._feeding = self._to_end = False
@@ -109,15 +112,12 @@ class Http1Link(Link):
             return
         if body is None:
             answer.begun = True
-            head, rest = self._cut_head(data)
-            if head is None:
-                return
-            body = self._read_head(answer, head)
-            if body is None:  # 100, 103: the real one follows
-                self._take(rest, now) if rest else None
-                return
+            while body is None:  # 100, 103: the real one follows
+                head, data = self._cut_head(data)
+                if head is None:
+                    return
+                body = self._read_head(answer, head)
             self._body = body
-            data = rest
             if answer.refused and not body.done:
                 self._within(REFUSAL_GRACE)
         if data or body.done:
@@ -149,6 +149,8 @@ class Http1Link(Link):
             self._buffer, self._searched = buffer, max(0, len(buffer) - 2)
             return None, b""
         self._buffer, self._searched = b"", 0
+        if buffer.count(b"\n", 0, found.end()) > MAX_LINES:
+            raise MalformedFrame(f"a header of more than {MAX_LINES} lines")
         return buffer[: found.end()], buffer[found.end() :]
 
     def _read_head(self, answer: Answer, head: bytes) -> Body | None:
@@ -162,7 +164,11 @@ class Http1Link(Link):
         except h11.ProtocolError:
             event = None
         if isinstance(event, h11.InformationalResponse) and event.status_code != 101:
+            self._skipped += 1
+            if self._skipped > MAX_INFORMATIONAL:
+                raise MalformedFrame("informational responses without an end")
             return None
+        self._skipped = 0
         if not isinstance(event, h11.Response):
             raise MalformedFrame("the answer's header is not HTTP's")
         headers = fold(event.headers)

@@ -8,6 +8,7 @@ go on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -22,6 +23,7 @@ from hpack import HeaderTuple
 
 from sidecar.errors import ConnectFailed, ConnectionLost, MalformedFrame
 from sidecar.transport.exchange import END_GRACE, NOBODY, REFUSAL_GRACE, Answer, Exchanges
+from sidecar.transport.flood import Patience
 from sidecar.transport.http1 import fold
 from sidecar.transport.link import Ended, Link
 from sidecar.transport.pings import Pings
@@ -33,11 +35,13 @@ CONNECTION_WINDOW: Final = 16 << 20
 #: Bytes of answers to pings and settings that a peer may leave unread.
 MAX_PENDING: Final = 1 << 20
 
+_STATUS: Final = re.compile("[2-9][0-9][0-9]")
 _HEADER: Final = 9
 _DATA: Final = 0
 _GOAWAY: Final = 7
 _MAX_FRAME: Final = 16_384
-_READ: Final = 65_536
+#: Bytes that a server's settings are among the first of.
+_FIRST: Final = 16_384
 _STREAM_MASK: Final = 0x7FFF_FFFF
 
 
@@ -75,14 +79,17 @@ async def shake_hands(stream: trio.abc.Stream, timeout: float) -> h2.connection.
     with trio.move_on_after(timeout):
         try:
             await stream.send_all(engine.data_to_send())
-            while True:
-                data = bytes(await stream.receive_some(_READ))
+            room = _FIRST
+            while room:
+                data = bytes(await stream.receive_some(room))
                 if not data:
                     raise ConnectFailed("upgrade", "closed by the other side before its settings")
+                room -= len(data)
                 events = engine.receive_data(data)
                 await stream.send_all(engine.data_to_send())
                 if any(isinstance(event, h2.events.RemoteSettingsChanged) for event in events):
                     return engine
+            raise ConnectFailed("upgrade", f"no settings in {_FIRST} bytes")
         except h2.exceptions.H2Error as error:
             raise ConnectFailed("upgrade", f"this is not HTTP/2: {_words(error)}") from None
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -102,8 +109,8 @@ class Http2Link(Link):
     """
 
     __slots__ = (
-        "_credit", "_engine", "_exchanges", "_feeding", "_going_away", "_head", "_held", "_max_event_bytes", "_pings",
-        "_slot_of", "_streams",
+        "_credit", "_engine", "_exchanges", "_feeding", "_going_away", "_head", "_held", "_max_event_bytes",
+        "_patience", "_pings", "_slot_of", "_streams",
     )  # fmt: skip
 
     def __init__(
@@ -125,6 +132,7 @@ class Http2Link(Link):
         self._credit = 0
         self._pings: Pings | None = None
         self._going_away = self._feeding = False
+        self._patience = Patience(self.opened_at)
         self._count_slots()
 
     def _count_slots(self) -> None:
@@ -225,7 +233,8 @@ class Http2Link(Link):
                         stream.credit += length
                         self._credit += length
                         continue
-            elif kind == _GOAWAY:
+            self._patience.bear(kind, length, now)
+            if kind == _GOAWAY:
                 self._engine_run(data[run:at], fresh, now)
                 self._goes_away(data[at + _HEADER : stop], now)
                 run = at = stop
@@ -294,7 +303,7 @@ class Http2Link(Link):
         status = headers.pop(":status", "")
         stream.answer.begun = True
         try:
-            if len(status) != 3 or not status.isdigit():
+            if not _STATUS.fullmatch(status):
                 raise MalformedFrame("a response without a status")
             stream.answer.head(int(status), headers)
         except MalformedFrame as fault:
