@@ -18,16 +18,21 @@ def _session(request: Request) -> HttpSession:
     return request.session
 
 
-def too_late(request: Request, dice: random.Random) -> Process:
-    """Its connection had been idle, and the server has just closed it for that: nobody reads the request.
+def is_too_late(request: Request) -> bool:
+    """Its connection has been idle for so long that a server may just have closed it; not twice in a row."""
+    session = request.session
+    if not isinstance(session, HttpSession) or session.headed:
+        return False
+    return session.was_idle(request) and not session.service.was_late
 
-    Not twice in a row: a server that does that is not believed.
-    """
-    session = _session(request)
-    if session.was_idle(request) and not session.headed and not session.service.was_late:
-        session.service.was_late = True
-        session.service.world.counts["closed as it was asked"] += 1
-        session.shut()
+
+def too_late(request: Request, dice: random.Random) -> Process:
+    """The server has closed an idle connection, and then comes a request: nobody reads it."""
+    if is_too_late(request):
+        service = request.session.service
+        service.was_late = True
+        service.world.counts["closed as it was asked"] += 1
+        request.session.shut()
         return
     yield from answers(request, dice)
 

@@ -244,6 +244,8 @@ class HttpSession(Session):
         """See `Session`. Behind the end of an idle connection it was never looked at, as far as anybody knows."""
         if not request.told and not self._begun and self.was_idle(request):
             return "ignored"
+        if self.link.closed_at is None:
+            self.service.blame("cut")
         return request.told or "cut"
 
     def close(self, code: int, how: str) -> None:

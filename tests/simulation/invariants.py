@@ -14,6 +14,7 @@ import trio
 from msgspec import Struct
 
 from sidecar.config.model import BudgetSettings
+from sidecar.config.ways import FALLBACK_SUFFIX
 from sidecar.core.retry import SECONDS_OF_LOAD
 from tests.simulation.network import SEND_BUFFER
 
@@ -168,9 +169,21 @@ class Watch:
                 self._open_since.pop(key, None)
                 self._trials.pop(key, None)
             elif event == "breaker.opened":
+                self._check(not self._is_honest(entry["upstream"]), "no blame", f"{entry}, and nothing was wrong")
                 # What was written in this very step belongs to the time before.
                 self._open_since[key] = trio.current_time()
                 self._trials[key] = [request for request in self._trials.get(key, ()) if self._runs(request)]
+
+    def _is_honest(self, pool: str) -> bool:
+        """Its upstream has answered everything as it should, and nothing on the way there was wrong.
+
+        What a server may do in good order, such as closing idle connections, is no fault. Where the route's clocks are
+        as short as a proper answer's pauses, nobody can say.
+        """
+        route = self.world.schedule.route
+        if route["first_delta_timeout_ms"] < 150 or route["idle_timeout_ms"] < 120:
+            return False
+        return not self.world.services[pool.removesuffix(FALLBACK_SUFFIX)].at_fault
 
     # ------------------------------------------------------------------ upstreams
 
@@ -386,6 +399,11 @@ class Watch:
         else:
             self._check(code != "internal", "no crash", message)
             self._check(message.get("partial", False) == bool(record.seq), "shape", message)
+            if code in ("upstream_lost", "upstream_error", "breaker_open") and message["upstream"] is not None:
+                # One attempt may meet a connection that has just been closed; that is no reason to give up.
+                alone = message.get("attempts", 0) >= self.world.schedule.route["max_attempts"]
+                honest = self._is_honest(message["upstream"])
+                self._check(alone or not honest, "no blame", f"{record}: {message}, and nothing was wrong")
             self._check(message["phase"] in ("queue", "connect", "first_delta", "stream"), "shape", message)
             self._check(not message["retryable"] or message.get("attempts", 0) <= 1, "shape", message)
             if text:
@@ -528,7 +546,7 @@ class Watch:
         came = [(other.content_at, other) for other in self.by_tag[request.tag] if other.content_at is not None]
         if came and request.content_at is None:
             first_at, first = min(came, key=lambda pair: pair[0])
-            if first is not request and not first.junk and first_at >= request.written_at:
+            if first is not request and not first.junk and first_at > request.written_at:
                 ends.append(first_at)
         if not ends:
             return

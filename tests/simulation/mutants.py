@@ -20,12 +20,15 @@ from sidecar.core.breaker import Breaker
 from sidecar.core.outcome import CANCELLED
 from sidecar.core.permit import Permit, Refusal
 from sidecar.core.retry import RetryBudget
+from sidecar.dialects.base import Finished
 from sidecar.service.connection import Connection
 from sidecar.service.dispatcher import Dispatcher
+from sidecar.service.http_connection import HttpConnection
 from sidecar.service.judging import Judge
 from sidecar.service.parking import Parking
 from sidecar.service.reply import BotReply
 from sidecar.service.running_call import RunningCall
+from sidecar.transport.http1_link import Http1Link
 from tests.simulation.invariants import Broken
 from tests.simulation.world import play
 
@@ -218,6 +221,30 @@ def _cut_is_done(closed: Any) -> Any:
     return broken
 
 
+def _idle_close_blamed(end_of_input: Any) -> Any:
+    """Nobody asks for how long a connection had been idle when it was closed under a request."""
+
+    @functools.wraps(end_of_input)
+    def broken(self: Http1Link, how: Any, reason: str) -> None:
+        self._idle_for = 0.0
+        end_of_input(self, how, reason)
+
+    return broken
+
+
+def _exchange_is_answer(on_over: Any) -> Any:
+    """An exchange that is over after some text is taken for an answer, with an end or without."""
+
+    @functools.wraps(on_over)
+    def broken(self: HttpConnection, slot: int, fault: Any, now: float) -> None:
+        state = getattr(self._attempts[slot], "state", None)
+        if state is not None and state.first_content_at is not None:
+            self._handle(slot, Finished(slot=slot, finish="stop"), now)
+        on_over(self, slot, fault, now)
+
+    return broken
+
+
 MUTANTS: Final[dict[str, Mutant]] = {
     "two trials at half-open": Mutant(
         "two trials of a half-open breaker at once", Breaker, "admit", _two_trials, frozenset({"one trial"})
@@ -272,4 +299,18 @@ MUTANTS: Final[dict[str, Mutant]] = {
         frozenset({"nothing left", "liveness"}),
     ),
     "cut is done": Mutant("a cut stream is an answer", Connection, "closed", _cut_is_done, frozenset({"no false end"})),
+    "idle close is a failure": Mutant(
+        "a server that closes idle connections is blamed for it",
+        Http1Link,
+        "end_of_input",
+        _idle_close_blamed,
+        frozenset({"no blame"}),
+    ),
+    "exchange is answer": Mutant(
+        "the end of an HTTP exchange is an answer's end",
+        HttpConnection,
+        "on_over",
+        _exchange_is_answer,
+        frozenset({"no false end"}),
+    ),
 }

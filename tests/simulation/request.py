@@ -54,7 +54,8 @@ class Request:
     # ------------------------------------------------------------------ what arrived at the client
 
     def _content_came(self) -> None:
-        if self.content_at is None and self.ended_at is None:  # what comes after a Close is nobody's
+        # What comes after a Close, or to an end that has closed, is nobody's.
+        if self.content_at is None and self.ended_at is None and self.session.link.closed_at is None:
             self.content_at = trio.current_time()
 
     def came(self, how: str) -> None:

@@ -42,6 +42,7 @@ class UpstreamPlan(Struct, frozen=True, kw_only=True):
     Args:
         keeps: seconds for which its HTTP server keeps a connection without a request; None: for ever.
         says_keeps: it says so in its answers' heads. says_408: it says so when it closes.
+        late: it has just closed whatever a request comes to after a second without one, every other time.
     """
 
     name: str
@@ -53,6 +54,7 @@ class UpstreamPlan(Struct, frozen=True, kw_only=True):
     keeps: float | None = None
     says_keeps: bool = False
     says_408: bool = False
+    late: bool = False
 
 
 class Step(Struct, frozen=True, kw_only=True):
@@ -217,6 +219,10 @@ def _upstream(name: str, dice: random.Random, length: float, ways: str) -> Upstr
         )
         for _ in range(dice.choice([0, 0, 1, 2]))
     ]
+    peaceful = ways != "websocket" and dice.random() < 0.2  # nothing happens here that could be held against anybody
+    if peaceful:
+        phases, blows = [Phase(at=0.0)], []
+        config["breaker"] = {"consecutive_failures": 1, "minimum_calls": 2, "open_min_s": 0.2, "open_max_s": 1.0}
     return UpstreamPlan(
         name=name,
         config=config,
@@ -227,6 +233,7 @@ def _upstream(name: str, dice: random.Random, length: float, ways: str) -> Upstr
         keeps=None if ways == "websocket" else dice.choice([None, 0.3, 1.2, 1.2, 2.5]),
         says_keeps=dice.random() < 0.3,
         says_408=dice.random() < 0.3,
+        late=peaceful or dice.random() < 0.3,
     )
 
 

@@ -16,6 +16,7 @@ import trio
 
 from sidecar.config.ways import FALLBACK_SUFFIX
 from sidecar.errors import ConnectFailed
+from tests.simulation import http_scripts
 from tests.simulation.http_session import HttpSession
 from tests.simulation.network import GOOD, Toxics
 from tests.simulation.request import Request
@@ -24,6 +25,9 @@ from tests.simulation.websocket_session import WebSocketSession
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
+
+#: Scripts that nobody may hold against an upstream.
+HONEST = frozenset({"answers", "floods", "empty", "too_late", "parts", "spends", "whole", "expires"})
 
 _decode = msgspec.json.Decoder().decode
 
@@ -43,6 +47,8 @@ class Service:
         self.connects = plan.phases[0].connects
         self.toxics: tuple[Toxics, ...] = plan.phases[0].toxics
         self.fallback_connects = plan.phases[0].fallback_connects
+        #: the first thing here that a breaker may hold against it, in words; "" while there is none
+        self.at_fault = ""
         #: the last request was left unread, on a connection that had been idle
         self.was_late = False
         self._counts: dict[str, int] = {}
@@ -61,6 +67,8 @@ class Service:
         dice = random.Random(f"{self.world.seed}/{pool}/dial/{number}")
         meets = dice.choice(self.connects if pool == self.name else self.fallback_connects)
         world = self.world
+        if meets != "fine":
+            self.blame(f"a connect met {meets}")
         if world.tracing:
             world.note(f"{pool} dialled #{number}: {meets}")
         world.counts["connect " + meets] += 1
@@ -75,6 +83,7 @@ class Service:
         toxics = dice.choice(self.toxics)
         if toxics is not GOOD:
             world.counts["toxic link"] += 1
+            self.blame("a bad network")
         kind = HttpSession if transport == "sse" else WebSocketSession
         session = kind(self, number, pool, toxics, meets, dice)
         self.sessions.append(session)
@@ -111,12 +120,21 @@ class Service:
         """It is here: answer it as the mood has it."""
         count = self._counts[request.tag] = self._counts.get(request.tag, 0) + 1
         dice = self.dice_of(request, str(count))
-        process = self.mood.draw(request, dice)
+        if self.plan.late and http_scripts.is_too_late(request):
+            process = http_scripts.too_late(request, dice)
+        else:
+            process = self.mood.draw(request, dice)
+        if process.__name__ not in HONEST:
+            self.blame(process.__name__)
         world = self.world
         if world.tracing:
             world.note(f"{self.name} got {request}: {process.__name__}")
         world.counts["answer " + process.__name__] += 1
         world.engine.start(_guarded(process, request))
+
+    def blame(self, what: str) -> None:
+        """Something happens that a breaker may hold against it."""
+        self.at_fault = self.at_fault or what
 
     def dice_of(self, request: Request, what: str) -> random.Random:
         """Dice that depend on nothing but the seed and this request."""

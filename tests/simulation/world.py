@@ -22,6 +22,7 @@ from sidecar import logs
 from sidecar.config import Client, Config, CredentialSource, Frontend, Route, Upstream
 from sidecar.daemon import Daemon
 from sidecar.service import orders, pulse
+from sidecar.transport.http1_link import IDLE_ENOUGH
 from tests.simulation.bots import Bot, CallRecord, SimPort
 from tests.simulation.engine import Engine, run_virtual
 from tests.simulation.invariants import Broken, Watch
@@ -144,6 +145,8 @@ class World:
             await self._order("enable", list(self.services))
             await self._quiet(bots)
             self.watch.at_rest()
+            if any(service.plan.late for service in self.services.values()):
+                await trio.sleep(IDLE_ENOUGH)  # what stands now is closed under the next request
             await self._recovers()
             self.watch.at_rest()
             await self._down(bots, kill=False)
@@ -229,6 +232,7 @@ class World:
         if self.tracing:
             self.note(f"{service.name} {blow}")
         self.counts["blow " + blow.what] += 1
+        service.blame(blow.what)
         if blow.what in ("cut", "reset"):
             service.cut_all("eof" if blow.what == "cut" else "reset")
         elif blow.what == "go_away":
@@ -255,6 +259,8 @@ class World:
         for service in self.services.values():
             service.mood, service.toxics = FINE, (GOOD,)
             service.connects = service.fallback_connects = ("fine",)
+            for session in service.standing:
+                session.meets = "fine"  # what stands before an HTTP server lets everybody in, on old connections, too
 
     # ------------------------------------------------------------------ how it ends
 
@@ -270,7 +276,7 @@ class World:
         await trio.sleep(0.15)  # closes of stopped work, last flushes
 
     async def _recovers(self) -> None:
-        """Each upstream is used again, by fresh calls of a fresh bot."""
+        """Each upstream is used again, by fresh calls of a fresh bot, and by the way that is preferred."""
         calm_for = trio.current_time()
         until = calm_for + (RECOVERY_REFUSED if self.refused_credential else RECOVERY)
         prober = Bot(
@@ -290,9 +296,7 @@ class World:
                 for route in left
             }
             await self._until_settled(list(asked.values()))
-            left = [
-                route for route, record in asked.items() if record.terminal is None or record.terminal["type"] != "done"
-            ]
+            left = [route for route, record in asked.items() if not self._serves(route, record)]
         if left:
             last = [record.terminal for record in prober.records[-len(left) :]]
             self.watch.break_("liveness", f"no answer on {left} though all is well since {calm_for}: {last}")
@@ -313,6 +317,15 @@ class World:
         assert prober.connection is not None
         prober.connection.fake.leave()
         prober.disconnect()
+
+    def _serves(self, route: str, record: CallRecord) -> bool:
+        """The call of this route was answered, and by the way that is preferred."""
+        if record.terminal is None or record.terminal["type"] != "done":
+            return False
+        name = route.removeprefix("only-")
+        if not self.services[name].plan.config["warm_connections"]:
+            return True  # who keeps none ready has but the connections of the other way free
+        return self.watch.by_tag[record.tag][-1].session.pool == name
 
     async def _until_settled(self, records: list[CallRecord]) -> None:
         with trio.move_on_after(20.0):
