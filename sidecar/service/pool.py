@@ -164,8 +164,10 @@ class Pool:
             outcome = CANCELLED  # another key was told that
         if self.gate.released(outcome, now, slow=slow):
             self.turned()
-        elif self.waiting():
-            self.look_again()
+            return
+        for pool in (self, *self.others):  # the room under the limit is every way's
+            if pool.waiting():
+                pool.look_again()
 
     def look_again(self) -> None:
         """Something has changed: calls that wait for it look again with its next step."""

@@ -155,13 +155,14 @@ def _unstreamed(request: Request, dice: random.Random) -> bytes:
 
 
 def whole(request: Request, dice: random.Random) -> Process:
-    """A proper answer that is not streamed."""
+    """A proper answer that is not streamed, unless its head has said that it is."""
     yield dice.choice([0.01, 0.1])
-    request.over = True
+    if _session(request).headed:
+        yield from stream(request, dice, 2)
+        return
     body = _unstreamed(request, dice)
-    if not _session(request).headed:
-        request.finished = True
-        _session(request).whole(body, "application/json", request.all_came)
+    request.over = request.finished = True
+    _session(request).whole(body, "application/json", request.all_came)
 
 
 def cut_whole(request: Request, dice: random.Random) -> Process:

@@ -440,15 +440,15 @@ class Watch:
             sources = [source]
         else:
             sources = [request for request in requests if request.finished and (request.junk or not request.pieces)]
-            others = (
-                other for request in requests if not request.session.by_exchange for other in request.session.requests
-            )
-            if not sources and any(other.junk and other.finished for other in others):
+            if not sources and any(map(self._may_be_mixed_up, requests)):
                 # The same without text: a beginning and an end of another answer, under a name that never changes.
                 self.world.counts["end of a mad upstream's other answer"] += 1
                 return
         self._check(bool(sources), "no false end", f"{record}: done, and no attempt ended so: {message}, {requests}")
         for source in sources[:1]:
+            if source.junk and not source.finished and self._may_be_mixed_up(source):
+                self.world.counts["end of a mad upstream's other answer"] += 1
+                return
             whole = "".join(source.pieces)
             right = whole.startswith(text) if source.junk else whole == text
             self._check(
@@ -457,6 +457,12 @@ class Watch:
             if text:
                 told = (message["upstream"], message["model"])
                 self._check(told == (source.session.service.name, source.model), "no stitching", f"{told}, {source}")
+
+    def _may_be_mixed_up(self, request: Request) -> bool:
+        """A mad upstream's late end of another answer on that connection may be taken for this one's."""
+        if request.session.by_exchange:
+            return False  # each answer has a body of its own, anybody can tell
+        return any(other.junk and other.finished for other in request.session.requests)
 
     def _part(self, record: CallRecord, text: str, requests: list[Request]) -> None:
         """A partial text is the beginning of one attempt's."""
