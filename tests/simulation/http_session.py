@@ -252,6 +252,8 @@ class HttpSession(Session):
         """See `Session`: at once, or after the answer under way."""
         if self.current is None:
             self.shut()
+        elif self.headed:
+            self.service.blame("closes behind an answer that has not said so")
         self._closes = True
 
 

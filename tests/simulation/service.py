@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 #: Scripts that nobody may hold against an upstream.
-HONEST = frozenset({"answers", "floods", "empty", "too_late", "parts", "spends", "whole", "expires"})
+HONEST = frozenset({"answers", "floods", "empty", "too_late", "parts", "spends", "whole"})
 
 _decode = msgspec.json.Decoder().decode
 
