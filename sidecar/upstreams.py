@@ -24,6 +24,8 @@ from sidecar.core.retry import RetryBudget
 from sidecar.core.throttle import Throttle
 from sidecar.credentials import CredentialReader
 from sidecar.dialects import DIALECTS
+from sidecar.service.connector import Connector
+from sidecar.service.current_credential import CurrentCredential
 from sidecar.service.dispatcher import Dispatcher
 from sidecar.service.gate import Gate
 from sidecar.service.pool import Pool
@@ -85,15 +87,16 @@ class Upstreams:
 
         def pool_of(way: Way, gate: Gate) -> Pool:
             upstream = way.upstream
+            dialect = DIALECTS[upstream.dialect]
             address = parse_url(upstream.url)
             resource = address.resource
             if upstream.compression == "zstd-stream":
                 resource += ("&" if "?" in resource else "?") + "compress=zstd-stream"
             source = upstream.credential
+            reader = None if source is None else CredentialReader(source, environ=environ)
             return Pool(
                 way.name,
                 upstream,
-                dialect=DIALECTS[upstream.dialect],
                 policy=PoolPolicy(
                     warm=upstream.warm_connections,
                     maximum=upstream.max_connections,
@@ -101,15 +104,20 @@ class Upstreams:
                     max_age=upstream.max_age_s,
                     jitter=jitter,
                 ),
-                dial=dial(upstream),
-                host=address.host_header,
-                resource=resource,
-                credential=None if source is None else CredentialReader(source, environ=environ),
+                connector=Connector(
+                    upstream,
+                    dialect,
+                    CurrentCredential(reader, header=dialect.credential_header),
+                    dial=dial(upstream),
+                    host=address.host_header,
+                    resource=resource,
+                    pump=pump,
+                    outbound=turn,
+                ),
                 gate=gate,
                 clock=clock,
                 jitter=jitter,
                 outbound=turn,
-                pump=pump,
                 waiting=partial(dispatcher.parking.waiting, way.name),
                 on_capacity=dispatcher.parking.on_capacity,
                 on_connect=dispatcher.on_connect,
@@ -125,9 +133,9 @@ class Upstreams:
             )
             pools = self._ways[upstream.name] = [pool_of(way, gate) for way in ways_of(upstream)]
             for preferred, substitute in pairwise(pools):
-                preferred.substitute = substitute
+                preferred.ways.substitute = substitute
             for pool in pools:
-                pool.others = [other for other in pools if other is not pool]
+                pool.ways.others = [other for other in pools if other is not pool]
             self.pools.update((pool.name, pool) for pool in pools)
 
     def switches(self) -> Mapping[str, Switch]:

@@ -10,7 +10,7 @@ from sidecar.compression import ZstdStream
 from sidecar.config import Upstream
 from sidecar.core.idle import Habits
 from sidecar.dialects.dialect import Dialect
-from sidecar.errors import ConnectFailed, CredentialError, MalformedFrame, UpstreamFault
+from sidecar.errors import ConnectFailed, CredentialError, MalformedFrame, UpgradeRefused, UpstreamFault
 from sidecar.service.connection import Connection
 from sidecar.service.current_credential import CurrentCredential
 from sidecar.service.http_connection import HttpConnection
@@ -23,11 +23,21 @@ from sidecar.transport.websocket import open_websocket
 
 
 class Connector:
-    """One upstream's way in. Arguments as `pool.Pool`'s.
+    """One upstream's way in.
+
+    Args:
+        upstream: its configuration.
+        dialect: makes a codec for each connection.
+        credential: what is shown at the door.
+        dial: -> a connected byte stream (TCP, proxy and TLS done), or raises `ConnectFailed`.
+        host, resource: for the request's head.
+        pump, outbound: moves the connections' bytes; flushed between the steps of many connects.
 
     Attributes:
+        dialect, credential: see above.
         habits: how its server treats idle connections; for HTTP.
         compression: packed frames are asked for.
+        under_way, opened, failed: connects now, and those that worked and did not.
     """
 
     def __init__(
@@ -44,7 +54,9 @@ class Connector:
     ) -> None:
         self.habits = Habits()
         self.compression = upstream.compression == "zstd-stream"
-        self._upstream, self._dialect, self._credential = upstream, dialect, credential
+        self.under_way = self.opened = self.failed = 0
+        self.dialect, self.credential = dialect, credential
+        self._upstream = upstream
         self._dial, self._host, self._resource = dial, host, resource
         self._pump, self._outbound = pump, outbound
         given = {**dict(dialect.headers), **upstream.headers}
@@ -64,7 +76,7 @@ class Connector:
         if self._upstream.transport == "sse":
             return HttpConnection(
                 key,
-                self._dialect,
+                self.dialect,
                 slots,
                 habits=self.habits,
                 on_change=on_change,
@@ -73,7 +85,7 @@ class Connector:
                 born_at=born_at,
             )
         inflate = ZstdStream() if self.compression else None
-        codec = self._dialect.codec(slots=slots)
+        codec = self.dialect.codec(slots=slots)
         return WebSocketConnection(key, codec, on_change=on_change, inflate=inflate, born_at=born_at)
 
     async def open(self, connection: Connection, ended: Ended) -> Link:
@@ -83,11 +95,24 @@ class Connector:
             ConnectFailed, UpgradeRefused: as `open_websocket` and `open_http`; ConnectFailed too when there is no
                 credential to be had.
         """
+        self.under_way += 1
         try:
-            secrets = await self._credential.headers()
+            link = await self._open(connection, ended)
+        except (ConnectFailed, UpgradeRefused):
+            self.failed += 1
+            raise
+        else:
+            self.opened += 1
+            return link
+        finally:
+            self.under_way -= 1
+
+    async def _open(self, connection: Connection, ended: Ended) -> Link:
+        try:
+            secrets = await self.credential.headers()
         except CredentialError as error:
             raise ConnectFailed("credential", str(error).removeprefix("credential: ")) from None
-        connection.credential = self._credential.secret
+        connection.credential = self.credential.secret
         if isinstance(connection, HttpConnection):
             return await open_http(
                 self._dialled,

@@ -20,16 +20,12 @@ class CurrentCredential:
 
     Args:
         reader: where it lies; None for an upstream without one.
-        on_change: told when another secret is there: connections are to move to it.
         header: the one that carries it, and what stands before it there.
     """
 
-    def __init__(
-        self, reader: CredentialReader | None, on_change: Callable[[], None], *, header: tuple[str, str] = BEARER
-    ) -> None:
+    def __init__(self, reader: CredentialReader | None, *, header: tuple[str, str] = BEARER) -> None:
         self._reader = reader
         self._header, self._prefix = (part.encode() for part in header)
-        self._on_change = on_change
         self._reading: _Reading | None = None
         self.secret: Secret | None = None
 
@@ -75,8 +71,8 @@ class CurrentCredential:
             reading.done.set()
         return reading.secret
 
-    async def watch(self) -> NoReturn:
-        """Look for another secret for ever."""
+    async def watch(self, on_change: Callable[[], None]) -> NoReturn:
+        """Look for another secret for ever; `on_change` is told when one is there: connections are to move to it."""
         reader = self._reader
         if reader is None:
             await trio.sleep_forever()
@@ -88,7 +84,7 @@ class CurrentCredential:
             found = await reader.changed(Secret("") if known is None else known)
             if known is not None or self.secret != found:  # else a connect has read it meanwhile
                 self.secret = found
-                self._on_change()
+                on_change()
 
 
 class _Reading:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
 
@@ -20,8 +20,6 @@ from sidecar.core.classifier import classify, is_aged
 from sidecar.core.outcome import CANCELLED, Kind, Outcome
 from sidecar.core.pool_policy import Open, PoolPolicy, Retire
 from sidecar.core.retry import RetryBudget
-from sidecar.credentials import CredentialReader
-from sidecar.dialects.dialect import Dialect
 from sidecar.errors import ConnectFailed, ConnectionLost, UpgradeRefused, UpstreamError, UpstreamFault
 from sidecar.service import partings
 from sidecar.service.connection import Connection
@@ -33,8 +31,8 @@ from sidecar.service.pool_statistics import PoolStatistics, statistics_of
 from sidecar.service.ports import Outbound
 from sidecar.service.probing import Prober
 from sidecar.service.refusals import Refusals
+from sidecar.service.ways import Ways
 from sidecar.transport.link import Link
-from sidecar.transport.pump import Pump
 from sidecar.wire import Lane
 
 #: Seconds a graceful close may take before the socket is dropped.
@@ -47,13 +45,9 @@ class Pool:
     Args:
         name: what it is called: its upstream's name, and the way where there are two (`config.ways`).
         upstream: its configuration.
-        dialect, policy: make a codec for each connection; say what to open and what to retire.
-        dial: -> a connected byte stream (TCP, proxy and TLS done), or raises `ConnectFailed`.
-        host, resource: for the upgrade request.
-        credential: where the key lies; None for an upstream without one.
+        policy, connector: say what to open and what to retire; open it.
         gate, clock, jitter: may the upstream be asked now; the loop's time, 0 <= x < 1.
-        outbound, pump, waiting: flushed after every step of the tasks here; moves the connections' bytes; how many
-            calls wait for a connection of this pool.
+        outbound, waiting: flushed after every step of the tasks here; how many calls wait for a connection of it.
         on_capacity, on_connect, on_turn: told when a call could be started here; of each connect's outcome (None: it
             worked); when it may be asked again, or no more, for a reason other than its connections.
         log: a bound logger's methods: event, **fields.
@@ -64,26 +58,19 @@ class Pool:
         name: str,
         upstream: Upstream,
         *,
-        dialect: Dialect,
         policy: PoolPolicy,
-        dial: Callable[[], Awaitable[trio.abc.Stream]],
-        host: str,
-        resource: str,
-        credential: CredentialReader | None,
+        connector: Connector,
         gate: Gate,
         clock: Callable[[], float],
         jitter: Callable[[], float],
         outbound: Outbound,
-        pump: Pump,
         waiting: Callable[[], int],
         on_capacity: Callable[[Pool], None],
         on_connect: Callable[[Pool, Outcome | None], None],
         on_turn: Callable[[Pool], None],
         log: Any,
     ) -> None:
-        self.name = name
-        self.upstream = upstream
-        self.dialect = dialect
+        self.name, self.upstream, self.dialect = name, upstream, connector.dialect
         self.connections: dict[int, Connection] = {}
         self.last_error: str | None = None
         self.gate = gate
@@ -91,37 +78,14 @@ class Pool:
         self.replays = RetryBudget(capacity=max(10, upstream.max_connections * upstream.calls_per_connection))
         #: of its models
         self.breakers: list[Breaker] = []
-        #: the way that calls go when this one cannot be had
-        self.substitute: Pool | None = None
-        #: the other ways to the same upstream
-        self.others: list[Pool] = []
+        self.ways = Ways(self)
         self.waiting = waiting
-        self._policy = policy
-        self._refusals = Refusals(
-            self,
-            credential,
-            policy,
-            clock,
-            log,
-            header=dialect.credential_header,
-            by_request=upstream.transport == "sse",
-        )
-        self._connector = Connector(
-            upstream,
-            dialect,
-            self._refusals.credential,
-            dial=dial,
-            host=host,
-            resource=resource,
-            pump=pump,
-            outbound=outbound,
-        )
-        self._clock = clock
-        self._outbound = outbound
+        self._policy, self._connector = policy, connector
+        self._clock, self._outbound, self._log = clock, outbound, log
+        by_request = upstream.transport == "sse"
+        self._refusals = Refusals(self, connector.credential, policy, clock, log, by_request=by_request)
         self._on_capacity, self._on_connect, self._on_turn = on_capacity, on_connect, on_turn
-        self._log = log
-        self._free = FreeSlots()
-        self._next_key = 0
+        self._free, self._next_key = FreeSlots(), 0
         self._wake = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._closing = False
@@ -132,7 +96,6 @@ class Pool:
         #: no connection has stood since one was lost or could not be made
         self._was_down = self._look_again = self._turned = False
         self.prober = Prober(self, clock, pong_timeout=pong_timeout)
-        self._connecting = self._opened = self._failed = 0
 
     def __repr__(self) -> str:
         return f"<Pool {self.name} {self.counts()}>"
@@ -164,10 +127,8 @@ class Pool:
             outcome = CANCELLED  # another key was told that
         if self.gate.released(outcome, now, slow=slow):
             self.turned()
-            return
-        for pool in (self, *self.others):  # the room under the limit is every way's
-            if pool.waiting():
-                pool.look_again()
+        else:
+            self.ways.look_again()
 
     def look_again(self) -> None:
         """Something has changed: calls that wait for it look again with its next step."""
@@ -177,7 +138,7 @@ class Pool:
     def turned(self) -> None:
         """It may be asked again, or no more: every call that has it among its targets and waits, for it or another."""
         self._turned = True
-        self._look_at_substitute()
+        self.ways.look_at_substitute(self._clock(), down=self._was_down)
         self.prober.wake()
         self._wake.set()
 
@@ -206,15 +167,9 @@ class Pool:
             self._nursery.start_soon(self._refusals.recheck, outcome)
         return outcome
 
-    def _look_at_substitute(self) -> None:
-        """What is to take this one's calls keeps as many spares as this one does, for as long as it is to."""
-        if self.substitute is not None:
-            needed = self._was_down or self.prober.wants_trials(self._clock())
-            self.substitute.keep_warm((self if needed else self.substitute).upstream.warm_connections)
-
     def slow_start(self) -> None:
         """It is back: what has been waiting is not to arrive as one. Where another way has served, nothing has."""
-        if not any(other.prober.newest() for other in self.others):
+        if not self.ways.have_served():
             self.gate.limit.restart()
 
     def keep_warm(self, connections: int) -> None:
@@ -244,7 +199,7 @@ class Pool:
         one_each = self.upstream.calls_per_connection == 1
         idle = len(self._free) if one_each else sum(c.state == "READY" for c in self.connections.values())
         total = len(self.connections)
-        if self._policy.needs_decision(idle, self._connecting, total, self.waiting(), self._clock()):
+        if self._policy.needs_decision(idle, self._connector.under_way, total, self.waiting(), self._clock()):
             self._wake.set()
 
     # ------------------------------------------------------------------ tasks
@@ -254,7 +209,7 @@ class Pool:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            nursery.start_soon(self._refusals.credential.watch)
+            nursery.start_soon(self._connector.credential.watch, self._refusals.move_on)
             nursery.start_soon(self._keepalive.run)
             nursery.start_soon(self.prober.run)
             while True:
@@ -298,21 +253,17 @@ class Pool:
 
     async def _connect(self, connection: Connection) -> None:
         """From the decision to a connection, or to the reason why there is none."""
-        self._connecting += 1
         try:
             link = await self._connector.open(connection, partial(self._parts, connection))
         except (ConnectFailed, UpgradeRefused) as error:
             fault: UpstreamFault = error.with_traceback(None)  # which would hold this frame
         else:
-            self._connecting -= 1
             self._stands(connection, link)
             return
-        self._connecting -= 1
         await self._connect_failed(connection, fault)
         self._ended(connection, fault)
 
     def _stands(self, connection: Connection, link: Link) -> None:
-        self._opened += 1
         if self.refusal is not None:
             self._refusals.standing = None
             self.turned()
@@ -326,7 +277,7 @@ class Pool:
             self.slow_start()
         self._on_connect(self, None)
         connection.opened(link, now)
-        self._look_at_substitute()
+        self.ways.look_at_substitute(now, down=False)
         self.prober.wake()
         self._keepalive.add(connection)
         link.start()
@@ -374,20 +325,17 @@ class Pool:
         connection.closed(fault, now)
         connection.link = None
         self._free.remove(connection)
-        self._look_at_substitute()
+        self.ways.look_at_substitute(now, down=self._was_down)
         self._wake.set()
         self._on_capacity(self)  # parked calls look again: here, elsewhere, or give up
         self._outbound.flush()
 
     async def _connect_failed(self, connection: Connection, fault: UpstreamFault) -> None:
         outcome = classify(fault)
-        self._failed += 1
         self.last_error = outcome.message
         await self._refusals.at_connect(connection, fault, outcome)
         self.prober.wake()
         self._on_connect(self, outcome)
-
-    # ------------------------------------------------------------------ inside
 
     def _new_connection(self, now: float) -> Connection:
         self._next_key += 1
@@ -449,5 +397,4 @@ class Pool:
 
     def statistics(self) -> PoolStatistics:
         """A snapshot for health, metrics and `show upstreams`."""
-        counts = {"opened": self._opened, "failed": self._failed}
-        return statistics_of(self, self._policy, **counts, compression=self._connector.compression, now=self._clock())
+        return statistics_of(self, self._policy, self._connector, self._clock())

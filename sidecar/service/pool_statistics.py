@@ -10,6 +10,7 @@ from sidecar.config import Upstream
 from sidecar.core.outcome import Outcome
 from sidecar.core.pool_policy import PoolPolicy
 from sidecar.service.connection import Connection
+from sidecar.service.connector import Connector
 from sidecar.service.gate import Gate
 from sidecar.wire import Transport
 
@@ -57,9 +58,7 @@ class PoolStatistics(Struct, frozen=True, kw_only=True):
     throttled_ms: int
 
 
-def statistics_of(
-    pool: Counted, policy: PoolPolicy, *, opened: int, failed: int, compression: bool, now: float
-) -> PoolStatistics:
+def statistics_of(pool: Counted, policy: PoolPolicy, connector: Connector, now: float) -> PoolStatistics:
     """A snapshot."""
     connections, gate = pool.connections.values(), pool.gate
     return PoolStatistics(
@@ -68,13 +67,13 @@ def statistics_of(
         url=pool.upstream.url,
         connections=pool.counts(),
         slots_free=sum(c.free for c in connections),
-        opened=opened,
-        failed=failed,
+        opened=connector.opened,
+        failed=connector.failed,
         lost=policy.statistics().lost,
         last_error=pool.last_error,
         rtt=min((c.rtt for c in connections if c.rtt is not None), default=None),
         credential_refused=pool.refusal is not None,
-        compression=compression,
+        compression=connector.compression,
         policy=repr(policy),
         enabled=gate.enabled,
         attempts_at_once=gate.limit.limit,

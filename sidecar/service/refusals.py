@@ -10,8 +10,6 @@ from msgspec import structs
 
 from sidecar.core.outcome import Outcome
 from sidecar.core.pool_policy import PoolPolicy
-from sidecar.credentials import CredentialReader
-from sidecar.dialects.dialect import BEARER
 from sidecar.errors import ConnectFailed, UpstreamFault
 from sidecar.service.connection import Connection
 from sidecar.service.current_credential import CurrentCredential
@@ -44,27 +42,25 @@ class Refusals:
 
     Args:
         pool: whose credential it is.
-        reader: where it lies; None for an upstream without one.
+        credential: what its connects read.
         policy: of the pool.
         clock: the loop's time.
         log: a bound logger.
-        header: see `CurrentCredential`.
         by_request: it goes with each request, not with the connection: a 401 is about the key, whoever is answered.
     """
 
     def __init__(
         self,
         pool: Keyed,
-        reader: CredentialReader | None,
+        credential: CurrentCredential,
         policy: PoolPolicy,
         clock: Callable[[], float],
         log: Any,
         *,
-        header: tuple[str, str] = BEARER,
         by_request: bool = False,
     ) -> None:
         self._pool, self._policy, self._clock, self._log = pool, policy, clock, log
-        self.credential = CurrentCredential(reader, self.move_on, header=header)
+        self._credential = credential
         #: why the credential is not used now: calls are not parked for this pool
         self.standing: Outcome | None = None
         self._by_request = by_request
@@ -73,7 +69,7 @@ class Refusals:
 
     def is_outdated(self, connection: Connection) -> bool:
         """It was authenticated with another secret than the one of now."""
-        return connection.credential != self.credential.secret
+        return connection.credential != self._credential.secret
 
     def in_an_answer(self, connection: Connection, outcome: Outcome) -> tuple[Outcome, bool]:
         """An answer said that the key is bad.
@@ -103,7 +99,7 @@ class Refusals:
     async def recheck(self, outcome: Outcome) -> None:
         """Read the key anew: move on to a newer one if there is one, else stop offering this upstream."""
         try:
-            changed = await self.credential.reread()
+            changed = await self._credential.reread()
         finally:
             self._rechecking = False
         now = self._clock()
@@ -129,7 +125,7 @@ class Refusals:
         if outcome.credential_refused:
             # It may have been found out already, by another connect that was refused with the same old one.
             unreadable = isinstance(fault, ConnectFailed)
-            if self.is_outdated(connection) or (not unreadable and await self.credential.reread()):
+            if self.is_outdated(connection) or (not unreadable and await self._credential.reread()):
                 self._policy.credential_changed(self._clock())
                 self._log.info("credential.changed", upstream=self._pool.name)
                 return True
