@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import trio
 from msgspec import Struct
@@ -19,6 +20,10 @@ from tests.simulation.engine import Engine
 
 #: What a sender's kernel takes before the sender has to wait.
 SEND_BUFFER = 65_536
+#: A slicer cuts so many pieces off either end: where heads, lengths and masks stand, and ends. One piece is between.
+SLICED = 4
+#: Seconds from one of its pieces to the next: each is read alone.
+SLICE_PAUSE = 0.0002
 
 
 class Toxics(Struct, frozen=True, kw_only=True):
@@ -27,7 +32,7 @@ class Toxics(Struct, frozen=True, kw_only=True):
     Args:
         latency, jitter: seconds that each piece takes, and by how much that varies. Order is kept.
         bandwidth: bytes per second from the server; 0 for any.
-        slices: longest piece that arrives at once; 0 for any.
+        slices: longest piece that arrives at once, at the beginning and at the end of what was sent; 0 for any.
         silent_after: seconds after which nothing arrives any more, either way, and nobody is told (half-open).
         reset_after: seconds after which both ends are reset.
         limit: bytes from the server after which the connection ends.
@@ -45,6 +50,15 @@ class Toxics(Struct, frozen=True, kw_only=True):
 
 
 GOOD = Toxics()
+
+
+def _cuts(size: int, longest: int) -> list[int]:
+    """Where a slicer cuts so many bytes, both ends included."""
+    if not longest or size <= longest:
+        return [0, size] if size else []
+    head = range(0, min(size, longest * SLICED) + 1, longest)
+    tail = [size - at for at in head if size - at > head[-1]]
+    return [*head, *reversed(tail)] if head[-1] < size else list(head)
 
 
 class _Way:
@@ -68,21 +82,20 @@ class _Way:
                 data, mark, cut = data[: self.left], None, True
             self.left -= len(data)
         self.backlog += len(data)
-        step = toxics.slices or len(data) or 1
         now = trio.current_time()
-        for start in range(0, len(data), step):
-            piece = data[start : start + step]
+        cuts = _cuts(len(data), toxics.slices)
+        for start, stop in pairwise(cuts):
             leaves = now
             if self.bandwidth:
-                leaves = self.free_at = max(now, self.free_at) + len(piece) / self.bandwidth
+                leaves = self.free_at = max(now, self.free_at) + (stop - start) / self.bandwidth
             arrives = leaves + toxics.latency
             if toxics.jitter:
                 arrives += toxics.jitter * link.dice.random()
-            if step < len(data):
-                arrives += 0.0005
+            if start:
+                arrives = max(arrives, self.arrived_at + SLICE_PAUSE)
             arrives = self.arrived_at = max(self.arrived_at, arrives)
-            last = start + step >= len(data)
-            link.engine.at(arrives, partial(self._arrive, piece, mark if last else None))
+            piece = data[start:stop] if len(cuts) > 2 else data
+            link.engine.at(arrives, partial(self._arrive, piece, mark if stop == len(data) else None))
         if cut:
             link.engine.at(max(now, self.arrived_at), partial(link.end, "eof"))
 
