@@ -13,7 +13,7 @@ from sidecar.bench.result import Repetition, Unreadable, read
 from sidecar.bench.rig import Target
 from sidecar.client.endpoint import find_endpoint
 from sidecar.config import load as read_configuration
-from sidecar.config.rules import is_loopback
+from sidecar.config.addresses import is_loopback
 from sidecar.errors import SidecarError
 
 #: Flags that are fields of the load, as argparse names them.

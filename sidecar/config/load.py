@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
@@ -149,7 +149,9 @@ def _scalar(table: str, key: str, value: Any, *, where: str, strict: bool) -> An
     try:
         return msgspec.convert(value, fields[key].type, strict=strict)
     except msgspec.ValidationError as error:
-        raise ConfigurationError(split_problem(error)[0], where=where, mend=_MENDS.get(key, "")) from None
+        raise ConfigurationError(
+            split_problem(error)[0], where=where, mend=_mend_for(str(error), f"{table}.{key}")
+        ) from None
 
 
 def _convert(raw: dict[str, Any], where: str) -> Config:
@@ -160,7 +162,7 @@ def _convert(raw: dict[str, Any], where: str) -> Config:
         if "missing required field `upstream`" in problem or "missing required field `route`" in problem:
             mend = "At least one [[upstream]] and one [[route]] are needed, for example:\n\n" + EXAMPLE
         else:
-            mend = _MENDS.get(re.sub(r"\[\d+\]$", "", key.rpartition(".")[2]), "")
+            mend = _mend_for(str(error), key)
         raise ConfigurationError(problem, where=f"{where}: {key}" if key else where, mend=mend) from None
 
 
@@ -175,15 +177,54 @@ def split_problem(error: msgspec.ValidationError) -> tuple[str, str]:
     return problem, at
 
 
+def _mend_for(said: str, at: str) -> str:
+    """What to write at a key path, given msgspec's words for what stands there."""
+    keys = re.sub(r"\[\d+\]", "", at).split(".")
+    kind: Any = Config
+    for key in keys:
+        struct = _struct_of(kind)
+        fields = {} if struct is None else {field.encode_name: field for field in msgspec.structs.fields(struct)}
+        if key not in fields:
+            return _MENDS.get(keys[-1], "")
+        kind = fields[key].type
+    if keys[-1] in _MENDS:
+        return _MENDS[keys[-1]]
+    within = _struct_of(kind)
+    if within is not None and len(keys) == 1 and "Expected `array" in said:
+        return f"A list of tables: write [[{keys[0]}]], in two brackets"
+    if within is not None:
+        names = ", ".join(field.encode_name for field in msgspec.structs.fields(within))
+        return f"A table, {keys[-1]} = {{ key = value, ... }}, with some of {names}"
+    words = _words_of(kind)
+    if not words:
+        return ""
+    given = re.match(r"Invalid enum value '(.*)'", said)
+    near = difflib.get_close_matches(given[1].lower(), words, n=1, cutoff=0.6) if given else []
+    quoted = [f'"{word}"' for word in words]
+    mend = f"Write {', '.join(quoted[:-1])} or {quoted[-1]}" if len(quoted) > 1 else f"Write {quoted[0]}"
+    if not fields[keys[-1]].required:
+        mend += ", or leave it out"
+    return f'Did you mean "{near[0]}"? {mend}' if near else mend
+
+
+def _struct_of(kind: Any) -> type[Struct] | None:
+    """The one struct in a type, whatever it is wrapped in."""
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        return kind
+    return next((struct for part in get_args(kind) if (struct := _struct_of(part)) is not None), None)
+
+
+def _words_of(kind: Any) -> list[str]:
+    """The words that a type allows, whatever it is wrapped in; none where it takes others, too."""
+    if get_origin(kind) is Literal:
+        return [str(word) for word in get_args(kind)]
+    return [word for part in get_args(kind) for word in _words_of(part)]
+
+
 _MENDS: Final[dict[str, str]] = {
-    "dialect": 'Write "responses" or "chat"',
-    "preset": 'Write "openai", "azure", "xai", "vercel" or "litellm", or leave it out',
-    "compression": 'Write "none" or "zstd-stream"',
-    "unsupported_options": 'Write "fail" or "drop"',
-    "level": 'Write "debug", "info", "warning" or "error"',
-    "format": 'Write "auto", "json" or "text"',
     "lanes": 'Some of "exit", "entry", "research"',
     "backup_lanes": 'Some of "exit", "entry", "research"; [] for none',
+    "transport": 'Leave it out: the scheme of `url` says it. Else "websocket" or "sse" (HTTPS)',
     "user": 'The name of a user, a uid, or "*"',
     "name": "Letters, digits, `_`, `.` and `-`, at most 64, a letter or digit first",
     "credential": 'A name, { file = "..." }, { env = "..." } or { command = [...] }',

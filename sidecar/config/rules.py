@@ -1,45 +1,27 @@
-"""What no type can say of a configuration: names that must meet, URLs, headers, options, where secrets may lie."""
+"""What no type can say of a configuration: names that must meet, numbers, options, where secrets may lie."""
 
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import pwd
 import re
 from collections.abc import Iterable, Sequence
 from typing import Final
-from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from msgspec import structs
 
+from sidecar.config.addresses import check_addresses, check_headers, check_proxy
 from sidecar.config.model import Client, Config, CredentialSource, Route, Target, Upstream
-from sidecar.dialects import DIALECTS, options
+from sidecar.dialects import options
 from sidecar.errors import ConfigurationError
 from sidecar.wire import Options
 
 #: sun_path is 108 bytes with its end.
 MAX_SOCKET_PATH: Final = 107
 
-_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
-_HEADER_VALUE: Final = re.compile(r"[\x20-\x7e]{0,4096}")
 _CREDENTIAL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _BARE_KEY: Final = re.compile(r"[0-9a-fA-F]{32,}|[A-Za-z0-9_]{40,}")
 _ENVIRONMENT_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-_SECRET_HEADERS: Final = {"authorization", "proxy-authorization", "api-key", "x-api-key", "x-goog-api-key", "cookie"}
-_HANDSHAKE_HEADERS: Final = {
-    "host",
-    "connection",
-    "upgrade",
-    "content-length",
-    "transfer-encoding",
-    "te",
-    "trailer",
-    "accept-encoding",
-    "expect",
-    "keep-alive",
-    "proxy-connection",
-}
-_SECRET_PARAMETERS: Final = {"key", "api-key", "api_key", "apikey", "token", "access_token", "secret", "password"}
 
 
 def check(config: Config, *, where: str) -> None:
@@ -154,11 +136,10 @@ def _check_frontend(config: Config, where: str) -> None:
 
 
 def _check_upstream(upstream: Upstream, where: str) -> None:
-    scheme = _check_url(upstream.url, f"{where}.url", upstream.transport)
-    _check_transport(upstream, where)
+    scheme = check_addresses(upstream, where)
     if upstream.proxy is not None:
-        _check_proxy(upstream.proxy, f"{where}.proxy")
-    _check_headers(upstream.headers, f"{where}.headers")
+        check_proxy(upstream.proxy, f"{where}.proxy")
+    check_headers(upstream.headers, upstream.dialect, f"{where}.headers")
     if upstream.credential is not None:
         check_credential(upstream.credential, f"{where}.credential")
     if upstream.warm_connections > upstream.max_connections:
@@ -191,119 +172,6 @@ def _check_upstream(upstream: Upstream, where: str) -> None:
             raise ConfigurationError(
                 f"a {scheme}:// URL has no TLS", where=f"{where}.tls.{key}", mend=f"Use {scheme}s://"
             )
-
-
-def _split(url: str, where: str) -> SplitResult:
-    if len(url) > 2048 or not re.fullmatch(r"[\x21-\x7e]+", url):
-        raise ConfigurationError(
-            "not a URL: blanks, other than ASCII, or too long", where=where, mend="Write a host in its xn-- form"
-        )
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise ConfigurationError("not a URL: host or port cannot be read", where=where) from None
-    if not parts.hostname or port == 0:
-        raise ConfigurationError("not a URL: no host, or port 0", where=where)
-    if "@" in parts.netloc:
-        raise ConfigurationError(
-            "holds a user or a password", where=where, mend="Leave them out; `credential` names where the secret lies"
-        )
-    if "#" in url:
-        raise ConfigurationError("has a fragment (#...)", where=where, mend="Leave it out")
-    return parts
-
-
-_SCHEMES: Final[dict[str, tuple[str, str, str]]] = {
-    "websocket": ("wss", "ws", "wss://api.openai.com/v1/responses"),
-    "sse": ("https", "http", "https://api.openai.com/v1/responses"),
-}
-
-
-def _check_url(url: str, where: str, transport: str) -> str:
-    parts = _split(url, where)
-    secure, clear, example = _SCHEMES[transport]
-    if parts.scheme not in {secure, clear}:
-        raise ConfigurationError(
-            f"not a {secure}:// URL" + (" (transport is given as sse)" if transport == "sse" else ""),
-            where=where,
-            mend=f'For example "{example}"',
-        )
-    if parts.scheme == clear and not is_loopback(parts.hostname or ""):
-        raise ConfigurationError(
-            f"{clear}:// carries prompt and key in clear",
-            where=where,
-            mend=f"Use {secure}://; {clear}:// is for loopback",
-        )
-    for name, _ in parse_qsl(parts.query, keep_blank_values=True):
-        if name.lower() in _SECRET_PARAMETERS:
-            raise ConfigurationError(
-                f"the parameter `{name}` carries a secret", where=where, mend="Leave it out and use `credential`"
-            )
-    return parts.scheme
-
-
-def _check_transport(upstream: Upstream, where: str) -> None:
-    """What only one of the transports knows."""
-    over_http = upstream.transport == "sse"
-    if upstream.transport not in DIALECTS[upstream.dialect].transports:
-        raise ConfigurationError(
-            f"the dialect {upstream.dialect!r} is spoken over HTTPS only",
-            where=f"{where}.dialect",
-            mend='Give an https:// URL (transport = "sse")',
-        )
-    if upstream.fallback_url is not None:
-        if over_http:
-            raise ConfigurationError(
-                "`url` is HTTPS already", where=f"{where}.fallback_url", mend="Leave it out, or give a wss:// `url`"
-            )
-        _check_url(upstream.fallback_url, f"{where}.fallback_url", "sse")
-    if over_http and upstream.compression != "none":
-        raise ConfigurationError(
-            "is for WebSockets", where=f"{where}.compression", mend="Leave it out: events are not packed over HTTPS"
-        )
-    if not over_http and upstream.fallback_url is None and upstream.http_version != "auto":
-        raise ConfigurationError(
-            "no HTTPS is spoken with this upstream", where=f"{where}.http_version", mend="Leave it out"
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """`host` is this machine by its very name or address; nothing is resolved."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _check_proxy(proxy: str, where: str) -> None:
-    parts = _split(proxy, where)
-    if parts.scheme != "http" or parts.path not in {"", "/"} or parts.query:
-        raise ConfigurationError("not an http:// proxy", where=where, mend='For example "http://proxy.internal:3128"')
-
-
-def _check_headers(headers: dict[str, str], where: str) -> None:
-    if len(headers) > 64:
-        raise ConfigurationError("more than 64 headers", where=where)
-    for name, value in headers.items():
-        lowered = name.lower()
-        if not _TOKEN.fullmatch(name):
-            raise ConfigurationError("a header's name is not one HTTP knows", where=where)
-        if lowered in _SECRET_HEADERS:
-            raise ConfigurationError(
-                "secrets never stand in this file",
-                where=f"{where}.{name}",
-                mend='Use `credential`: it is sent as "Bearer"',
-            )
-        if lowered in _HANDSHAKE_HEADERS or lowered.startswith("sec-websocket-"):
-            raise ConfigurationError("belongs to the handshake itself", where=f"{where}.{name}", mend="Leave it out")
-        if not _HEADER_VALUE.fullmatch(value):
-            raise ConfigurationError("not printable ASCII, or over 4096 bytes", where=f"{where}.{name}")
-    lowered_names = [name.lower() for name in headers]
-    if len(set(lowered_names)) != len(lowered_names):
-        raise ConfigurationError("a header is given twice (case does not count)", where=where)
 
 
 def check_credential(source: str | CredentialSource, where: str) -> None:

@@ -32,9 +32,10 @@ def ways_of(upstream: Upstream) -> tuple[Way, ...]:
         upstream,
         url=upstream.fallback_url,
         fallback_url=None,
+        fallback_warm_connections=1,
         transport="sse",
         compression="none",
-        warm_connections=min(upstream.fallback_warm_connections, upstream.max_connections),
+        warm_connections=upstream.fallback_warm_connections,
         max_connections=min(10_000, upstream.max_connections * upstream.calls_per_connection),
     )
     return own, Way(upstream.name + FALLBACK_SUFFIX, fallback)

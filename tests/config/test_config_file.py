@@ -251,6 +251,7 @@ TOP, UP, RT, TG = "", "upstream", "route", "target"
         (TOP, "[frontend]\nmax_calls_per_minute = 1.5", "frontend.max_calls_per_minute", "int"),
         (TOP, '[frontend]\nhalt_file = ""', "frontend.halt_file", "length"),
         (TOP, '[frontend]\nhalt_file = "halts/"', "frontend.halt_file", "/var/lib/sidecar/halt"),
+        (TOP, '[client]\nuser = "*"', "client", "[[client]], in two brackets"),
         (TOP, '[[client]]\nlanes = ["exit"]', "client[0]", "missing required field `user`"),
         (TOP, '[[client]]\nuser = "*"\nlanes = []', "client[0].lanes", '"research"'),
         (TOP, '[[client]]\nuser = "*"\nlanes = ["exits"]', "client[0].lanes", '"research"'),
@@ -274,7 +275,8 @@ TOP, UP, RT, TG = "", "upstream", "route", "target"
         (UP, "breaker = { consecutive_failures = 6 }", "upstream[0].retry_budget.attempts", "Raise it to 12"),
         (UP, "retry_budget = { attempts = 9 }", "upstream[0].retry_budget.attempts", "twice"),
         (UP, "retry_budget = { per_minute = 9 }", "upstream[0].retry_budget.per_minute", "per_"),
-        (UP, "breaker = 5", "upstream[0].breaker", "table"),
+        (UP, "breaker = 5", "upstream[0].breaker", "breaker = { key = value, ... }, with some of consecutive_failures"),
+        (UP, "retry_budget = 5", "upstream[0].retry_budget", "some of attempts"),
         (UP, 'adaptive_concurrency = "yes"', "upstream[0].adaptive_concurrency", "Expected `bool`"),
         (TOP, '[log]\nlevel = "loud"', "log.level", '"debug"'),
         (TOP, '[log]\ncolour = "red"', "log.colour", "Known here"),
@@ -286,6 +288,21 @@ TOP, UP, RT, TG = "", "upstream", "route", "target"
         (UP, "max_age_s = 0", "upstream[0].max_age_s", ">= 1"),
         (UP, 'compression = "gzip"', "upstream[0].compression", '"zstd-stream"'),
         (UP, 'preset = "openia"', "upstream[0].preset", '"openai"'),
+        (UP, 'preset = "antropic"', "upstream[0].preset", 'Did you mean "anthropic"?'),
+        (UP, 'preset = "mine"', "upstream[0].preset", '"llamacpp", or leave it out'),
+        (UP, 'transport = "https"', "upstream[0].transport", "the scheme of `url` says it"),
+        (UP, 'transport = "sse"', "upstream[0].transport", "contradicts the wss://"),
+        (UP, 'http_version = "3"', "upstream[0].http_version", '"1.1" or "2"'),
+        (UP, 'http_version = "2"', "upstream[0].http_version", "no HTTPS"),
+        (UP, 'fallback_url = "wss://b.example/v1"', "upstream[0].fallback_url", "an https:// URL"),
+        (UP, 'fallback_url = "http://b.example/v1"', "upstream[0].fallback_url", "in clear"),
+        (UP, "fallback_warm_connections = 2", "upstream[0].fallback_warm_connections", "no `fallback_url`"),
+        (
+            UP,
+            'fallback_url = "https://b.example/v1"\nfallback_warm_connections = 65',
+            "upstream[0].fallback_warm_connections",
+            "raise max_connections",
+        ),
         (UP, 'proxy = "socks5://p:1"', "upstream[0].proxy", "http://"),
         (UP, 'proxy = "http://u:pw@p:1"', "upstream[0].proxy", "password"),
         (UP, 'proxy = "http://p:1/path"', "upstream[0].proxy", "http://"),
@@ -350,13 +367,32 @@ def test_a_wrong_value_names_its_place_and_its_mend(tmp_path: Path, at: str, lin
 
 
 @pytest.mark.parametrize(
+    ("dialect", "more", "path", "says"),
+    [
+        ("responses", 'transport = "websocket"', "transport", 'https:// is "sse"'),
+        ("responses", 'fallback_url = "https://b.example/v1"', "fallback_url", "HTTPS already"),
+        ("responses", 'compression = "zstd-stream"', "compression", "for WebSockets"),
+        ("responses", 'headers = { x-api-key = "x" }', "headers.x-api-key", "Authorization: Bearer ..."),
+        ("messages", 'headers = { authorization = "x" }', "headers.authorization", "x-api-key: ..."),
+        ("massages", "", "dialect", 'Did you mean "messages"?'),
+    ],
+)
+def test_what_https_does_not_know(tmp_path: Path, dialect: str, more: str, path: str, says: str) -> None:
+    """Keys of the other transport are refused, and a header's mend says how this dialect's secret goes out."""
+    text = UPSTREAM.replace("wss://a.example/v1", "https://a.example/v1").replace('"responses"', f'"{dialect}"')
+    message = refusal(tmp_path, text + more + "\n" + ROUTE)
+    assert f"upstream[0].{path}: " in message
+    assert says in message
+
+
+@pytest.mark.parametrize(
     ("url", "says"),
     [
         ("ws://api.example/v1", "loopback"),
         ("ws://127.0.0.1.evil.example/", "loopback"),
         ("ws://localhost.evil.example/", "loopback"),
         ("ws://10.0.0.1/", "loopback"),
-        ("ftp://api.example/v1", "wss://"),
+        ("ftp://api.example/v1", "an https:// one"),
         ("http://api.example/v1", "loopback"),
         ("https://user@host/", "password"),
         ("https://host/?key=q7q7", "`credential`"),
