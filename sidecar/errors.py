@@ -130,7 +130,8 @@ class UpgradeRefused(UpstreamFault):
 
     def __init__(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
         self.status, self.headers, self.body = status, headers, body
-        super().__init__(f"upgrade refused with HTTP {status}")
+        redirected = ": redirects are not followed, give the URL that it leads to" if 300 <= status < 400 else ""
+        super().__init__(f"upgrade refused with HTTP {status}{redirected}")
 
 
 class ConnectionLost(UpstreamFault):

@@ -126,7 +126,7 @@ FILTER = Rule(
     kind=Kind.REJECTED, code="content_filter", retry="never", only_call=True,
     codes=("content_filter", "content_policy_violation", "content_policy_violation_error", "moderation_blocked",
            "responsible_ai_policy_violation", "invalid_prompt", "refusal", "safety"),
-    phrases=("content management policy", "contentpolicyviolation"),
+    phrases=("content management policy", "contentpolicyviolation", "content filtering policy"),
 )  # fmt: skip
 EXPIRED = Rule(
     seen="the connection's time is over, or its server goes away in good order; or the request was not looked at",

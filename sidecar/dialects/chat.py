@@ -3,7 +3,8 @@
 Of a relay's frames over a WebSocket no public description exists, so they are an assumption, stated as one: up goes the
 body of `POST /v1/chat/completions` as one text frame, with an `id` of ours beside it; down come
 `chat.completion.chunk` objects, bare, or as `{id, data: {chunk}}`, or with the `data: ` of an event stream before them,
-and perhaps `[DONE]`. Over HTTP every answer has a body of its own: no id is held against what comes in it.
+and perhaps `[DONE]`. Over HTTP every answer has a body of its own: an id is held against what comes in it only
+once two chunks in a row had the same one.
 
 `finish_reason` ends the answer. Its usage may come with it, or in a chunk after it, or never: so an answer is in
 `Ending` first, and `conclude` ends it without. What then still comes of it (usage, `[DONE]`) is known by the id of
@@ -18,9 +19,6 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-import msgspec
-
-from sidecar.dialects import options as portable
 from sidecar.dialects.base import (
     NOTHING,
     Content,
@@ -36,12 +34,10 @@ from sidecar.dialects.base import (
 from sidecar.dialects.chat_frames import (
     DONE,
     FINISHES,
-    Body,
     Choice,
     Chunk,
     Frame,
     Head,
-    Request,
     error_of,
     looks_like_chat,
     opens,
@@ -51,27 +47,12 @@ from sidecar.dialects.chat_frames import (
     read_head,
     says_error,
 )
+from sidecar.dialects.chat_request import request_bytes
 from sidecar.dialects.chat_slot import Slot
 from sidecar.dialects.dialect import Dialect
 from sidecar.dialects.facts import Owners, filtered
 from sidecar.dialects.text import REPLACEMENT, UNREADABLE, join, reread, typed
 from sidecar.errors import MalformedFrame, UpstreamError
-from sidecar.wire import ChatMessage, Options
-
-_encode = msgspec.json.Encoder().encode
-
-
-def _constants(store: bool) -> JsonObject:  # noqa: FBT001  (the key of a cache)
-    # Never kept unless asked for; not said otherwise, as many relays know no such field.
-    stored: JsonObject = {"store": True} if store else {}
-    return {"stream": True, "stream_options": {"include_usage": True}, **stored}
-
-
-@functools.lru_cache(maxsize=256)
-def _rest(options: Options, store: bool) -> bytes:  # noqa: FBT001
-    """The part of a request that is the same for every call with these options, encoded."""
-    return _encode(portable.lay(_constants(store), options, "chat"))
-
 
 # ---------------------------------------------------------------------------------------------- one connection
 
@@ -104,17 +85,7 @@ class ChatCodec:
             raise ValueError(f"slot {slot} is taken")
         serial = self._serial + 1
         name = f"s{slot}-{serial}"
-        messages = prompt.messages
-        if prompt.instructions is not None:
-            messages = (ChatMessage(role="system", content=prompt.instructions), *messages)
-        request: Request | Body = Body(model=prompt.model, messages=messages)
-        if not self._over_http:
-            request = Request(id=name, model=prompt.model, messages=messages)
-        if portable.is_plain(prompt.options):
-            frame = _encode(request)[:-1] + b"," + _rest(prompt.options, prompt.store)[1:]
-        else:  # `extra_body` may reach into any field
-            body: JsonObject = msgspec.to_builtins(request) | _constants(prompt.store)
-            frame = _encode(portable.lay(body, prompt.options, "chat"))
+        frame = request_bytes(None if self._over_http else name, prompt)
         place.reset(taken=True)
         self._serial = place.serial = serial
         place.name = name
@@ -283,7 +254,9 @@ class ChatCodec:
             if bare_end and slot.serial > 1 and (not frame.id or frame.id != slot.name):
                 raise MalformedFrame("an end that may be the last answer's")
             self._start(slot, payload, events)
-        if frame.id and slot.completion is None:
+        if frame.id and self._over_http:
+            self._hold(slot, frame.id)
+        elif frame.id and slot.completion is None:
             slot.completion = frame.id
             self._owners.declare(frame.id, slot.serial)
         if chunk.usage is not None:
@@ -299,12 +272,23 @@ class ChatCodec:
         if choice.finish_reason:
             self._end(slot, choice.finish_reason, events)
         elif not slot.discarded and not slot.half and slot.seen:
-            if self._over_http:
-                self._live.clear()  # some gateways give every chunk an id of its own
-            self._live[frame.id] = slot
+            if slot.held or not (frame.id and self._over_http):
+                self._live[frame.id] = slot
         else:
             self._quiet(slot)
         return tuple(events)
+
+    def _hold(self, slot: Slot, name: str) -> None:
+        """Over HTTP: hold a chunk's id to be this answer's, or raise, once two chunks have agreed.
+
+        An answer is alone on its stream, but what stands between may mix up two. Some gateways give every chunk an id
+        of its own; they are believed.
+        """
+        if slot.held and name != slot.completion:
+            raise MalformedFrame("a chunk of another answer")
+        slot.held = name == slot.completion
+        slot.completion = name
+        self._owners.declare(name, slot.serial)
 
     def _start(self, slot: Slot, payload: bytes | memoryview, events: list[Event]) -> None:
         head = typed(read_head, payload, "a chunk")

@@ -1,4 +1,4 @@
-"""What a chat relay is sent, and what it sends: each struct names the fields we read, all else is skipped."""
+"""What a chat relay sends: each struct names the fields we read, all else is skipped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sidecar.dialects.base import JsonObject
 from sidecar.dialects.facts import CachedTokens, ErrorBody, ErrorFrame, ReasoningTokens, Tokens, upstream_error
 from sidecar.dialects.text import typed
 from sidecar.errors import UpstreamError
-from sidecar.wire import ChatMessage, Finish, Usage
+from sidecar.wire import Finish, Usage
 
 #: The end of an event stream, as text: it may stand in an envelope, too.
 DONE: Final = "[DONE]"
@@ -22,21 +22,6 @@ FINISHES: Final[dict[str, Finish]] = {
     "tool_calls": "tool_calls",
     "function_call": "tool_calls",
 }
-
-
-class Request(Struct, frozen=True, kw_only=True):
-    """What differs from call to call in a request; the rest is said after it."""
-
-    id: str
-    model: str
-    messages: tuple[ChatMessage, ...]
-
-
-class Body(Struct, frozen=True, kw_only=True):
-    """The same over HTTP: nothing to tell apart by an `id`."""
-
-    model: str
-    messages: tuple[ChatMessage, ...]
 
 
 class Counts(Struct, frozen=True):

@@ -8,12 +8,13 @@ from sidecar.wire import Finish, Usage
 class Slot:
     """The place of one call.
 
-    `name` is the id we gave it, `completion` the one its frames go by, `request_id` the upstream's own.
+    `name` is the id we gave it, `completion` the one its frames go by, `request_id` the upstream's own. `held`: over
+    HTTP, two chunks in a row went by the same id, so those that go by another are not this answer's.
     """
 
     __slots__ = (
-        "completion", "discarded", "finish", "half", "index", "model", "name", "refusal", "request_id", "seen",
-        "serial", "started", "taken", "usage",
+        "completion", "discarded", "finish", "half", "held", "index", "model", "name", "refusal", "request_id",
+        "seen", "serial", "started", "taken", "usage",
     )  # fmt: skip
 
     def __init__(self, index: int) -> None:
@@ -24,6 +25,7 @@ class Slot:
         """Free, or with a call of which nothing is known yet."""
         self.taken, self.discarded, self.started, self.seen = taken, False, False, False
         self.completion: str | None = None
+        self.held = False
         self.request_id: str | None = None
         self.model: str | None = None
         self.usage: Usage | None = None

@@ -102,13 +102,18 @@ def http_error(status: int, headers: dict[str, str], body: bytes) -> UpstreamErr
         code = NO_SUCH_PATH
     wait = retry_after_of(headers)
     return UpstreamError(
-        message or _word(detail) or f"HTTP {status}",
+        message or _word(detail) or _unexplained(status),
         code=_code(code, type_, message),
         type=type_ or _inner(error.get("innererror")),
         status=status,
         retry_after=wait if wait is not None else seconds(_number(error.get("retry_after"))),
         should_retry=should_retry(headers),
     )
+
+
+def _unexplained(status: int) -> str:
+    redirected = 300 <= status < 400
+    return f"HTTP {status}" + (": redirects are not followed, give the URL that it leads to" if redirected else "")
 
 
 def filtered(reason: str) -> UpstreamError:

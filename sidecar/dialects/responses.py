@@ -232,7 +232,7 @@ class ResponsesCodec:
         if self._announces and not slot.announced:
             raise MalformedFrame("content before its response.created")
         item = frame.item_id
-        if item and not self._over_http:
+        if item:
             self._own(slot, item)
         slot.seen = True
         text, slot.half = join(slot.half, delta)
@@ -244,13 +244,14 @@ class ResponsesCodec:
 
         It is when it was added, or when it is the first and nobody else's. Once text has come, another item must have
         been added; and a server of which the first item was not among those added may not come back to them.
+        Over HTTP an answer is alone on its stream: a server that has added no item may name each delta as it likes.
         """
         if item in slot.declared:
             if slot.first is not None and slot.first not in slot.declared:
                 raise MalformedFrame("content of two answers")
             return
         owner = self._owners.of(item)
-        if owner == slot.serial:
+        if owner == slot.serial or (self._over_http and not slot.declared):
             return
         if owner is not None or (slot.seen and not slot.loose):
             raise MalformedFrame("content of another answer")

@@ -21,6 +21,8 @@ from sidecar.service.routes import RouteRuntime, TargetRuntime
 from sidecar.wire import Lane
 
 _NONE: Final[frozenset[int]] = frozenset()
+#: Characters of what is said of connects that failed, in one call's message.
+_LONGEST_REASON: Final = 400
 #: Seconds that a call may wait, on receipt too, for a trial that is kept for a lower lane for a moment.
 _A_MOMENT: Final = 2 * max(PATIENCE.values())
 
@@ -226,6 +228,13 @@ def _nobody(call: Seeker, prospects: _Prospects, now: float) -> None:
     else:
         call.fail(
             "no_connection",
-            "no connection to any target is due before the deadline",
+            f"no connection to any target is due before the deadline{_why_none(call)}",
             retry_after=max(0.0, connects_at - now) if connects_at < math.inf else 1.0,
         )
+
+
+def _why_none(call: Seeker) -> str:
+    """What was last said of each way, in the words of every bot's report."""
+    errors = {target.pool.name: target.pool.last_error for target in call.route.targets}
+    said = [f"{name}: {error}" for name, error in errors.items() if error]
+    return f" ({'; '.join(said)[:_LONGEST_REASON]})" if said else ""

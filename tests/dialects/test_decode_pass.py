@@ -154,6 +154,8 @@ def test_text_before_a_bad_frame_stands(dialect: str, slots: int) -> None:
     if dialect == "messages":
         codec.decode(b'{"type":"message_start","message":{}}')
     delta = DELTAS[dialect]
+    if (dialect, slots) == ("chat", 0):
+        codec.decode(delta)  # over HTTP a second chunk has to agree with the first before it is believed blindly
     texts: list[list[str]] = [[]]
     payloads = iter([delta, delta, delta, b"{"])
     first = codec.decode_pass(payloads, texts)

@@ -95,6 +95,7 @@ SHAPES: list[tuple[str, int, Any, tuple[str, str, bool]]] = [
         ),
         CONTEXT,
     ),
+    ("anthropic filter", 400, anthropic("invalid_request_error", "Output blocked by content filtering policy"), FILTER),
     ("anthropic invalid", 400, anthropic("invalid_request_error", "max_tokens: Field"), REFUSED),
     ("anthropic internal", 500, anthropic("api_error", "Internal server error"), FAILED),
     ("anthropic timeout", 504, anthropic("timeout_error", "Request timed out"), FAILED),
@@ -304,6 +305,7 @@ def test_every_shape_means_what_it_should(status: int, body: Any, meant: tuple[s
     error = read(status, body)
     outcome = classify(error)
     assert meaning(outcome) == meant
+    assert ("redirects are not followed" in outcome.message) == (300 <= status < 400)
     assert outcome.upstream_status == error.status == status
     assert outcome.message == error.message
 

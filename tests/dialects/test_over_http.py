@@ -1,8 +1,9 @@
-"""Over HTTP an answer has a body of its own: other requests, the same events, and no id held against them."""
+"""Over HTTP an answer has a body of its own: other requests, the same events, and ids that prove less."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,6 +30,11 @@ def started(dialect: str) -> Codec:
 def say(codec: Codec, **fields: Any) -> list[Event]:
     """The data of one event."""
     return list(codec.decode(json.dumps(fields).encode()))
+
+
+def events_of(codec: Codec, payloads: Iterator[bytes]) -> list[Event]:
+    """The events of all of them."""
+    return [event for payload in payloads for event in codec.decode(payload)]
 
 
 def chunk(text: str | None = None, *, finish: str | None = None, **fields: Any) -> dict[str, Any]:
@@ -121,18 +127,65 @@ def test_a_codec_over_http_has_one_slot_and_one_answer_at_a_time(dialect: str) -
 
 
 def test_chat_chunks_with_an_id_each_are_one_answer() -> None:
-    """Gateways make up ids; in a body of its own nothing can be another answer's."""
+    """Gateways make up ids: where no two agree, none is held against any."""
     codec = started("chat")
     events: list[Event] = []
     for number, piece in enumerate(("HO", "LD", "\ud83d", "\ude80", " now", " and", " then")):
         events += say(codec, **chunk(piece, id=f"c{number}"))
     assert text_of(events) == "HOLD\U0001f680 now and then"
-    assert len(codec._live) == 1  # type: ignore[attr-defined]
+    assert not codec._live, "nor is any kept"  # type: ignore[attr-defined]
     assert say(codec, **chunk(finish="stop", id="c8")) == [Ending(0)]
     [event] = say(codec, id="c9", choices=[], usage={"prompt_tokens": 3, "completion_tokens": 4})
     assert isinstance(event, Finished)
     assert event.upstream_request_id == "c0"
     assert event.usage == Usage(input_tokens=3, output_tokens=4)
+
+
+@pytest.mark.parametrize("role", [True, False])
+@pytest.mark.parametrize("foreign", [chunk("SELL", id="c2"), chunk(finish="stop", id="c2")], ids=["text", "end"])
+def test_a_chunk_of_another_chat_answer_is_malformed(role: bool, foreign: dict[str, Any]) -> None:
+    """Once two chunks agree, what goes by another id is not this answer's: two streams were mixed up on the way."""
+    codec = started("chat")
+    events = say(codec, **chunk("", id="c1")) if role else []
+    for piece in ("H", "O", "L"):
+        events += say(codec, **chunk(piece, id="c1"))
+    assert text_of(events) == "HOL"
+    with pytest.raises(MalformedFrame, match="another answer"):
+        say(codec, **foreign)
+
+
+def test_a_chat_chunk_without_an_id_is_this_answers() -> None:
+    """Azure's first and last, for example."""
+    codec = started("chat")
+    events = say(codec, **chunk("", id=""))
+    for piece in ("HO", "LD"):
+        events += say(codec, **chunk(piece, id="c1"))
+    events += say(codec, **chunk(" now", id=""))
+    assert text_of(events) == "HOLD now"
+    assert say(codec, **chunk(finish="stop", id="")) == [Ending(0)]
+
+
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_a_delta_of_an_item_that_was_not_added_is_malformed(at: int) -> None:
+    """Of a server that adds its items: before them, between them and behind them, it is of another answer."""
+    codec = started("responses")
+    say(codec, type="response.created", response={"id": "r1"})
+    say(codec, type="response.output_item.added", item={"type": "message", "id": "i1"})
+    deltas = [{"type": "response.output_text.delta", "delta": piece, "item_id": "i1"} for piece in ("H", "O", "L")]
+    deltas.insert(at, {"type": "response.output_text.delta", "delta": "SELL", "item_id": "i9"})
+    payloads = iter([json.dumps(delta).encode() for delta in deltas])
+    with pytest.raises(MalformedFrame, match="answer"):
+        events_of(codec, payloads)
+
+
+def test_a_gateway_that_renames_its_items_is_believed() -> None:
+    """It adds one, and names others in every delta: a known fault of gateways that translate."""
+    codec = started("responses")
+    say(codec, type="response.output_item.added", item={"type": "message", "id": "i1"})
+    events: list[Event] = []
+    for number, piece in enumerate(("HO", "LD", " now")):
+        events += say(codec, type="response.output_text.delta", delta=piece, item_id=f"x{number}")
+    assert text_of(events) == "HOLD now"
 
 
 def test_after_the_end_of_a_chat_answer_only_more_text_is_malformed() -> None:
