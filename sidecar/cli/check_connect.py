@@ -12,24 +12,20 @@ import msgspec
 import trio
 from msgspec import Struct
 
+from sidecar.cli.check_http import ask_for_nothing
 from sidecar.config import Config, Upstream
 from sidecar.config.ways import ways_of
 from sidecar.core.classifier import classify
 from sidecar.credentials import CredentialReader
 from sidecar.dialects import DIALECTS
 from sidecar.errors import ConnectFailed, CredentialError, UpgradeRefused, UpstreamFault
-from sidecar.transport.dial import dial, make_tls_context, parse_url
-from sidecar.transport.headers import check_headers
-from sidecar.transport.http1 import read_head
+from sidecar.transport.dial import dial, parse_url, tls_context_of
 from sidecar.transport.pump import Pump
 from sidecar.transport.tls import TlsStream
 from sidecar.transport.websocket import open_websocket
 
 #: Some services take the upgrade and refuse the credential by a close frame right after it, seconds.
 REFUSAL_GRACE: Final = 0.3
-
-#: Of the three dialects.
-_ENDPOINTS: Final = ("/chat/completions", "/responses", "/messages")
 
 Tell = Callable[[str], None]
 
@@ -93,7 +89,7 @@ async def check_one(
 ) -> Report:
     """Credential, name, TCP (or proxy), TLS, upgrade, was the credential taken? A fault is in the report.
 
-    Over HTTPS there is no upgrade: the list of models is asked for instead (`models_of`).
+    Over HTTPS there is no upgrade: an empty request is sent instead (`check_http`).
     """
     steps = _Steps(Report(upstream=name or upstream.name), tell)
     dialect = DIALECTS[upstream.dialect]
@@ -152,41 +148,20 @@ async def check_one(
 
 
 async def _check_http(upstream: Upstream, steps: _Steps, headers: list[tuple[bytes, bytes]]) -> None:
-    """TCP and TLS, then the list of models, which costs nothing: is the credential taken?"""
-    address = parse_url(upstream.url)
+    """TCP and TLS as the daemon's, then an empty request: see `check_http`."""
+
+    def opened(version: str) -> None:
+        steps.done("opened", version)
+
     try:
-        check_headers(headers)
-        stream = await _dial(upstream, steps)
+        verdict = await ask_for_nothing(upstream, partial(_dial, upstream, steps), headers, opened)
     except ConnectFailed as fault:
         steps.failed(fault.stage, str(fault), _status_of(fault))
         return
-    async with stream:
-        lines = [f"GET {models_of(address.resource)} HTTP/1.1".encode(), b"Host: " + address.host_header.encode()]
-        lines += [b"%b: %b" % pair for pair in headers] + [b"Connection: close", b"", b""]
-        status = 0
-        with trio.move_on_after(upstream.upgrade_timeout_s):
-            try:
-                await stream.send_all(b"\r\n".join(lines))
-                status, _, _ = await read_head(partial(stream.receive_some, 65_536), "upgrade")
-            except (ConnectFailed, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                steps.failed("request", str(error) or "connection reset", 69)
-                return
-    if status in (401, 403):
-        steps.failed("authenticated", f"HTTP {status}", 77)
-    elif status == 0:
-        steps.failed("request", f"no answer in {upstream.upgrade_timeout_s:g} s", 69)
-    elif status >= 500:
-        steps.failed("request", f"HTTP {status}", 69)
+    if verdict.status:
+        steps.failed(verdict.name, verdict.detail, verdict.status)
     else:
-        # A service without such a list says 404 or 405: it answers, and nothing is known of the credential.
-        steps.done("authenticated", "nothing refused" if status == 200 else f"cannot be told (HTTP {status})")
-
-
-def models_of(resource: str) -> str:
-    """Where the services list their models: ``/v1/models`` beside ``/v1/responses``; the query stays (Azure's)."""
-    path, mark, query = resource.partition("?")
-    base = next((path.removesuffix(end) for end in _ENDPOINTS if path.endswith(end)), path.rpartition("/")[0])
-    return f"{base}/models{mark}{query}"
+        steps.done(verdict.name, verdict.detail)
 
 
 def _nothing() -> None:
@@ -218,7 +193,9 @@ async def _dial(upstream: Upstream, steps: _Steps) -> trio.abc.Stream:
     if not address.secure:
         return stream
     try:
-        secured = TlsStream(stream, make_tls_context(upstream.tls), address.host)
+        context = tls_context_of(upstream)
+        assert context is not None
+        secured = TlsStream(stream, context, address.host)
         with trio.fail_after(upstream.tls_timeout_s):
             await secured.handshake()
     except trio.TooSlowError:
@@ -232,5 +209,5 @@ async def _dial(upstream: Upstream, steps: _Steps) -> trio.abc.Stream:
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
-    steps.done("tls")
+    steps.done("tls", secured.alpn or "")
     return secured

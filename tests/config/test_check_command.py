@@ -14,6 +14,7 @@ import trustme
 from sidecar.cli import check
 from sidecar.cli.check_connect import check_one
 from sidecar.config import CredentialSource, Tls, Upstream
+from tests.simulator.harness import relaying
 
 CANARY = "sk-proj-CANARY0123456789abcdef"
 ROUTE = '[[route]]\nname = "default"\ntargets = [ { upstream = "a", model = "m" } ]\n'
@@ -43,7 +44,8 @@ async def serve(
             seen.append(request)
             if answer is None:
                 await trio.sleep_forever()
-            await stream.send_all((answer or b"").replace(b"ACCEPT", _accept_for(request)) + after)
+            upgraded = answer.replace(b"ACCEPT", _accept_for(request)) if b"ACCEPT" in answer else answer
+            await stream.send_all(upgraded + after)
             while await stream.receive_some(4096):
                 pass
         except (trio.BrokenResourceError, ssl.SSLError):
@@ -119,6 +121,71 @@ async def test_a_refusal_has_a_step_and_a_status(
     assert (report.status, report.failed) == (status, failed)
     assert report.error
     assert CANARY not in report.error
+
+
+def over_http(port: int, path: str, **more: object) -> Upstream:
+    """The same over HTTP; the dialect is the path's last word."""
+    dialect = {"completions": "chat"}.get(path.rpartition("/")[2], path.rpartition("/")[2])
+    fields: dict[str, object] = {"credential": CredentialSource(env="KEY"), "upgrade_timeout_s": 1, **more}
+    return Upstream(name="a", url=f"http://127.0.0.1:{port}{path}", dialect=dialect, transport="sse", **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("version", ["1.1", "2"])
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions", "/v1/messages"])
+async def test_over_https_the_key_is_told_by_an_empty_request(path: str, version: str) -> None:
+    """In the version that calls will use, and at their path: a good key is taken, another one is 77."""
+    async with relaying(keys=("good",)) as relay:
+        good = await check_one(over_http(relay.port, path, http_version=version), environ={"KEY": "good"})
+        bad = await check_one(over_http(relay.port, path, http_version=version), environ={"KEY": CANARY})
+        assert relay.counters.calls_started == 0
+    assert (good.status, good.failed) == (0, None)
+    assert [step.name for step in good.steps][-2:] == ["opened", "authenticated"]
+    assert good.steps[-2].detail == f"HTTP/{version}"
+    assert (bad.status, bad.failed) == (77, "authenticated")
+    assert CANARY not in (bad.error or "")
+
+
+@pytest.mark.parametrize(
+    ("scenario", "status", "failed", "says"),
+    [
+        ("handshake_301", 69, "request", "redirects are not followed"),
+        ("http_429", 69, "request", "HTTP 429"),
+        ("http_503", 69, "request", "HTTP 503"),
+        ("html", 69, "request", "HTTP 502"),
+        ("http_403", 77, "authenticated", "HTTP 403"),
+        ("handshake_silent", 69, "request", "no answer in 1 s"),
+        ("handshake_reset", 69, "request", "reset"),
+        ("handshake_eof", 69, "request", "lost"),
+        ("handshake_garbage", 69, "request", ""),
+    ],
+)
+async def test_what_befalls_a_request_over_https(scenario: str, status: int, failed: str, says: str) -> None:
+    """Each has its step, its status and its word, and ends by itself."""
+    async with relaying(scenario, keys=("good",)) as relay:
+        with trio.fail_after(10):
+            report = await check_one(over_http(relay.port, "/v1/responses"), environ={"KEY": "good"})
+    assert (report.status, report.failed) == (status, failed)
+    assert says in (report.error or "")
+
+
+async def test_a_path_where_nothing_is() -> None:
+    """An upstream whose URL has the wrong path is not taken for one that works."""
+    async with relaying() as relay:
+        url = f"http://127.0.0.1:{relay.port}/v1/nowhere"
+        wrong = Upstream(name="a", url=url, dialect="responses", transport="sse")
+        report = await check_one(wrong, environ={})
+    assert (report.status, report.failed) == (69, "request")
+    assert "/v1/nowhere; is the URL right?" in (report.error or "")
+
+
+async def test_what_an_answer_cannot_tell(nursery: trio.Nursery) -> None:
+    """A service that answers an empty request, or fails over it, is there, and its step is not called authenticated."""
+    for answer in (b"200 OK\r\nContent-Type: application/json", b"500 Oops"):
+        port, seen = await serve(nursery, b"HTTP/1.1 " + answer + b"\r\nContent-Length: 0\r\n\r\n")
+        report = await check_one(over_http(port, "/v1/responses"), environ={"KEY": CANARY})
+        assert (report.status, report.steps[-1].name) == (0, "answered")
+        assert "cannot be told" in report.steps[-1].detail
+        assert seen[0].startswith(b"POST /v1/responses HTTP/1.1\r\n")
 
 
 async def test_nobody_there_and_no_such_name() -> None:
