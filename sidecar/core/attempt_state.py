@@ -1,10 +1,8 @@
-"""What a call knows of its attempts, and of targets where it lost one. Data only: `call.Call` moves it."""
+"""What a call knows of one attempt. Data only: `call.Call` moves it."""
 
 from __future__ import annotations
 
 import math
-
-from msgspec import Struct
 
 
 class AttemptState:
@@ -37,18 +35,3 @@ class AttemptState:
 
     def __repr__(self) -> str:
         return f"<attempt {self.number} target={self.target} content={self.first_content_at is not None}>"
-
-
-class Loss(Struct):
-    """What became of a target in this call: how often it was lost, and when it may be asked again.
-
-    Never (inf): it refused, or stayed silent beyond the first-delta clock.
-    """
-
-    count: int = 0
-    not_before: float = 0.0
-    #: the last time because it had too much to do; because the credential is to wait
-    overload: bool = False
-    paced: bool = False
-    #: its first-delta clock fell due: it is not asked again by this call, whatever becomes of this attempt or another
-    silent: bool = False

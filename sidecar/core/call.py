@@ -26,17 +26,15 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from sidecar.core.attempt_state import AttemptState, Loss
-from sidecar.core.backoff import call_backoff
-from sidecar.core.outcome import DEADLINE, Kind, Outcome, deadline
+from sidecar.core.attempt_state import AttemptState
+from sidecar.core.losses import Losses
+from sidecar.core.outcome import DEADLINE, Outcome, deadline
 from sidecar.core.transitions import IllegalTransition
 from sidecar.core.verdict import Due, End, Seek, Verdict, Wait
 from sidecar.wire import Phase
 
 #: Wire attempts per call, the first included, unless the route says otherwise (Google SRE: at most three).
 MAX_ATTEMPTS: Final = 3
-#: Attempts that a retry at an upstream counts for which has just refused this call for having too much to do.
-OVERLOADED_PRICE: Final = 3.0
 #: While an untried target is left, the first-delta clock runs for at most this share of what remains.
 FIRST_DELTA_SHARE: Final = 0.6
 
@@ -69,6 +67,7 @@ class Call:
 
     Args:
         order: the targets of its route (indices), those to be asked first first.
+        services: by target: two with the same number are two ways to one service and model (`losses`).
         deadline: instant by which the terminal is sent.
         first_delta_timeout, idle_timeout: seconds.
         restart: `on_lost: "restart"` was asked for.
@@ -86,6 +85,7 @@ class Call:
         "_order",
         "_restart",
         "_seek_at",
+        "_services",
         "_twice",
         "attempts",
         "deadline",
@@ -100,6 +100,7 @@ class Call:
         self,
         *,
         order: Sequence[int],
+        services: Sequence[int],
         deadline: float,
         first_delta_timeout: float,
         idle_timeout: float,
@@ -119,7 +120,7 @@ class Call:
         self.first_outcome: Outcome | None = None
         #: an attempt is wanted (the first, a retry, or a backup while others run)
         self.seeking = False
-        self._order = order
+        self._order, self._services = order, services
         self._max_attempts = max_attempts
         #: the backup that is wanted may go to a target that is being asked already, on another connection
         self._twice = False
@@ -127,7 +128,7 @@ class Call:
         self._idle_timeout = idle_timeout
         self._restart = restart
         self._jitter = jitter
-        self._losses: dict[int, Loss] = {}
+        self._losses: Losses | None = None
         self._seek_at = math.inf
         #: the phase in which the last attempt was lost, until the call waits for something else
         self._lost_in: Phase | None = None
@@ -158,8 +159,9 @@ class Call:
         self._seek_at = math.inf
         self._lost_in = None
         self.made += 1
+        first = self._losses is None and not self.attempts
         wait = self._first_delta_timeout
-        if len(self._order) > 1 and self._untried(exclude=target) and self.made < self._max_attempts:
+        if len(self._order) > 1 and self.made < self._max_attempts and (first or self._untried(target)):
             wait = min(wait, FIRST_DELTA_SHARE * (self.deadline - now))
         attempt = AttemptState(self.made, target, now, now + wait)
         if not self.attempts:
@@ -206,7 +208,6 @@ class Call:
         *,
         committed: bool,
         usual: float = 0.0,
-        same: Sequence[int] = (),
     ) -> Verdict:
         """An attempt failed.
 
@@ -216,7 +217,6 @@ class Call:
             now: the instant.
             committed: a delta of this call was forwarded to the bot.
             usual: seconds that the target usually needs to its first delta: a retry that cannot make it is not tried.
-            same: targets that are the same service and model another way: what it refuses here, it refuses there.
         """
         if attempt not in self.attempts:
             raise IllegalTransition(f"{self!r}: loss of {attempt!r}")
@@ -228,18 +228,11 @@ class Call:
             self.winner = None
             if committed and not self._restart:
                 return End(outcome)
-        loss = self._losses.setdefault(attempt.target, Loss())
-        loss.count += 1
-        loss.overload, loss.paced = outcome.overload, outcome.throttles
-        if not loss.silent:
-            loss.not_before = self._again_at(loss.count, outcome, now, usual)
-        if outcome.kind is Kind.REJECTED and not outcome.credential_refused:
-            for target in same:
-                other = self._losses.setdefault(target, Loss())
-                other.not_before, other.silent = math.inf, True
+        losses = self._had_losses()
+        losses.lost(attempt.target, outcome, now, usual)
         if outcome.retry == "never":
             return End(self.first_outcome) if not self.attempts else Wait()
-        if self.made >= self._max_attempts or not self._any_candidate():
+        if self.made >= self._max_attempts or not (self._untried() or losses.may_be_asked_again()):
             return End(self.first_outcome) if not self.attempts else Wait()
         if self.attempts:
             # A backup is still running. Start another only if it is wanted by its own clock.
@@ -281,37 +274,27 @@ class Call:
 
         Beside a running attempt: targets that this call has not tried; for a backup, then the running one's.
         """
-        if not self._losses and not self.attempts:
+        if self._losses is None and not self.attempts:
             return self._order
-        running = [attempt.target for attempt in self.attempts]
-        untried = [t for t in self._order if t not in self._losses and t not in running]
-        if running:
-            return untried + [t for t in dict.fromkeys(running) if t not in self._losses] if self._twice else untried
-        return untried + [t for t in self._order if t in self._losses and self._losses[t].not_before <= now]
+        return self._had_losses().candidates([attempt.target for attempt in self.attempts], now, twice=self._twice)
 
     def retry_is_due_later(self, now: float) -> bool:
         """A lost target's backoff ends before the deadline: worth waiting for."""
-        return any(now < loss.not_before < self.deadline for loss in self._losses.values())
-
-    def tried(self, target: int) -> bool:
-        """Whether an attempt of this call on `target` was lost."""
-        return target in self._losses
+        return self._losses is not None and self._losses.is_due_later(now)
 
     def lift(self, target: int, now: float) -> None:
         """The credential of `target` need wait no longer: nor does this call, if that was why it waited."""
-        loss = self._losses.get(target)
-        if loss is not None and loss.paced and not loss.silent:
-            loss.not_before = min(loss.not_before, now)
+        if self._losses is not None:
+            self._losses.lift(target, now)
 
     def price(self, target: int) -> float:
         """What a further attempt on `target` costs of its budget: more where it has said that it is overloaded."""
-        loss = self._losses.get(target)
-        return OVERLOADED_PRICE if loss is not None and loss.overload else 1.0
+        return 1.0 if self._losses is None else self._losses.price(target)
 
     def park(self, until: float, now: float) -> None:
         """Nothing can be had before `until` unless somebody says so earlier: wake then to seek again."""
         # A retry whose time has come waits for a connection, not for time: it must not wake the call over and over.
-        instants = [until, *(loss.not_before for loss in self._losses.values())]
+        instants = [until, *(() if self._losses is None else self._losses.instants())]
         self._seek_at = min((at for at in instants if at > now), default=math.inf)
         self._lost_in = None
 
@@ -356,8 +339,7 @@ class Call:
             elif now >= attempt.first_delta_at:
                 attempt.first_delta_at = math.inf
                 attempt.overtaken = True
-                loss = self._losses.setdefault(attempt.target, Loss())
-                loss.not_before, loss.silent = math.inf, True
+                self._had_losses().silent(attempt.target)
                 return Due("first_delta", attempt)
         if now >= self._seek_at:
             self._seek_at = math.inf
@@ -390,14 +372,11 @@ class Call:
         self.attempts = [attempt]
         return losers
 
-    def _untried(self, *, exclude: int = -1) -> bool:
-        running = {attempt.target for attempt in self.attempts}
-        return any(t not in self._losses and t not in running and t != exclude for t in self._order)
+    def _had_losses(self) -> Losses:
+        if self._losses is None:
+            self._losses = Losses(self._order, self._services, self.deadline, self._jitter)
+        return self._losses
 
-    def _any_candidate(self) -> bool:
-        return self._untried() or any(loss.not_before < self.deadline for loss in self._losses.values())
-
-    def _again_at(self, count: int, outcome: Outcome, now: float, usual: float) -> float:
-        """When a lost target may be asked again by this call; inf when never."""
-        at = now + call_backoff(count, outcome, self.deadline - now, self._jitter)
-        return at if at + usual < self.deadline else math.inf
+    def _untried(self, *besides: int) -> bool:
+        """Some target was not asked, `besides` and those that are being asked not counted."""
+        return bool(self._had_losses().untried([*besides, *(attempt.target for attempt in self.attempts)]))

@@ -32,7 +32,7 @@ class Rule(Struct, frozen=True, kw_only=True):
     `codes` are the upstream's codes and types in snake case, `generic` types that say less than a status does,
     `statuses` HTTP statuses, `closes` WebSocket close codes, `phrases` parts of a message (lower case), looked at
     only when code and status leave no more than "refused" or "throttled". `only_call`: it is about the call itself,
-    thus cannot be meant when an upgrade is refused.
+    thus cannot be meant when an upgrade is refused. `way`: see `Outcome.by_way`.
     """
 
     seen: str
@@ -43,6 +43,7 @@ class Rule(Struct, frozen=True, kw_only=True):
     credential: bool = False
     overload: bool = False
     throttles: bool = False
+    way: bool = False
     retryable: bool = False
     retire: bool = False
     only_call: bool = False
@@ -55,7 +56,7 @@ class Rule(Struct, frozen=True, kw_only=True):
 
 CONNECT = Rule(
     seen="no connection (name, TCP, proxy, TLS, upgrade, or the cap of that step)",
-    kind=Kind.FAILURE, code="no_connection", retry="backoff", counted=True, retryable=True, retire=True,
+    kind=Kind.FAILURE, code="no_connection", retry="backoff", counted=True, retryable=True, way=True, retire=True,
 )  # fmt: skip
 CREDENTIAL = Rule(
     seen="our credential cannot be read",
@@ -65,7 +66,7 @@ WRONG_DOOR = Rule(
     # An upgrade carries no call: whatever is wrong, it is not the call, so another target may well answer.
     # Over HTTP, who says "not found" in no dialect's words does not know the path, whatever was asked.
     seen="upgrade refused with any other status (redirects are not followed), or a path that nobody serves",
-    kind=Kind.FAILURE, code="upstream_refused", retry="next_target", counted=True, retire=True,
+    kind=Kind.FAILURE, code="upstream_refused", retry="next_target", counted=True, way=True, retire=True,
     codes=(NO_SUCH_PATH,),
 )  # fmt: skip
 AUTH = Rule(
@@ -164,12 +165,12 @@ FAILED = Rule(
 )  # fmt: skip
 LOST = Rule(
     seen="cut: EOF, reset, silence, or closed without an end of the answer",
-    kind=Kind.FAILURE, code="upstream_lost", retry="backoff", counted=True, retryable=True, retire=True,
+    kind=Kind.FAILURE, code="upstream_lost", retry="backoff", counted=True, retryable=True, way=True, retire=True,
     closes=(1000, 1002, 1003, 1005, 1006, 1007, 1010, 1015),
 )  # fmt: skip
 MALFORMED = Rule(
     seen="malformed frame",
-    kind=Kind.FAILURE, code="upstream_lost", retry="backoff", counted=True, retryable=True, retire=True,
+    kind=Kind.FAILURE, code="upstream_lost", retry="backoff", counted=True, retryable=True, way=True, retire=True,
 )  # fmt: skip
 OURS = Rule(
     seen="we closed the connection ourselves",
@@ -243,6 +244,7 @@ def _outcome(
         # A gateway may name the cause of its 503 ("bad_gateway"): it still is one.
         overload=rule.overload or (rule is FAILED and status in OVERLOADED.statuses),
         throttles=rule.throttles,
+        by_way=rule.way,
         retryable=rule.retryable,
         upstream_status=status,
         upstream_code=code[:128] if code else None,

@@ -133,6 +133,7 @@ class Dispatcher:
             return self._turn_away(call, peer, "overloaded", problem, self._admission.retry_after())
         policy = CallPolicy(
             order=route.order(now, lane),
+            services=route.services,
             # One microsecond on the safe side of two roundings: a deadline is never early.
             deadline=now + (deadline_mono_us - mono_now + 1) / 1e6,
             first_delta_timeout=(call.first_delta_timeout_ms or config.first_delta_timeout_ms) / 1000,

@@ -123,10 +123,10 @@ class RouteRuntime:
         "_order_until",
         "_patience",
         "_preference",
-        "_same",
         "budgets",
         "config",
         "name",
+        "services",
         "targets",
     )  # fmt: skip
 
@@ -140,7 +140,8 @@ class RouteRuntime:
         self._backup_lanes = frozenset(config.backup_lanes)
         self._natural = tuple(range(len(targets)))
         self._preference = Preference(len(targets), ramp=config.return_ramp_s, jitter=jitter)
-        self._same = tuple(_same_service(targets, index) for index in self._natural)
+        #: by target: the same number for each way to one upstream and model
+        self.services = _services(targets)
         self._jitter = jitter
         self._patience = config.first_delta_timeout_ms / 1000
         self._order_until = self._best_until = self._measured_at = -math.inf
@@ -170,10 +171,6 @@ class RouteRuntime:
         for trial in trials:
             others.insert(next((at for at, i in enumerate(others) if i > trial), len(others)), trial)
         return others
-
-    def same_as(self, index: int) -> tuple[int, ...]:
-        """The targets that are the same upstream and model as target `index`, another way."""
-        return self._same[index]
 
     def at_best(self, now: float) -> float:
         """Seconds that the quickest of the targets in question needs to its first delta at best; 0 while unknown."""
@@ -231,10 +228,6 @@ class RouteRuntime:
         return options
 
 
-def _same_service(targets: Sequence[TargetRuntime], index: int) -> tuple[int, ...]:
-    one = targets[index]
-    return tuple(
-        other
-        for other, target in enumerate(targets)
-        if other != index and target.model == one.model and target.pool.upstream.name == one.pool.upstream.name
-    )
+def _services(targets: Sequence[TargetRuntime]) -> tuple[int, ...]:
+    names = [(target.pool.upstream.name, target.model) for target in targets]
+    return tuple(names.index(name) for name in names)

@@ -325,8 +325,7 @@ class RunningCall:
         self.desk.record(attempt, outcome, now)
         committed = self.stream and self.reply.committed
         usual = attempt.target.times.at_best(now)
-        same = self.route.same_as(attempt.state.target)
-        verdict = self.policy.lost(attempt.state, outcome, now, committed=committed, usual=usual, same=same)
+        verdict = self.policy.lost(attempt.state, outcome, now, committed=committed, usual=usual)
         if isinstance(verdict, End):
             self._stop_attempts(CANCELLED)
             # What is told is one attempt's story: the one whose failure becomes the call's.

@@ -12,9 +12,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from msgspec import structs
 
 from sidecar.core.attempt_state import AttemptState
-from sidecar.core.call import FIRST_DELTA_SHARE, MAX_ATTEMPTS, OVERLOADED_PRICE, Call, State
+from sidecar.core.call import FIRST_DELTA_SHARE, MAX_ATTEMPTS, Call, State
 from sidecar.core.classifier import classify
-from sidecar.core.outcome import CANCELLED, DEADLINE, DEADLINE_COUNTED, FIRST_DELTA_TIMEOUT, IDLE_TIMEOUT, Outcome
+from sidecar.core.losses import OVERLOADED_PRICE
+from sidecar.core.outcome import (
+    CANCELLED,
+    DEADLINE,
+    DEADLINE_COUNTED,
+    FIRST_DELTA_TIMEOUT,
+    IDLE_TIMEOUT,
+    Kind,
+    Outcome,
+)
 from sidecar.core.transitions import IllegalTransition
 from sidecar.core.verdict import Due, End, Seek, Wait
 from sidecar.errors import ConnectionLost, UpstreamError
@@ -34,11 +43,18 @@ def throttled(seconds: float) -> Outcome:
 def call(targets: int = 2, *, deadline: float = 10.0, jitter: float = 0.5, **settings: Any) -> Call:
     """A call that was admitted at 0."""
     made = Call(
-        **{"first_delta_timeout": 1.0, "idle_timeout": 0.5, "restart": False, **settings},
+        **{
+            "first_delta_timeout": 1.0, "idle_timeout": 0.5, "restart": False, "services": range(targets), **settings
+        },
         order=range(targets), deadline=deadline, jitter=lambda: jitter,
     )  # fmt: skip
     made.admitted()
     return made
+
+
+def has_lost(of: Call, target: int) -> bool:
+    """It has lost an attempt there."""
+    return of._losses is not None and target in of._losses
 
 
 # ------------------------------------------------------------------ steps that are not there
@@ -46,7 +62,9 @@ def call(targets: int = 2, *, deadline: float = 10.0, jitter: float = 0.5, **set
 
 def test_nothing_starts_in_the_queue() -> None:
     """Before admission no attempt is wanted, and asking for one changes nothing."""
-    queued = Call(order=(0,), deadline=1, first_delta_timeout=1, idle_timeout=1, restart=False, jitter=lambda: 0.0)
+    queued = Call(
+        order=(0,), services=(0,), deadline=1, first_delta_timeout=1, idle_timeout=1, restart=False, jitter=lambda: 0.0
+    )
     before = repr(queued)
     with pytest.raises(IllegalTransition):
         queued.started(0, 0.0)
@@ -195,8 +213,8 @@ def test_untried_targets_come_first() -> None:
     attempt = tried.started(0, 0.0)
     assert tried.candidates(0.0) == [1, 2]
     assert isinstance(tried.lost(attempt, LOST, 1.0, committed=False), Seek)
-    assert tried.tried(0)
-    assert not tried.tried(1)
+    assert has_lost(tried, 0)
+    assert not has_lost(tried, 1)
     assert tried.candidates(1.0) == [1, 2]
     assert tried.retry_is_due_later(1.0)
     assert tried.candidates(3.0) == [1, 2, 0]
@@ -333,7 +351,7 @@ class CallLife(RuleBasedStateMachine):
     """Random steps at random times; the promises are looked at after each."""
 
     @initialize(
-        routed=st.integers(1, 4),
+        services=st.lists(st.integers(0, 2), min_size=1, max_size=4),
         restart=st.booleans(),
         stream=st.booleans(),
         deadline=st.sampled_from([0.1, 2.0, 30.0]),
@@ -341,14 +359,16 @@ class CallLife(RuleBasedStateMachine):
         backup_after=st.sampled_from([math.inf, 0.05, 0.9]),
     )
     def begin(
-        self, routed: int, *, restart: bool, stream: bool, deadline: float, jitter: float, backup_after: float
+        self, services: list[int], *, restart: bool, stream: bool, deadline: float, jitter: float, backup_after: float
     ) -> None:
         """A call that has just come in."""
         self.now = 0.0
+        self.services = services
+        self.asked: set[int] = set()
         self.restart, self.stream = restart, stream
         self.call = Call(
-            order=range(routed), deadline=deadline, first_delta_timeout=1.0, idle_timeout=0.5, restart=restart,
-            jitter=lambda: jitter,
+            order=range(len(services)), services=services, deadline=deadline, first_delta_timeout=1.0,
+            idle_timeout=0.5, restart=restart, jitter=lambda: jitter,
         )  # fmt: skip
         self.backup_after = backup_after
         self.committed = False
@@ -375,8 +395,10 @@ class CallLife(RuleBasedStateMachine):
         candidates = list(self.call.candidates(self.now))
         assert len(set(candidates)) == len(candidates)
         asked = [attempt.target for attempt in self.call.attempts]
-        untried = [target for target in candidates if not self.call.tried(target) and target not in asked]
-        assert candidates[: len(untried)] == sorted(untried), "untried ones first, in order of preference"
+        untried = [target for target in candidates if not has_lost(self.call, target) and target not in asked]
+        known = self.asked | {self.services[target] for target in asked}
+        wanted = sorted(untried, key=lambda target: (self.services[target] in known, target))
+        assert candidates[: len(untried)] == wanted, "untried ones first, in order of preference, new services first"
         if not self.call.seeking:
             self._illegal(lambda: self.call.started(0, self.now))
         elif candidates:
@@ -434,6 +456,8 @@ class CallLife(RuleBasedStateMachine):
         phase = self.call.phase()
         verdict = self.call.lost(attempt, outcome, self.now, committed=self.committed)
         self.lost.add(attempt.target)
+        if outcome.kind is not Kind.IGNORED:
+            self.asked.add(self.services[attempt.target])
         self.first = self.first or outcome
         if was_winner and self.committed and not self.restart:
             assert verdict == End(outcome), "committed: nobody continues the text"
@@ -477,6 +501,7 @@ class CallLife(RuleBasedStateMachine):
                 assert due.attempt is not None
                 assert due.attempt.overtaken
                 self.silent.add(due.attempt.target)
+                self.asked.add(self.services[due.attempt.target])
                 wanted = self.call.want_backup()
                 if not self.call.seeking:
                     assert not self.call.candidates(self.now) or self.call.made >= MAX_ATTEMPTS

@@ -30,6 +30,12 @@ def configuration(port: int) -> str:
         f'[[upstream]]\nname = "two"\nurl = "ws://127.0.0.1:{port}/u/ws/v1/responses"\ndialect = "responses"\n'
         f'fallback_url = "http://127.0.0.1:{port}/u/https/v1/responses"\nwarm_connections = 1\nmax_connections = 4\n'
     )
+    text += (
+        f'[[upstream]]\nname = "other"\nurl = "ws://127.0.0.1:{port}/u/other/v1/responses"\ndialect = "responses"\n'
+        "warm_connections = 1\nmax_connections = 2\n"
+        '[[route]]\nname = "rescue"\nmax_attempts = 2\nidle_timeout_ms = 200\n'
+        'targets = [ { upstream = "two", model = "m" }, { upstream = "other", model = "m" } ]\n'
+    )
     return text + "".join(
         f'[[route]]\nname = "{name}"\ntargets = [ {{ upstream = "{name}", model = "m" }} ]\nreturn_ramp_s = 0\n'
         for name in (*ways, "two")
@@ -94,3 +100,14 @@ def test_falling_back_and_coming_back() -> None:
         assert ask(processes, "two")["code"] == "no_connection"
         assert processes.run("upstream", "enable", "two", **environ).returncode == 0
         until_by(processes, "websocket")
+
+
+@pytest.mark.parametrize("fault", ["error_500", "error_529", "silent", "stall", "cut"])
+def test_what_a_service_fails_in_another_service_is_asked_for(fault: str) -> None:
+    """Not the same one by its other way: two attempts are enough, as they are without a `fallback_url`."""
+    with Processes() as processes:
+        processes.daemon(configuration(processes.relay(*QUICK)))
+        for way in ("ws", "https"):
+            steer(processes, f"_scenario?name={fault}&upstream={way}")
+        done = ask(processes, "rescue")
+        assert (done["type"], done.get("upstream"), done["attempts"]) == ("done", "other", 2), done

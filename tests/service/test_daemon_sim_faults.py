@@ -136,7 +136,7 @@ async def test_a_retry_waits_for_a_connection_without_spinning() -> None:
 
 def test_a_retry_that_falls_due_while_the_call_looks_is_not_slept_through(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its backoff is shorter than the step takes: it is tried at once, and does not wait for the deadline."""
-    monkeypatch.setattr("sidecar.core.call.call_backoff", lambda *_, **__: 0.0001)
+    monkeypatch.setattr("sidecar.core.losses.call_backoff", lambda *_, **__: 0.0001)
 
     async def main() -> None:
         async with clockwork({"a": {"warm_connections": 1, "max_connections": 1}}) as house:
