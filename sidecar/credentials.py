@@ -46,6 +46,10 @@ class Secret:
         """The secret itself; call it where the header is written, and keep no copy."""
         return self._value
 
+    def cut_from(self, text: str) -> str:
+        """`text` without it: there are services that repeat the key that they refuse."""
+        return text.replace(self._value, "[redacted]") if self._value else text
+
     @property
     def fingerprint(self) -> str:
         """Equal for equal secrets of this process; says nothing of the secret, so it may be kept and compared."""

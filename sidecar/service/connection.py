@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from sidecar.core.pool_policy import CONNECTION, ConnectionState, ConnectionView
+from sidecar.credentials import Secret
 from sidecar.dialects.base import Content, Ending, Expiring, Faulted, Finished, Prompt, Started
 from sidecar.errors import ConnectionLost, UpstreamFault
 from sidecar.transport.link import Link
@@ -101,7 +102,7 @@ class Connection(ABC):
         self.opened_at: float | None = None
         self.retire_at: float | None = None
         #: which version of the credential it was authenticated with
-        self.credential: object = None
+        self.credential: Secret | None = None
         self.link: Link | None = None
         #: last keepalive's round trip, seconds
         self.rtt: float | None = None

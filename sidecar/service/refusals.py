@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -10,15 +11,41 @@ from msgspec import structs
 
 from sidecar.core.outcome import Outcome
 from sidecar.core.pool_policy import PoolPolicy
+from sidecar.credentials import Secret
 from sidecar.errors import ConnectFailed, UpstreamFault
 from sidecar.service.connection import Connection
 from sidecar.service.current_credential import CurrentCredential
 from sidecar.service.gate import Gate
 
+#: What is a code, and no sentence.
+_CODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 #: Seconds after an answer for which a refusal in another answer is that call's own affair.
 ANSWERED: Final = 10.0
 #: Seconds for which a key that was read anew is taken for what it was.
 RECHECKED: Final = 1.0
+
+
+def without_secret(outcome: Outcome, secret: Secret | None) -> Outcome:
+    """What an upstream said, without the key that it was shown: the bot that asked is told its words."""
+    if secret is None:
+        return outcome
+    message = secret.cut_from(outcome.message)
+    code = None if outcome.upstream_code is None else secret.cut_from(outcome.upstream_code)
+    if message == outcome.message and code == outcome.upstream_code:
+        return outcome
+    return structs.replace(outcome, message=message, upstream_code=code)
+
+
+def _in_our_words(outcome: Outcome) -> Outcome:
+    """What is logged, and told to other bots, of a refusal in an answer to one of them.
+
+    The upstream's own words may repeat that one's prompt.
+    """
+    code = outcome.upstream_code if outcome.upstream_code and _CODE.fullmatch(outcome.upstream_code) else None
+    said = [f"HTTP {outcome.upstream_status}"] if outcome.upstream_status is not None else []
+    said += [code] if code is not None else []
+    message = "the credential was refused in an answer" + (f" ({', '.join(said)})" if said else "")
+    return structs.replace(outcome, message=message, upstream_code=code)
 
 
 class Keyed(Protocol):
@@ -109,9 +136,10 @@ class Refusals:
         self._rechecked_at = now
         if self._holds(now, outcome):
             # Somebody's call is not permitted what others' are. (A whole key is rarely refused call by call.)
-            self._log.warning("call.not_permitted", upstream=self._pool.name, reason=outcome.message)
+            self._log.warning("call.not_permitted", upstream=self._pool.name, reason=_in_our_words(outcome).message)
             self._pool.turned()
             return
+        outcome = _in_our_words(outcome)
         self._log.error("credential.refused", upstream=self._pool.name, reason=outcome.message)
         self._policy.connect_failed(self._clock(), outcome)
         self.standing = outcome

@@ -23,6 +23,7 @@ from sidecar.service.connection import Connection
 from sidecar.service.desk import Desk
 from sidecar.service.pool import Pool
 from sidecar.service.ports import Peer, Reply
+from sidecar.service.refusals import without_secret
 from sidecar.service.routes import RouteRuntime, TargetRuntime
 from sidecar.service.seeking import seek
 from sidecar.wire import Call, ChatMessage, Failed, Lane, Options, Restarted
@@ -303,7 +304,7 @@ class RunningCall:
     def lost(self, attempt: Attempt, fault: UpstreamFault, now: float) -> None:
         """The upstream or the connection failed an attempt."""
         if not self.ended and attempt in self.attempts:
-            outcome = classify(fault)
+            outcome = without_secret(classify(fault), attempt.connection.credential)
             if outcome.retire_connection:
                 attempt.target.pool.retire(attempt.connection, outcome.code)
             if is_aged(fault):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import trio
 
 from tests.fakes.clockwork import House, clockwork, counted, virtual
@@ -113,6 +114,37 @@ async def test_a_key_refused_in_an_answer_sends_calls_to_the_next_target(tmp_pat
             assert (await bot.ask())["upstream"] == "b"
         assert len(house["a"].asked) == asked
         assert counted(house, "a") == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(401, None), (401, "some-key"), (500, None), (429, "x some-key"), (400, None)]
+)
+@virtual
+async def test_an_upstream_that_repeats_what_it_was_sent(tmp_path: Path, status: int, code: str | None) -> None:
+    """Neither its key nor one bot's prompt reach the log, the report or another bot; no bot is told the key."""
+    secret = key_file(tmp_path, "some-key")
+    prompt = "buy nine tonnes of copper"
+
+    async def echoes(asked: Asked) -> None:
+        said = f"refused: {asked.connection.authorization} asked {asked.body}"
+        await asked.send(asked.frame({"type": "error", "status": status, "error": {"code": code, "message": said}}))
+
+    async with clockwork({"a": {"credential": {"file": str(secret)}}}) as house:
+        house["a"].default = echoes
+        first, second = house.bot(), house.bot()
+        told = await first.ask(prompt, timeout_ms=3000)
+        assert told["type"] == "failed"
+        assert prompt in told["message"], "who asked is told its upstream's own words"
+        await trio.sleep(1)
+        await second.ask("another", timeout_ms=1000)
+        second.send(type="probe", check="full")
+        await trio.sleep(0.1)
+        assert any(message["type"] == "report" for _, message in second.log)
+        assert "some-key" not in f"{house.log} {first.log} {second.log}"
+        assert prompt not in f"{house.log} {second.log}"
+        if status == 401:
+            assert "the credential was refused in an answer (HTTP 401)" in str(second.log)
+            assert "the credential was refused in an answer (HTTP 401)" in str(house.log)
 
 
 @virtual
