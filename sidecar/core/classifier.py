@@ -32,7 +32,7 @@ class Rule(Struct, frozen=True, kw_only=True):
     `codes` are the upstream's codes and types in snake case, `generic` types that say less than a status does,
     `statuses` HTTP statuses, `closes` WebSocket close codes, `phrases` parts of a message (lower case), looked at
     only when code and status leave no more than "refused" or "throttled". `only_call`: it is about the call itself,
-    thus cannot be meant when an upgrade is refused. `way`: see `Outcome.by_way`.
+    thus cannot be meant when an upgrade is refused. `way`, `nobody`: see `Outcome.by_way`, `.serves_nobody`.
     """
 
     seen: str
@@ -44,6 +44,7 @@ class Rule(Struct, frozen=True, kw_only=True):
     overload: bool = False
     throttles: bool = False
     way: bool = False
+    nobody: bool = False
     retryable: bool = False
     retire: bool = False
     only_call: bool = False
@@ -79,7 +80,7 @@ AUTH = Rule(
 )  # fmt: skip
 QUOTA = Rule(
     seen="quota or credit used up",
-    kind=Kind.REJECTED, code="insufficient_quota", retry="next_target",
+    kind=Kind.REJECTED, code="insufficient_quota", retry="next_target", nobody=True,
     statuses=(402,),
     codes=("insufficient_quota", "quota_exceeded", "billing_hard_limit_reached", "billing_not_active",
            "payment_required", "insufficient_credits", "insufficient_balance", "credit_exhausted",
@@ -109,7 +110,7 @@ TRY_LATER = Rule(
 MODEL = Rule(
     # It is the target that is wrong, not the call: the next target names another model.
     seen="no such model",
-    kind=Kind.REJECTED, code="model_not_found", retry="next_target",
+    kind=Kind.REJECTED, code="model_not_found", retry="next_target", nobody=True,
     codes=("model_not_found", "model_not_available", "unknown_model", "invalid_model", "deployment_not_found",
            "model_decommissioned"),
     phrases=("the model `", "model not exist", "invalid model name"),
@@ -244,6 +245,7 @@ def _outcome(
         # A gateway may name the cause of its 503 ("bad_gateway"): it still is one.
         overload=rule.overload or (rule is FAILED and status in OVERLOADED.statuses),
         throttles=rule.throttles,
+        serves_nobody=rule.nobody,
         by_way=rule.way,
         retryable=rule.retryable,
         upstream_status=status,

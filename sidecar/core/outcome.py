@@ -49,6 +49,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
         overload: it has too much to do: give it fewer attempts at once.
         throttles: the credential asks too often (a 429): it is to wait, with all its calls, before it asks again. Not a
             1013 or a 503: those speak of the server, whoever asks; they are the breaker's.
+        serves_nobody: the target can answer nobody now, whatever is asked: no credit is left, there is no such model.
         by_way: the connection, or the way to the service, has failed: another way may be as well as ever.
         retryable: what the bot is told when nothing inside tried again.
         upstream_status, upstream_code: the upstream's own, when given.
@@ -64,6 +65,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     credential_refused: bool = False
     overload: bool = False
     throttles: bool = False
+    serves_nobody: bool = False
     by_way: bool = False
     retryable: bool = False
     upstream_status: int | None = None

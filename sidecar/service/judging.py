@@ -68,7 +68,7 @@ class Judge:
                 target.times.observe_at_least(waited, now)  # it was stopped while silent
             elif outcome.counts_against_breaker or outcome.kind is Kind.THROTTLED:
                 target.times.failed(now)
-        if outcome.kind is Kind.REJECTED and outcome.retry == "next_target" and not outcome.credential_refused:
+        if outcome.serves_nobody:
             target.refusals.throttled(outcome, now)
         elif outcome.kind is Kind.SUCCESS and not state.overtaken:
             target.blame.succeeded(holder, now)

@@ -28,7 +28,16 @@ async def _silent(asked: Asked) -> None:
         await answers(asked)
 
 
-@pytest.mark.parametrize("way", [_erring, _silent])
+async def _too_large(asked: Asked) -> None:
+    """OpenAI's words for a prompt that is larger than what may be asked in a minute; all others are answered."""
+    if asked.prompt == "poison":
+        said = "Request too large for m on tokens per min (TPM): Limit 30000, Requested 50000."
+        await asked.send(asked.error(429, error={"code": "rate_limit_exceeded", "type": "tokens", "message": said}))
+    else:
+        await answers(asked)
+
+
+@pytest.mark.parametrize("way", [_erring, _silent, _too_large])
 @virtual
 async def test_others_keep_their_preferred_target(way: Callable[[Asked], Awaitable[None]]) -> None:
     """It is a third of the traffic. The others are answered by the preferred target all along, at the first attempt."""
