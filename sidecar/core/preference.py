@@ -59,7 +59,7 @@ class Preference:
         """The targets, best first; each is named once.
 
         Args:
-            fit: by place; may it be asked as far as is known? (breaker, credential, enabled)
+            fit: by place; may it be asked as far as is known? (breaker, credential, enabled, connections)
             cost: by place, `FirstDeltaTimes.cost`: who of the unfit comes first.
             now: instant.
 

@@ -78,7 +78,7 @@ class Pool:
         self.replays = RetryBudget(capacity=max(10, upstream.max_connections * upstream.calls_per_connection))
         #: of its models
         self.breakers: list[Breaker] = []
-        self.ways = Ways(self)
+        self.ways = Ways(self, log)
         self.waiting = waiting
         self._policy, self._connector = policy, connector
         self._clock, self._outbound, self._log = clock, outbound, log
@@ -93,8 +93,7 @@ class Pool:
         self._keepalive = Keepalive(clock, jitter, interval=upstream.ping_interval_s, pong_timeout=pong_timeout)
         #: closed by our own wish: what that means for the pool is looked at in its own next step, not inside the wish
         self._parted: deque[tuple[Connection, UpstreamFault]] = deque()
-        #: no connection has stood since one was lost or could not be made
-        self._was_down = self._look_again = self._turned = False
+        self._look_again = self._turned = False
         self.prober = Prober(self, clock, pong_timeout=pong_timeout)
 
     def __repr__(self) -> str:
@@ -138,7 +137,7 @@ class Pool:
     def turned(self) -> None:
         """It may be asked again, or no more: every call that has it among its targets and waits, for it or another."""
         self._turned = True
-        self.ways.look_at_substitute(self._clock(), down=self._was_down)
+        self.ways.look_at_substitute(self._clock())
         self.prober.wake()
         self._wake.set()
 
@@ -272,12 +271,11 @@ class Pool:
         if self._refusals.is_outdated(connection):
             connection.retire_at = now  # it was rotated while this one was being made
         self._policy.connected(now)
-        if self._was_down:
-            self._was_down = False
+        if self.ways.stands():
             self.slow_start()
         self._on_connect(self, None)
         connection.opened(link, now)
-        self.ways.look_at_substitute(now, down=False)
+        self.ways.look_at_substitute(now)
         self.prober.wake()
         self._keepalive.add(connection)
         link.start()
@@ -321,11 +319,11 @@ class Pool:
             self.expired(connection)
         del self.connections[connection.key]
         if not connection.stopped_by_us and all(c.opened_at is None for c in self.connections.values()):
-            self._was_down = True
+            self.ways.down = True
         connection.closed(fault, now)
         connection.link = None
         self._free.remove(connection)
-        self.ways.look_at_substitute(now, down=self._was_down)
+        self.ways.look_at_substitute(now)
         self._wake.set()
         self._on_capacity(self)  # parked calls look again: here, elsewhere, or give up
         self._outbound.flush()
@@ -333,6 +331,8 @@ class Pool:
     async def _connect_failed(self, connection: Connection, fault: UpstreamFault) -> None:
         outcome = classify(fault)
         self.last_error = outcome.message
+        if self.prober.newest() is None:
+            self.ways.connect_failed()
         await self._refusals.at_connect(connection, fault, outcome)
         self.prober.wake()
         self._on_connect(self, outcome)

@@ -98,6 +98,7 @@ class TargetRuntime:
             self.breaker.state(now) == "closed"
             and pool.enabled
             and pool.refusal is None
+            and not pool.ways.unreachable
             and self.refusals.ready_at <= now
             and self.times.keeps_up(patience, now)
         )
