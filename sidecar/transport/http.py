@@ -14,7 +14,8 @@ from hpack import HeaderTuple, NeverIndexedHeaderTuple
 from sidecar.transport.exchange import Exchanges
 from sidecar.transport.headers import check_headers
 from sidecar.transport.http1_link import Http1Link
-from sidecar.transport.http2_link import Http2Link, shake_hands
+from sidecar.transport.http2_link import Http2Link
+from sidecar.transport.http2_opening import shake_hands
 from sidecar.transport.link import Ended
 from sidecar.transport.pump import Pump
 from sidecar.transport.tls import TlsStream

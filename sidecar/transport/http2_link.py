@@ -1,4 +1,6 @@
-"""One HTTP/2 connection: many exchanges at once, each stopped alone by RST_STREAM. The only `import h2`.
+"""One HTTP/2 connection: many exchanges at once, each stopped alone by RST_STREAM.
+
+h2 is kept behind this door, `http2_opening` (how it begins) and `http2_stream` (one exchange).
 
 h2 takes 28 us for a DATA frame, and every token is one. So whole, unpadded DATA frames of answers that have begun are
 cut out here (as `frames.FrameSplitter` does for WebSockets) and only their flow control is kept; everything else goes
@@ -12,26 +14,23 @@ import re
 from collections.abc import Sequence
 from typing import Final, Literal
 
-import h2.config
 import h2.connection
 import h2.errors
 import h2.events
 import h2.exceptions
-import h2.settings
 import trio
 from hpack import HeaderTuple
 
-from sidecar.errors import ConnectFailed, ConnectionLost, MalformedFrame
+from sidecar.errors import ConnectionLost, MalformedFrame
 from sidecar.transport.exchange import END_GRACE, NOBODY, REFUSAL_GRACE, Answer, Exchanges
 from sidecar.transport.flood import Patience
 from sidecar.transport.http1 import fold
+from sidecar.transport.http2_opening import CONNECTION_WINDOW, STREAM_WINDOW, words
+from sidecar.transport.http2_stream import Stream, window_update
 from sidecar.transport.link import Ended, Link
 from sidecar.transport.pings import Pings
 from sidecar.transport.wires import Wire
 
-#: Bytes that an answer, and all of them together, may send ahead of our reading: never the bottleneck.
-STREAM_WINDOW: Final = 1 << 20
-CONNECTION_WINDOW: Final = 16 << 20
 #: Bytes of answers to pings and settings that a peer may leave unread.
 MAX_PENDING: Final = 1 << 20
 
@@ -40,61 +39,7 @@ _HEADER: Final = 9
 _DATA: Final = 0
 _GOAWAY: Final = 7
 _MAX_FRAME: Final = 16_384
-#: Bytes that a server's settings are among the first of.
-_FIRST: Final = 16_384
 _STREAM_MASK: Final = 0x7FFF_FFFF
-
-
-class _Stream:
-    """One exchange."""
-
-    __slots__ = ("answer", "credit", "ours", "pieces", "sid", "slot", "to_end", "unsent")
-
-    def __init__(self, sid: int, slot: int, answer: Answer, body: bytes) -> None:
-        self.sid, self.slot, self.answer = sid, slot, answer
-        self.unsent = memoryview(body)
-        self.pieces: list[bytes] = []  # of the read under way
-        self.credit = 0  # bytes received and not yet allowed again
-        self.to_end = False
-        self.ours = False  # its DATA is read here: its head has come, and told no length that h2 would hold it to
-
-
-async def shake_hands(stream: trio.abc.Stream, timeout: float) -> h2.connection.H2Connection:
-    """Say the preface and wait for the server's settings: it speaks HTTP/2, and says how much at once.
-
-    Raises:
-        ConnectFailed: stage upgrade. The stream is still the caller's.
-    """
-    engine = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding=None))
-    engine.local_settings = h2.settings.Settings(
-        client=True,
-        initial_values={
-            h2.settings.SettingCodes.ENABLE_PUSH: 0,
-            h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
-            h2.settings.SettingCodes.MAX_HEADER_LIST_SIZE: 64 << 10,
-        },
-    )
-    engine.initiate_connection()
-    engine.increment_flow_control_window(CONNECTION_WINDOW - 65_535)
-    with trio.move_on_after(timeout):
-        try:
-            await stream.send_all(engine.data_to_send())
-            room = _FIRST
-            while room:
-                data = bytes(await stream.receive_some(room))
-                if not data:
-                    raise ConnectFailed("upgrade", "closed by the other side before its settings")
-                room -= len(data)
-                events = engine.receive_data(data)
-                await stream.send_all(engine.data_to_send())
-                if any(isinstance(event, h2.events.RemoteSettingsChanged) for event in events):
-                    return engine
-            raise ConnectFailed("upgrade", f"no settings in {_FIRST} bytes")
-        except h2.exceptions.H2Error as error:
-            raise ConnectFailed("upgrade", f"this is not HTTP/2: {_words(error)}") from None
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise ConnectFailed("upgrade", "connection reset before the server's settings") from error
-    raise ConnectFailed("upgrade", f"no settings in {timeout:g} s", timed_out=True)
 
 
 class Http2Link(Link):
@@ -126,8 +71,8 @@ class Http2Link(Link):
         super().__init__(wire, ended)
         self._engine, self._head, self._exchanges = engine, head, exchanges
         self._max_event_bytes = max_event_bytes
-        self._streams: dict[int, _Stream] = {}
-        self._slot_of: dict[int, _Stream] = {}
+        self._streams: dict[int, Stream] = {}
+        self._slot_of: dict[int, Stream] = {}
         self._held = b""
         self._credit = 0
         self._pings: Pings | None = None
@@ -150,10 +95,10 @@ class Http2Link(Link):
             sid = engine.get_next_available_stream_id()
             engine.send_headers(sid, [*self._head, HeaderTuple(b"content-length", b"%d" % len(payload))])
         except h2.exceptions.H2Error as error:  # too many streams, or no number left for one
-            raise ConnectionLost(1000, f"no further stream: {_words(error)}", how="local") from None
+            raise ConnectionLost(1000, f"no further stream: {words(error)}", how="local") from None
         answer = Answer(slot, self._exchanges, max_event_bytes=self._max_event_bytes)
-        stream = self._streams[sid] = self._slot_of[slot] = _Stream(sid, slot, answer, payload)
-        self._push(stream)
+        stream = self._streams[sid] = self._slot_of[slot] = Stream(sid, slot, answer, payload)
+        stream.push(engine)
         self._put(engine.data_to_send())
 
     def stop(self, slot: int) -> bool:
@@ -195,7 +140,7 @@ class Http2Link(Link):
         except MalformedFrame as fault:
             self.retire(fault.with_traceback(None))
         except h2.exceptions.H2Error as error:
-            self.retire(MalformedFrame(f"HTTP/2: {_words(error)}"))
+            self.retire(MalformedFrame(f"HTTP/2: {words(error)}"))
         self._feeding = False
         if self._lost is None:
             for stream in tuple(self._streams.values()):
@@ -207,7 +152,7 @@ class Http2Link(Link):
     def _take(self, data: bytes, now: float) -> None:
         """Whole frames: DATA of running answers here, the others in runs to h2."""
         streams = self._streams
-        fresh: list[_Stream] = []  # with pieces
+        fresh: list[Stream] = []  # with pieces
         at, run, end = 0, 0, len(data)
         while end - at >= _HEADER:
             length = int.from_bytes(data[at : at + 3], "big")
@@ -246,7 +191,7 @@ class Http2Link(Link):
         self._held = data[at:]
         self._allow(fresh)
 
-    def _deliver(self, fresh: list[_Stream], now: float) -> None:
+    def _deliver(self, fresh: list[Stream], now: float) -> None:
         """Hand on what was cut out so far, each answer's in one piece."""
         for stream in fresh:
             pieces = stream.pieces
@@ -255,7 +200,7 @@ class Http2Link(Link):
                 stream.pieces = []
                 self._body(stream, data, now)
 
-    def _body(self, stream: _Stream, data: bytes, now: float) -> None:
+    def _body(self, stream: Stream, data: bytes, now: float) -> None:
         """A fault in one answer is that answer's alone."""
         try:
             enough = stream.answer.body(data, now)
@@ -265,7 +210,7 @@ class Http2Link(Link):
         if enough and stream.sid in self._streams:
             self._exchange_over(stream, now)
 
-    def _engine_run(self, frames: bytes, fresh: list[_Stream], now: float) -> None:
+    def _engine_run(self, frames: bytes, fresh: list[Stream], now: float) -> None:
         """What is due before these frames, then they."""
         self._deliver(fresh, now)
         if not frames or self._lost is not None:
@@ -282,7 +227,7 @@ class Http2Link(Link):
         if isinstance(event, h2.events.RemoteSettingsChanged | h2.events.WindowUpdated):
             self._count_slots()
             for waiting in tuple(self._streams.values()):
-                self._push(waiting)
+                waiting.push(self._engine)
             return
         stream = self._streams.get(getattr(event, "stream_id", None) or 0)
         if isinstance(event, h2.events.DataReceived):
@@ -298,7 +243,7 @@ class Http2Link(Link):
         elif isinstance(event, h2.events.StreamReset):
             self._was_reset(stream, event, now)
 
-    def _headed(self, stream: _Stream, event: h2.events.ResponseReceived, now: float) -> None:
+    def _headed(self, stream: Stream, event: h2.events.ResponseReceived, now: float) -> None:
         headers = fold((bytes(name), bytes(value)) for name, value in event.headers)
         status = headers.pop(":status", "")
         stream.answer.begun = True
@@ -313,12 +258,8 @@ class Http2Link(Link):
         if stream.answer.refused:
             self._within(stream, REFUSAL_GRACE)
 
-    def _was_reset(self, stream: _Stream, event: h2.events.StreamReset, now: float) -> None:
-        code = event.error_code
-        if code == h2.errors.ErrorCodes.REFUSED_STREAM and not stream.answer.headed:
-            fault = ConnectionLost(1006, "the stream was refused before it was looked at", how="unprocessed")
-        else:
-            fault = ConnectionLost(1006, f"stream reset: {_name(code)}", how="reset")
+    def _was_reset(self, stream: Stream, event: h2.events.StreamReset, now: float) -> None:
+        fault = stream.reset_by(event.error_code)
         self._forget(stream)
         self._exchanges.on_over(stream.slot, fault, now)
 
@@ -343,30 +284,20 @@ class Http2Link(Link):
 
     # --- inside
 
-    def _push(self, stream: _Stream) -> None:
-        """As much of its body as the windows take."""
-        engine = self._engine
-        while stream.unsent:
-            window = min(engine.local_flow_control_window(stream.sid), engine.max_outbound_frame_size)
-            if window <= 0:
-                return
-            piece, stream.unsent = stream.unsent[:window], stream.unsent[window:]
-            engine.send_data(stream.sid, bytes(piece), end_stream=not stream.unsent)
-
-    def _allow(self, fresh: list[_Stream]) -> None:
+    def _allow(self, fresh: list[Stream]) -> None:
         """Let more come, now and then: half a window at a time."""
         updates = b""
         for stream in fresh:
             if stream.credit >= STREAM_WINDOW // 2 and stream.sid in self._streams:
-                updates += _window_update(stream.sid, stream.credit)
+                updates += window_update(stream.sid, stream.credit)
                 stream.credit = 0
         if self._credit >= CONNECTION_WINDOW // 2:
-            updates += _window_update(0, self._credit)
+            updates += window_update(0, self._credit)
             self._credit = 0
         if updates and self._lost is None:
             self._write(updates)
 
-    def _exchange_over(self, stream: _Stream, now: float) -> None:
+    def _exchange_over(self, stream: Stream, now: float) -> None:
         """The exchange is over, properly."""
         fault: MalformedFrame | None = None
         try:
@@ -379,14 +310,14 @@ class Http2Link(Link):
         self._exchanges.on_over(stream.slot, fault, now)
         self._look_gone()
 
-    def _lose(self, stream: _Stream, fault: MalformedFrame, now: float) -> None:
+    def _lose(self, stream: Stream, fault: MalformedFrame, now: float) -> None:
         """Nothing more is wanted of this answer."""
         if stream.sid in self._streams:
             self._reset(stream)
             self._exchanges.on_over(stream.slot, fault, now)
             self._look_gone()
 
-    def _reset(self, stream: _Stream) -> None:
+    def _reset(self, stream: Stream) -> None:
         """Forget it, and say so where the peer does not know that it is over."""
         self._forget(stream)
         try:
@@ -394,7 +325,7 @@ class Http2Link(Link):
         except h2.exceptions.H2Error:
             pass  # it is closed on both sides
 
-    def _forget(self, stream: _Stream) -> None:
+    def _forget(self, stream: Stream) -> None:
         self._streams.pop(stream.sid, None)
         self._slot_of.pop(stream.slot, None)
         stream.unsent = memoryview(b"")
@@ -403,7 +334,7 @@ class Http2Link(Link):
         if self._going_away and not self._streams and self._lost is None:
             self.retire(ConnectionLost(1000, "it went away in good order", how="idle"))
 
-    def _within(self, stream: _Stream, seconds: float) -> None:
+    def _within(self, stream: Stream, seconds: float) -> None:
         """The exchange ends within so many seconds, or is ended."""
 
         def look() -> None:
@@ -449,19 +380,3 @@ class Http2Link(Link):
         self._streams.clear()
         self._slot_of.clear()
         self._exchanges = NOBODY
-
-
-def _window_update(sid: int, credit: int) -> bytes:
-    return b"\0\0\4\x08\0" + sid.to_bytes(4, "big") + credit.to_bytes(4, "big")
-
-
-def _name(code: int | h2.errors.ErrorCodes | None) -> str:
-    try:
-        return h2.errors.ErrorCodes(code or 0).name
-    except ValueError:
-        return f"error {code}"
-
-
-def _words(error: Exception) -> str:
-    """What is wrong by its kind: h2's own sentences may quote a header."""
-    return type(error).__name__
