@@ -70,10 +70,10 @@ async def open_http(
     try:
         secure = isinstance(stream, TlsStream)
         if prior_knowledge or (isinstance(stream, TlsStream) and stream.alpn == "h2"):
-            engine = await shake_hands(stream, opening_timeout)
+            engine, early = await shake_hands(stream, opening_timeout)
             await trio.lowlevel.checkpoint_if_cancelled()
             head = _head2(host, resource, headers, secrets, secure=secure)
-            return Http2Link(pump.wire(stream, b""), engine, head, exchanges, ended, max_event_bytes=max_event_bytes)
+            return Http2Link(pump.wire(stream, early), engine, head, exchanges, ended, max_event_bytes=max_event_bytes)
         await trio.lowlevel.checkpoint_if_cancelled()
         head1 = _head1(host, resource, [*headers, *secrets])
         return Http1Link(pump.wire(stream, b""), head1, exchanges, ended, max_event_bytes=max_event_bytes)

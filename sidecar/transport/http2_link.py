@@ -25,7 +25,7 @@ from sidecar.errors import ConnectionLost, MalformedFrame
 from sidecar.transport.exchange import END_GRACE, NOBODY, REFUSAL_GRACE, Answer, Exchanges
 from sidecar.transport.flood import Patience
 from sidecar.transport.http1 import fold
-from sidecar.transport.http2_opening import CONNECTION_WINDOW, STREAM_WINDOW, words
+from sidecar.transport.http2_opening import CONNECTION_WINDOW, HEADER, MAX_FRAME, STREAM_WINDOW, words
 from sidecar.transport.http2_stream import Stream, window_update
 from sidecar.transport.link import Ended, Link
 from sidecar.transport.pings import Pings
@@ -35,10 +35,8 @@ from sidecar.transport.wires import Wire
 MAX_PENDING: Final = 1 << 20
 
 _STATUS: Final = re.compile("[2-9][0-9][0-9]")
-_HEADER: Final = 9
 _DATA: Final = 0
 _GOAWAY: Final = 7
-_MAX_FRAME: Final = 16_384
 _STREAM_MASK: Final = 0x7FFF_FFFF
 
 
@@ -154,11 +152,11 @@ class Http2Link(Link):
         streams = self._streams
         fresh: list[Stream] = []  # with pieces
         at, run, end = 0, 0, len(data)
-        while end - at >= _HEADER:
+        while end - at >= HEADER:
             length = int.from_bytes(data[at : at + 3], "big")
-            if length > _MAX_FRAME:
+            if length > MAX_FRAME:
                 raise MalformedFrame(f"HTTP/2: a frame of {length} bytes")
-            stop = at + _HEADER + length
+            stop = at + HEADER + length
             if stop > end:
                 break
             kind = data[at + 3]
@@ -181,7 +179,7 @@ class Http2Link(Link):
             self._patience.bear(kind, length, now)
             if kind == _GOAWAY:
                 self._engine_run(data[run:at], fresh, now)
-                self._goes_away(data[at + _HEADER : stop], now)
+                self._goes_away(data[at + HEADER : stop], now)
                 run = at = stop
                 continue
             at = stop

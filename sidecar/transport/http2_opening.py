@@ -17,12 +17,18 @@ from sidecar.errors import ConnectFailed
 STREAM_WINDOW: Final = 1 << 20
 CONNECTION_WINDOW: Final = 16 << 20
 
+#: Bytes of a frame's header, and the most that may follow it: we have not allowed more.
+HEADER: Final = 9
+MAX_FRAME: Final = 16_384
 #: Bytes that a server's settings are among the first of.
 _FIRST: Final = 16_384
 
 
-async def shake_hands(stream: trio.abc.Stream, timeout: float) -> h2.connection.H2Connection:
+async def shake_hands(stream: trio.abc.Stream, timeout: float) -> tuple[h2.connection.H2Connection, bytes]:
     """Say the preface and wait for the server's settings: it speaks HTTP/2, and says how much at once.
+
+    Returns:
+        the engine, and the bytes that came behind the settings: whole frames and perhaps a part of one, not looked at.
 
     Raises:
         ConnectFailed: stage upgrade. The stream is still the caller's.
@@ -41,22 +47,42 @@ async def shake_hands(stream: trio.abc.Stream, timeout: float) -> h2.connection.
     with trio.move_on_after(timeout):
         try:
             await stream.send_all(engine.data_to_send())
+            early = b""
             room = _FIRST
             while room:
                 data = bytes(await stream.receive_some(room))
                 if not data:
                     raise ConnectFailed("upgrade", "closed by the other side before its settings")
                 room -= len(data)
-                events = engine.receive_data(data)
+                settled, early = _until_settings(engine, early + data)
                 await stream.send_all(engine.data_to_send())
-                if any(isinstance(event, h2.events.RemoteSettingsChanged) for event in events):
-                    return engine
+                if settled:
+                    return engine, early
             raise ConnectFailed("upgrade", f"no settings in {_FIRST} bytes")
         except h2.exceptions.H2Error as error:
             raise ConnectFailed("upgrade", f"this is not HTTP/2: {words(error)}") from None
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise ConnectFailed("upgrade", "connection reset before the server's settings") from error
     raise ConnectFailed("upgrade", f"no settings in {timeout:g} s", timed_out=True)
+
+
+def _until_settings(engine: h2.connection.H2Connection, data: bytes) -> tuple[bool, bytes]:
+    """Whole frames to the engine, up to the server's settings. -> (they came, what is left of `data`).
+
+    What follows them is the link's: a frame that is torn here would be half h2's, and GOAWAY is none of its business.
+    """
+    while len(data) >= HEADER:
+        length = int.from_bytes(data[:3], "big")
+        if length > MAX_FRAME:
+            raise ConnectFailed("upgrade", f"this is not HTTP/2: a frame of {length} bytes")
+        stop = HEADER + length
+        if len(data) < stop:
+            break
+        events = engine.receive_data(data[:stop])
+        data = data[stop:]
+        if any(isinstance(event, h2.events.RemoteSettingsChanged) for event in events):
+            return True, data
+    return False, data
 
 
 def words(error: Exception) -> str:

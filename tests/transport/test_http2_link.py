@@ -17,6 +17,7 @@ import trio.testing
 
 from sidecar.errors import ConnectFailed, ConnectionLost
 from sidecar.transport.http import open_http
+from sidecar.transport.pump import Pump
 from tests.fakes.http_owner import Owner, linked
 from tests.fakes.raw_upstream import running_pump
 
@@ -251,6 +252,46 @@ async def test_what_is_not_http2_is_found_out(autojump_clock: trio.testing.MockC
         with pytest.raises(ConnectFailed) as caught:
             await open_http(dialer, "h", "/", Owner(), pump=pump, headers=[], prior_knowledge=True)
         assert caught.value.stage == "upgrade"
+
+
+async def opened_on(said: bytes, owner: Owner, pump: Pump) -> trio.testing.MemoryStream:
+    """A link whose server has said all of that before we looked."""
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def dialer() -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        return ours
+
+    await theirs.send_all(said)
+    owner.link = await open_http(
+        dialer, "h", "/", owner, pump=pump, headers=[], ended=owner.ended, prior_knowledge=True
+    )
+    owner.link.start()
+    return theirs
+
+
+@pytest.mark.parametrize("cut", range(1, 13))
+async def test_what_comes_with_the_settings_may_be_torn(autojump_clock: trio.testing.MockClock, cut: int) -> None:
+    """The server's settings and a part of its next frame in one read: the connection goes on with the rest of it."""
+    window = b"\0\0\4\x08\0" + bytes(4) + (1 << 20).to_bytes(4, "big")
+    owner = Owner()
+    async with running_pump() as pump:
+        theirs = await opened_on(b"\0\0\0\x04\0\0\0\0\0" + window[:cut], owner, pump)
+        await theirs.send_all(window[cut:])
+        owner.link.send(0, b"{}")
+        await theirs.send_all(b"\0\0\x01\x01\x04\0\0\0\x01\x88" + b"\0\0\x09\0\x01\0\0\0\x01data: a\n\n")
+        await owner.until("over")
+        assert (owner.payloads(), owner.ends) == ([b"a"], [])
+        owner.link.abort()
+
+
+async def test_a_server_that_goes_away_as_it_comes(autojump_clock: trio.testing.MockClock) -> None:
+    """Settings and GOAWAY in one read: it went away in good order, and nothing is asked there."""
+    owner = Owner()
+    async with running_pump() as pump:
+        await opened_on(b"\0\0\0\x04\0\0\0\0\0" + b"\0\0\x08\x07\0" + bytes(12), owner, pump)
+        assert await owner.until("ended") == [("idle",)]
+        assert owner.of("going away") == [()]
 
 
 @pytest.mark.parametrize(
