@@ -68,7 +68,7 @@ class HttpConnection(Connection):
         """See `Connection`."""
         if isinstance(fault, ConnectionLost) and fault.how == "idle" and self.state == "READY":
             self._habits.closed_idle(now - self._idle_since)
-        super().closed(self._believed(fault), now)
+        super().closed(self._believed(fault, now), now)
         self._exchanges = None
 
     def view(self) -> ConnectionView:
@@ -99,6 +99,8 @@ class HttpConnection(Connection):
             return
         self.active -= 1
         self._free(slot)
+        if link.hopeless:
+            self.drain()
         self._on_freed(self)
 
     def _encode(self, slot: int, prompt: Prompt) -> bytes:
@@ -183,10 +185,11 @@ class HttpConnection(Connection):
         if attempt is None:
             return
         if attempt is not DISCARDED:
-            if fault is None and slot in self._ending:
+            if slot in self._ending and not isinstance(fault, MalformedFrame):
+                # Its content was over, only the usage is missing: see `closed`.
                 self._handle(slot, self._concluded(slot), now)
             else:
-                lost = self._believed(fault or ConnectionLost(1006, "the answer ended without its end", how="eof"))
+                lost = self._believed(fault or ConnectionLost(1006, "the answer ended without its end", how="eof"), now)
                 self._release(slot)
                 attempt.on_lost(lost, now)
             if self.state == "CLOSED":
@@ -194,13 +197,17 @@ class HttpConnection(Connection):
         self._free(slot)
         self._on_change(self)
 
+    def on_room(self) -> None:
+        """It has free slots, or more of them: calls may wait for one."""
+        self._on_change(self)
+
     def on_going_away(self) -> None:
         """No further request is taken here."""
         self.drain()
         self._on_change(self)
 
-    def _believed(self, fault: UpstreamFault) -> UpstreamFault:
+    def _believed(self, fault: UpstreamFault, now: float) -> UpstreamFault:
         """What is said of a request that was not looked at, once too often, is not believed."""
-        if not isinstance(fault, ConnectionLost) or fault.how != "unprocessed" or self._habits.untouched():
+        if not isinstance(fault, ConnectionLost) or fault.how != "unprocessed" or self._habits.untouched(now):
             return fault
         return ConnectionLost(fault.close_code, fault.reason, how="reset")

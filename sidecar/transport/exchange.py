@@ -45,6 +45,10 @@ class Exchanges(Protocol):
         """The exchange is over: properly (None), or cut. The slot may be used again at once, if the link stands."""
         ...
 
+    def on_room(self) -> None:
+        """The peer takes more requests at once than before: the link's `slots` are more."""
+        ...
+
     def on_going_away(self) -> None:
         """The peer takes no further request on this connection; those that run go on."""
         ...
@@ -147,6 +151,9 @@ class _Nobody:
         pass
 
     def on_over(self, slot: int, fault: ConnectionLost | MalformedFrame | None, now: float) -> None:
+        pass
+
+    def on_room(self) -> None:
         pass
 
     def on_going_away(self) -> None:

@@ -26,18 +26,22 @@ from sidecar.transport.exchange import END_GRACE, NOBODY, REFUSAL_GRACE, Answer,
 from sidecar.transport.flood import Patience
 from sidecar.transport.http1 import fold
 from sidecar.transport.http2_opening import CONNECTION_WINDOW, HEADER, MAX_FRAME, STREAM_WINDOW, words
-from sidecar.transport.http2_stream import Stream, window_update
+from sidecar.transport.http2_stream import STREAM_MASK, Stream, last_of, unpack_head, window_update
 from sidecar.transport.link import Ended, Link
 from sidecar.transport.pings import Pings
 from sidecar.transport.wires import Wire
 
 #: Bytes of answers to pings and settings that a peer may leave unread.
 MAX_PENDING: Final = 1 << 20
+#: Requests in a row that die without a head, each after a while, before the connection is none for another: there are
+#: peers, proxies above all, that answer pings and nothing else.
+MAX_IN_VAIN: Final = 2
 
 _STATUS: Final = re.compile("[2-9][0-9][0-9]")
 _DATA: Final = 0
+_HEADERS: Final = 1
 _GOAWAY: Final = 7
-_STREAM_MASK: Final = 0x7FFF_FFFF
+_END_HEADERS: Final = 4
 
 
 class Http2Link(Link):
@@ -52,8 +56,8 @@ class Http2Link(Link):
     """
 
     __slots__ = (
-        "_credit", "_engine", "_exchanges", "_feeding", "_going_away", "_head", "_held", "_max_event_bytes",
-        "_patience", "_pings", "_slot_of", "_streams",
+        "_credit", "_engine", "_exchanges", "_feeding", "_going_away", "_head", "_held", "_in_vain",
+        "_max_event_bytes", "_patience", "_pings", "_slot_of", "_streams",
     )  # fmt: skip
 
     def __init__(
@@ -75,11 +79,14 @@ class Http2Link(Link):
         self._credit = 0
         self._pings: Pings | None = None
         self._going_away = self._feeding = False
+        self._in_vain = 0  # requests in a row that were given up, long after they were sent, without a head
         self._patience = Patience(self.opened_at)
         self._count_slots()
 
-    def _count_slots(self) -> None:
-        self.slots = max(0, self._engine.remote_settings.max_concurrent_streams)
+    def _count_slots(self) -> bool:
+        """Whether there are more than before."""
+        before, self.slots = self.slots, self._engine.remote_settings.max_concurrent_streams
+        return before is not None and self.slots > before
 
     # --- what its owner calls
 
@@ -95,14 +102,18 @@ class Http2Link(Link):
         except h2.exceptions.H2Error as error:  # too many streams, or no number left for one
             raise ConnectionLost(1000, f"no further stream: {words(error)}", how="local") from None
         answer = Answer(slot, self._exchanges, max_event_bytes=self._max_event_bytes)
-        stream = self._streams[sid] = self._slot_of[slot] = Stream(sid, slot, answer, payload)
-        stream.push(engine)
+        now = trio.current_time()
+        stream = self._streams[sid] = self._slot_of[slot] = Stream(sid, slot, answer, payload, now)
+        stream.push(engine, now)
         self._put(engine.data_to_send())
 
     def stop(self, slot: int) -> bool:
         """See `Link`."""
         stream = self._slot_of.get(slot)
         if stream is not None:
+            now = trio.current_time()
+            self._in_vain += stream.waited_in_vain(now)
+            self.hopeless = self.hopeless or self._in_vain >= MAX_IN_VAIN or stream.is_stuck(now)
             self._reset(stream)
             self._flush()
         return True
@@ -161,7 +172,7 @@ class Http2Link(Link):
                 break
             kind = data[at + 3]
             if kind == _DATA and data[at + 4] == 0:
-                stream = streams.get(int.from_bytes(data[at + 5 : at + 9], "big") & _STREAM_MASK)
+                stream = streams.get(int.from_bytes(data[at + 5 : at + 9], "big") & STREAM_MASK)
                 if stream is not None:
                     if run < at and not stream.answer.headed:
                         self._engine_run(data[run:at], fresh, now)  # its head may be in there
@@ -182,12 +193,22 @@ class Http2Link(Link):
                 self._goes_away(data[at + HEADER : stop], now)
                 run = at = stop
                 continue
+            if kind == _HEADERS and data[at + 4] & _END_HEADERS and self._is_over(data, at):
+                self._engine_run(data[run:at], fresh, now)
+                unpack_head(self._engine, data[at + 4], data[at + HEADER : stop])
+                run = at = stop
+                continue
             at = stop
             if self._lost is not None:
                 return
         self._engine_run(data[run:at], fresh, now)
         self._held = data[at:]
         self._allow(fresh)
+
+    def _is_over(self, data: bytes, at: int) -> bool:
+        """The frame there is of a stream that was ours."""
+        sid = int.from_bytes(data[at + 5 : at + 9], "big") & STREAM_MASK
+        return sid & 1 == 1 and sid not in self._streams and sid <= self._engine.highest_outbound_stream_id
 
     def _deliver(self, fresh: list[Stream], now: float) -> None:
         """Hand on what was cut out so far, each answer's in one piece."""
@@ -223,9 +244,10 @@ class Http2Link(Link):
                 self._pings.answered(bytes(event.ping_data))
             return
         if isinstance(event, h2.events.RemoteSettingsChanged | h2.events.WindowUpdated):
-            self._count_slots()
             for waiting in tuple(self._streams.values()):
-                waiting.push(self._engine)
+                waiting.push(self._engine, now)
+            if self._count_slots():
+                self._exchanges.on_room()
             return
         stream = self._streams.get(getattr(event, "stream_id", None) or 0)
         if isinstance(event, h2.events.DataReceived):
@@ -239,12 +261,15 @@ class Http2Link(Link):
         elif isinstance(event, h2.events.StreamEnded):
             self._exchange_over(stream, now)
         elif isinstance(event, h2.events.StreamReset):
-            self._was_reset(stream, event, now)
+            self._forget(stream)
+            self._exchanges.on_over(stream.slot, stream.reset_by(event.error_code), now)
+            self._look_gone()
 
     def _headed(self, stream: Stream, event: h2.events.ResponseReceived, now: float) -> None:
         headers = fold((bytes(name), bytes(value)) for name, value in event.headers)
         status = headers.pop(":status", "")
         stream.answer.begun = True
+        self._in_vain = 0
         try:
             if not _STATUS.fullmatch(status):
                 raise MalformedFrame("a response without a status")
@@ -256,16 +281,9 @@ class Http2Link(Link):
         if stream.answer.refused:
             self._within(stream, REFUSAL_GRACE)
 
-    def _was_reset(self, stream: Stream, event: h2.events.StreamReset, now: float) -> None:
-        fault = stream.reset_by(event.error_code)
-        self._forget(stream)
-        self._exchanges.on_over(stream.slot, fault, now)
-
     def _goes_away(self, payload: bytes, now: float) -> None:
         """GOAWAY: what it has not looked at may be sent elsewhere, what it has goes on."""
-        if len(payload) < 8:
-            raise MalformedFrame("HTTP/2: a GOAWAY of too few bytes")
-        last = int.from_bytes(payload[:4], "big") & _STREAM_MASK
+        last = last_of(payload)
         self._going_away = True
         self._exchanges.on_going_away()
         for stream in [stream for sid, stream in self._streams.items() if sid > last]:
@@ -355,7 +373,9 @@ class Http2Link(Link):
     def _write(self, data: bytes) -> None:
         if data and self._refuse is None:
             if self._wire.pending_bytes > MAX_PENDING:
-                self.retire(ConnectionLost(1006, "it asks, and does not read the answers", how="reset"))
+                # Said in the next step: in this one an owner may be stopping a call.
+                self._refuse = ConnectionLost(1006, "it asks, and does not read the answers", how="reset")
+                self._wire.later(0.0, self._give_up)
                 return
             try:
                 self._put(data)

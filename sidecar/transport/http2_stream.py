@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import h2.connection
 import h2.errors
+import hpack
 
-from sidecar.errors import ConnectionLost
+from sidecar.errors import ConnectionLost, MalformedFrame
 from sidecar.transport.exchange import Answer
+
+#: Seconds without progress after which a window that is shut is taken to stay so, and seconds without a head that say
+#: something of a connection.
+_STUCK: Final = 0.25
+_IN_VAIN: Final = 1.0
+
+STREAM_MASK: Final = 0x7FFF_FFFF
+_PADDED: Final = 0x08
+_PRIORITY: Final = 0x20
 
 
 class Stream:
@@ -17,37 +29,81 @@ class Stream:
         slot: the owner's name for it.
         answer: what has come of it.
         body: of the request.
+        now: instant.
 
     Attributes:
         pieces: of the answer, of the read under way.
         credit: bytes received and not yet allowed again.
+        began_at, moved_at: when it was begun; when the peer last took a part of its body.
         to_end: its owner has all that it wants.
         ours: its DATA is read by the link: its head has come, and told no length that h2 would hold it to.
     """
 
-    __slots__ = ("answer", "credit", "ours", "pieces", "sid", "slot", "to_end", "unsent")
+    __slots__ = ("answer", "began_at", "credit", "moved_at", "ours", "pieces", "sid", "slot", "to_end", "unsent")
 
-    def __init__(self, sid: int, slot: int, answer: Answer, body: bytes) -> None:
+    def __init__(self, sid: int, slot: int, answer: Answer, body: bytes, now: float) -> None:
         self.sid, self.slot, self.answer = sid, slot, answer
         self.unsent = memoryview(body)
         self.pieces: list[bytes] = []
         self.credit = 0
+        self.began_at = self.moved_at = now
         self.to_end = self.ours = False
 
-    def push(self, engine: h2.connection.H2Connection) -> None:
+    def push(self, engine: h2.connection.H2Connection, now: float) -> None:
         """As much of its body as the windows take."""
         while self.unsent:
             window = min(engine.local_flow_control_window(self.sid), engine.max_outbound_frame_size)
             if window <= 0:
                 return
+            self.moved_at = now
             piece, self.unsent = self.unsent[:window], self.unsent[window:]
             engine.send_data(self.sid, bytes(piece), end_stream=not self.unsent)
+
+    def is_stuck(self, now: float) -> bool:
+        """The peer takes no more of its body, and has not for so long that it hardly will."""
+        return bool(self.unsent) and now - self.moved_at >= _STUCK
+
+    def waited_in_vain(self, now: float) -> bool:
+        """No head has come, in all that time."""
+        return not self.answer.headed and now - self.began_at >= _IN_VAIN
 
     def reset_by(self, code: int | h2.errors.ErrorCodes | None) -> ConnectionLost:
         """What it means that the peer has reset it."""
         if code == h2.errors.ErrorCodes.REFUSED_STREAM and not self.answer.headed:
             return ConnectionLost(1006, "the stream was refused before it was looked at", how="unprocessed")
         return ConnectionLost(1006, f"stream reset: {_name(code)}", how="reset")
+
+
+def unpack_head(engine: h2.connection.H2Connection, flags: int, payload: bytes) -> None:
+    """The head of an answer that nobody waits for: its fields are unpacked, since later heads refer to them.
+
+    h2 bears it for a stream that was reset, but for an informational one (4.4.1): that would end the connection.
+
+    Raises:
+        MalformedFrame: it cannot be unpacked.
+    """
+    start, stop = 0, len(payload)
+    if flags & _PADDED and payload:
+        start, stop = 1, stop - payload[0]
+    if flags & _PRIORITY:
+        start += 5
+    try:
+        if start > stop:
+            raise MalformedFrame("HTTP/2: a head of too few bytes")
+        engine.decoder.decode(payload[start:stop], raw=True)
+    except hpack.HPACKError as error:
+        raise MalformedFrame(f"HTTP/2: {type(error).__name__}") from None
+
+
+def last_of(payload: bytes) -> int:
+    """The last stream that a GOAWAY's sender may have looked at.
+
+    Raises:
+        MalformedFrame: it is none.
+    """
+    if len(payload) < 8:
+        raise MalformedFrame("HTTP/2: a GOAWAY of too few bytes")
+    return int.from_bytes(payload[:4], "big") & STREAM_MASK
 
 
 def window_update(sid: int, credit: int) -> bytes:

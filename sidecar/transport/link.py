@@ -37,17 +37,19 @@ class Link(ABC):
         slots: calls that the peer takes at once on this connection; None: as many as were configured.
         opened_at: `trio.current_time()` when it was ready for calls.
         last_inbound_at: of the last read that brought anything: any byte proves life.
+        hopeless: requests die here, whatever the pings say: it is to get no further one.
         parting: what is delivered now is the last: a farewell, or what cannot be understood, came in the same read.
     """
 
     __slots__ = (
-        "_gone", "_lost", "_over", "_refuse", "_tell", "_wire", "last_inbound_at", "opened_at", "parting", "slots",
+        "_gone", "_lost", "_over", "_refuse", "_tell", "_wire", "hopeless", "last_inbound_at", "opened_at", "parting",
+        "slots",
     )  # fmt: skip
 
     def __init__(self, wire: Wire, ended: Ended | None) -> None:
         self.opened_at = self.last_inbound_at = trio.current_time()
         self.slots: int | None = None
-        self.parting = False
+        self.parting = self.hopeless = False
         self._wire, self._tell = wire, ended
         self._refuse: Fault | None = None  # why nothing more can be sent
         self._lost: Fault | None = None  # how it ended; set once

@@ -105,10 +105,11 @@ class Poller(Protocol):
         ...
 
 
-async def call_later(seconds: float, step: Callable[[], None]) -> None:
-    """A timer for what happens once in a connection's life."""
+async def call_later(seconds: float, step: Callable[[], None], flush: Callable[[], None]) -> None:
+    """A timer for what happens once in a connection's, or an exchange's, life: a pass of its own."""
     await trio.sleep(seconds)
     step()
+    flush()
 
 
 class SocketWire:
@@ -261,7 +262,7 @@ class SocketWire:
 
     def later(self, seconds: float, step: Callable[[], None]) -> None:
         """See `Wire`."""
-        self._pump.nursery.start_soon(call_later, seconds, step)
+        self._pump.nursery.start_soon(call_later, seconds, step, self._pump.flush)
 
     def round_trip(self) -> float | None:
         """See `Wire`: the kernel's smoothed estimate."""
@@ -378,7 +379,7 @@ class StreamWire:
 
     def later(self, seconds: float, step: Callable[[], None]) -> None:
         """See `Wire`."""
-        self._pump.nursery.start_soon(call_later, seconds, step)
+        self._pump.nursery.start_soon(call_later, seconds, step, self._pump.flush)
 
     def round_trip(self) -> float | None:
         """See `Wire`."""

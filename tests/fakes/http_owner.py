@@ -49,6 +49,10 @@ class Owner:
         if self.then:
             self.link.send(*self.then.pop(0))
 
+    def on_room(self) -> None:
+        """See `Exchanges`."""
+        self._note("room", self.link.slots)
+
     def on_going_away(self) -> None:
         """See `Exchanges`."""
         self._note("going away")

@@ -130,6 +130,24 @@ async def test_a_refusal_of_a_known_length(autojump_clock: trio.testing.MockCloc
         assert not owner.ends
 
 
+async def test_a_refusal_that_is_waited_for_no_longer_is_told_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    """Its body does not end: a second later that is given up, in a pass of its own, with the flush that ends each."""
+    owner, flushes = Owner(), list[float]()
+    pump = Pump(flush=lambda: flushes.append(trio.current_time()), clock=trio.current_time)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pump.run)
+        theirs = await opened_on(b"\0\0\0\x04\0\0\0\0\0", owner, pump)
+        owner.link.send(0, b"{}")
+        block = h2.connection.H2Connection().encoder.encode([(":status", "503")])
+        await theirs.send_all(len(block).to_bytes(3, "big") + b"\x01\x04\0\0\0\1" + block)
+        await owner.until("over")
+        await trio.sleep(0.1)
+        assert owner.of("refused") == [(0, 503, b"")]
+        assert flushes[-1] == owner.over_at[0]
+        owner.link.abort()
+        nursery.cancel_scope.cancel()
+
+
 async def test_flow_control_both_ways(autojump_clock: trio.testing.MockClock) -> None:
     """A prompt longer than the peer's window goes out as it opens; an answer of many windows comes whole."""
     async with both() as (owner, server):
@@ -167,6 +185,42 @@ async def test_one_is_stopped_alone(autojump_clock: trio.testing.MockClock) -> N
         await owner.until("over")
     assert (owner.payloads(0), owner.payloads(1)) == ([b"a"], [b"c"])
     assert owner.of("over") == [(1, None)]
+
+
+async def test_heads_of_a_stopped_stream_are_nobodys(autojump_clock: trio.testing.MockClock) -> None:
+    """They were under way: an informational one, padded or not, and the real one. The others go on, and are read."""
+    async with both() as (owner, server):
+        owner.link.send(0, b"{}")
+        owner.link.send(1, b"{}")
+        await server.until(h2.events.RequestReceived, 2)
+        assert owner.link.stop(0) is True
+        fields = [("link", "</x>"), ("x-new", "first seen in a head of nobody's")]
+        block = server.engine.encoder.encode([(":status", "103"), *fields])
+        first = (len(block)).to_bytes(3, "big") + b"\x01\x04\0\0\0\x01" + block
+        block = b"\3" + bytes(5) + server.engine.encoder.encode([(":status", "103"), *fields]) + bytes(3)
+        second = (len(block)).to_bytes(3, "big") + b"\x01\x2c\0\0\0\x01" + block
+        block = server.engine.encoder.encode([*HEAD, *fields])
+        await server.stream.send_all(first + second + (len(block)).to_bytes(3, "big") + b"\x01\x04\0\0\0\x01" + block)
+        server.engine.send_headers(3, [*HEAD, *fields])
+        server.engine.send_data(3, b"data: c\n\n", end_stream=True)
+        await server.flush()
+        await owner.until("over")
+        assert owner.of("head")[0][1]["x-new"].startswith("first")
+    assert (owner.payloads(1), owner.of("over")) == ([b"c"], [(1, None)])
+
+
+@pytest.mark.parametrize("head", [b"", b"\xff", b"\x09\0"])
+async def test_a_head_of_nobodys_that_cannot_be_unpacked(autojump_clock: trio.testing.MockClock, head: bytes) -> None:
+    """What later heads mean depends on it: the connection cannot be trusted any more."""
+    async with both() as (owner, server):
+        owner.link.send(0, b"{}")
+        await server.until(h2.events.RequestReceived)
+        owner.link.stop(0)
+        flags = b"\x0c" if head.startswith(b"\x09") else b"\x04"
+        if not head:
+            flags = b"\x24"
+        await server.stream.send_all(len(head).to_bytes(3, "big") + b"\x01" + flags + b"\0\0\0\x01" + head)
+        assert await owner.until("ended") == [("malformed",)]
 
 
 @pytest.mark.parametrize(
@@ -211,6 +265,24 @@ async def test_goaway(autojump_clock: trio.testing.MockClock) -> None:
         assert await owner.until("ended") == [("idle",)]
     assert owner.payloads() == [b"a", b"b"]
     assert owner.of("over")[1] == (0, None)
+
+
+async def test_room_is_told_of(autojump_clock: trio.testing.MockClock) -> None:
+    """A peer that takes none at first, then some, then fewer: only more is told, for those that wait."""
+    owner = Owner()
+    limit = b"\0\0\6\4\0\0\0\0\0\0\3"
+    async with running_pump() as pump:
+        theirs = await opened_on(limit + bytes(4), owner, pump)
+        assert owner.link.slots == 0
+        with pytest.raises(ConnectionLost):
+            owner.link.send(0, b"{}")
+        for count in (4, 1, 1, 2):
+            await theirs.send_all(limit + count.to_bytes(4, "big"))
+            with trio.fail_after(30):
+                while owner.link.slots != count:
+                    await trio.sleep(0.001)
+        assert (owner.of("room"), owner.link.slots) == ([(4,), (2,)], 2)
+        owner.link.abort()
 
 
 async def test_pings_and_silence(autojump_clock: trio.testing.MockClock) -> None:
