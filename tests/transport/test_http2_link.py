@@ -169,6 +169,58 @@ async def test_flow_control_both_ways(autojump_clock: trio.testing.MockClock) ->
         assert [int(payload[:5]) for payload in owner.payloads()] == list(range(3000))
 
 
+async def test_prompts_do_not_pile_up_before_a_peer_that_does_not_read(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It has allowed whatever we like, shows life all the time, and reads nothing: given up after a megabyte.
+
+    Of each call that is stopped meanwhile only what was given to the kernel is left, and the word that it is stopped.
+    """
+    ours, theirs = trio.testing.memory_stream_pair()
+    owner, most = Owner(), 0
+    reads = [True, True]  # our preface and the answer to its settings
+    prompt = b"x" * 300_000
+
+    async def dialer() -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        return ours
+
+    async def send_all_hook() -> None:
+        if not reads:
+            await trio.sleep_forever()
+        reads.pop()
+
+    ours.send_stream.send_all_hook = send_all_hook
+
+    async def greet() -> None:
+        wide = (1 << 30).to_bytes(4, "big")
+        await theirs.send_all(b"\0\0\6\4\0\0\0\0\0\0\4" + wide + b"\0\0\4\x08\0\0\0\0\0" + wide)
+
+    async def live() -> None:
+        while not owner.ends:
+            await theirs.send_all(b"\0\0\x08\6\0\0\0\0\0" + bytes(8))
+            await trio.sleep(0.1)
+
+    async with trio.open_nursery() as nursery, running_pump() as pump:
+        nursery.start_soon(greet)
+        owner.link = await open_http(
+            dialer, "h", "/", owner, pump=pump, headers=[], ended=owner.ended, prior_knowledge=True
+        )
+        owner.link.start()
+        nursery.start_soon(live)
+        for _ in range(20):
+            await trio.sleep(0.3)
+            if owner.ends:
+                break
+            owner.link.send(0, prompt)
+            most = max(most, owner.link.pending_bytes)
+            await trio.sleep(0.5)
+            owner.link.stop(0)
+        assert owner.of("ended") == [("reset",)]
+        assert (1 << 20) < most < (1 << 20) + 2 * len(prompt)
+        nursery.cancel_scope.cancel()
+
+
 async def test_one_is_stopped_alone(autojump_clock: trio.testing.MockClock) -> None:
     """RST_STREAM CANCEL; its late frames are nobody's, and the other goes on."""
     async with both() as (owner, server):
