@@ -5,23 +5,22 @@ from __future__ import annotations
 import random
 from typing import Final
 
-import msgspec
-
 from tests.simulation.engine import Process
-from tests.simulation.http_session import HttpSession
+from tests.simulation.exchanges import ExchangeSession
 from tests.simulation.request import Request
 from tests.simulation.scripts import BROKEN_EVENTS, Script, answers, stream
+from tests.simulation.words import encoded
 
 
-def _session(request: Request) -> HttpSession:
-    assert isinstance(request.session, HttpSession)
+def _session(request: Request) -> ExchangeSession:
+    assert isinstance(request.session, ExchangeSession)
     return request.session
 
 
 def is_too_late(request: Request) -> bool:
     """Its connection has been idle for so long that a server may just have closed it; not twice in a row."""
     session = request.session
-    if not isinstance(session, HttpSession) or session.headed:
+    if not isinstance(session, ExchangeSession) or session.headed(request):
         return False
     return session.was_idle(request) and not session.service.was_late
 
@@ -32,7 +31,7 @@ def too_late(request: Request, dice: random.Random) -> Process:
         service = request.session.service
         service.was_late = True
         service.world.counts["closed as it was asked"] += 1
-        request.session.shut()
+        _session(request).closes_as_asked(request)
         return
     yield from answers(request, dice)
 
@@ -40,7 +39,7 @@ def too_late(request: Request, dice: random.Random) -> Process:
 def slow_head(request: Request, dice: random.Random) -> Process:
     """The head comes late, and what it is the head of later still."""
     yield dice.choice([0.1, 0.4, 1.5])
-    _session(request).begin()
+    _session(request).begin(request)
     yield dice.choice([0.0, 0.05, 0.5])
     yield from stream(request, dice, 2)
 
@@ -51,7 +50,7 @@ def mumbles(request: Request, dice: random.Random) -> Process:
         request.send(request.created())
         request.content(request.delta())
     for _ in range(60):
-        request.send(request.session.keep_alive())
+        request.send(request.session.keep_alive(request))
         yield 0.05
 
 
@@ -63,7 +62,7 @@ def unended(request: Request, dice: random.Random) -> Process:
         request.content(request.delta())
         yield dice.choice([0.0, 0.01])
     session = _session(request)
-    request.ends("failed", session.event(b"[DONE]") if dice.random() < 0.5 else session.keep_alive())
+    request.ends("failed", session.event(request, b"[DONE]") if dice.random() < 0.5 else session.keep_alive(request))
 
 
 def no_last_chunk(request: Request, dice: random.Random) -> Process:
@@ -71,20 +70,20 @@ def no_last_chunk(request: Request, dice: random.Random) -> Process:
     yield 0.01
     request.content(request.created(), request.delta())
     yield 0.005
-    request.done(usage=dice.random() < 0.5)
+    request.done(whole=dice.random() < 0.5)
     yield dice.choice([0.0, 0.0, 0.05, 2.0])
-    request.session.shut(dice.choice(["eof", "reset"]))
+    request.session.cut(request, dice.choice(["eof", "reset"]))
 
 
 def headers_only(request: Request, dice: random.Random) -> Process:
     """A head, and nothing that it is the head of."""
     yield 0.005
-    _session(request).begin()
+    _session(request).begin(request)
     yield dice.choice([0.0, 0.02, 0.2])
     if dice.random() < 0.3:
-        request.ends("failed", request.session.keep_alive())
+        request.ends("failed", request.session.keep_alive(request))
     else:
-        request.session.shut(dice.choice(["eof", "reset"]))
+        request.session.cut(request, dice.choice(["eof", "reset"]))
 
 
 def garbled(request: Request, dice: random.Random) -> Process:
@@ -96,12 +95,10 @@ def garbled(request: Request, dice: random.Random) -> Process:
         yield 0.01
     session = _session(request)
     if dice.random() < 0.5:
-        request.ends("failed", *(session.event(broken) for broken in dice.sample(BROKEN_EVENTS, 3)))
+        request.ends("failed", *(session.event(request, broken) for broken in dice.sample(BROKEN_EVENTS, 3)))
     else:
         request.junk = True  # what follows a chunk that is none may be anything
-        session.send(
-            dice.choice([b"zz\r\n", b"-5\r\nabc", b"\r\n\r\n", b"5\r\nabcdefgh\r\n", b"HTTP/1.1 200 OK\r\n\r\n"])
-        )
+        session.garble(dice)
         yield 0.01
         session.shut()
 
@@ -112,7 +109,7 @@ def surplus(request: Request, dice: random.Random) -> Process:
     session = _session(request)
     session.script_over(request)
     yield dice.choice([0.0, 0.0, 0.01])
-    session.send(dice.choice([b"\r\n", b"0\r\n\r\n", b"data: {}\n\n"]))
+    session.add(request, dice)
 
 
 def page(request: Request, dice: random.Random) -> Process:
@@ -123,53 +120,43 @@ def page(request: Request, dice: random.Random) -> Process:
          ("application/json", b'{"detail":"later"}')]
     )  # fmt: skip
     request.over = True
-    _session(request).whole(body, kind, lambda: request.came("failed"))
+    _session(request).whole(request, body, kind, lambda: request.came("failed"))
 
 
 def _unstreamed(request: Request, dice: random.Random) -> bytes:
     for _ in range(dice.randrange(1, 4)):
         request.delta()
-    text = "".join(request.pieces)
-    if request.session.service.responses:
-        part = {"type": "output_text", "text": text}
-        return msgspec.json.encode(
-            {
-                "id": f"r{request.number}",
-                "object": "response",
-                "status": "completed",
-                "model": "m-1",
-                "output": [{"type": "message", "id": "i1", "role": "assistant", "content": [part]}],
-                "usage": {"input_tokens": 3, "output_tokens": 2},
-            }
-        )
-    message = {"role": "assistant", "content": text}
-    return msgspec.json.encode(
-        {
-            "id": request.name,
-            "object": "chat.completion",
-            "model": "m-1",
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 3, "completion_tokens": 2},
-        }
-    )
+    return encoded(request.session.service.words.whole(request, "".join(request.pieces)))
 
 
 def whole(request: Request, dice: random.Random) -> Process:
     """A proper answer that is not streamed, unless its head has said that it is."""
     yield dice.choice([0.01, 0.1])
-    if _session(request).headed:
+    if _session(request).headed(request):
         yield from stream(request, dice, 2)
         return
     body = _unstreamed(request, dice)
     request.over = request.finished = True
-    _session(request).whole(body, "application/json", request.all_came)
+    _session(request).whole(request, body, "application/json", request.all_came)
 
 
 def cut_whole(request: Request, dice: random.Random) -> Process:
     """The same, cut before its last bytes."""
     yield 0.01
-    _session(request).whole(_unstreamed(request, dice), "application/json", lambda: None, cut=dice.choice([1, 2, 20]))
-    request.session.shut(dice.choice(["eof", "reset"]))
+    _session(request).whole(
+        request, _unstreamed(request, dice), "application/json", lambda: None, cut=dice.choice([1, 2, 20])
+    )
+    request.session.cut(request, dice.choice(["eof", "reset"]))
+
+
+def refuses_slowly(request: Request, dice: random.Random) -> Process:
+    """A refusal whose body does not end: its status says enough."""
+    yield dice.choice([0.0, 0.02])
+    _session(request).refuses_without_end(
+        request, *dice.choice([("failed", 503), ("throttled", 429), ("rejected", 400)])
+    )
+    yield dice.choice([0.5, 3.0])
+    request.session.cut(request)
 
 
 def spends(request: Request, dice: random.Random) -> Process:
@@ -177,7 +164,8 @@ def spends(request: Request, dice: random.Random) -> Process:
     yield 0.01
     what = dice.choice(["requests", "tokens"])
     _session(request).begin(
-        {f"x-ratelimit-remaining-{what}": "0", f"x-ratelimit-reset-{what}": dice.choice(["50ms", "0.3", "1s", "0m1s"])}
+        request,
+        {f"x-ratelimit-remaining-{what}": "0", f"x-ratelimit-reset-{what}": dice.choice(["50ms", "0.3", "1s", "0m1s"])},
     )
     yield from stream(request, dice, 2)
 
@@ -191,7 +179,7 @@ def parts(request: Request, dice: random.Random) -> Process:
 SCRIPTS: Final[dict[str, Script]] = {
     script.__name__: script
     for script in (
-        too_late, slow_head, mumbles, unended, no_last_chunk, headers_only, garbled, surplus, page, whole, cut_whole,
-        spends, parts,
+        too_late, slow_head, mumbles, unended, no_last_chunk, headers_only, garbled, surplus, page, refuses_slowly,
+        whole, cut_whole, spends, parts,
     )
 }  # fmt: skip

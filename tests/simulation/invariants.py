@@ -16,6 +16,8 @@ from msgspec import Struct
 from sidecar.config.model import BudgetSettings
 from sidecar.config.ways import FALLBACK_SUFFIX
 from sidecar.core.retry import SECONDS_OF_LOAD
+from sidecar.transport.http2_link import Http2Link
+from tests.simulation.http2_session import Http2Session
 from tests.simulation.network import SEND_BUFFER
 
 if TYPE_CHECKING:
@@ -196,7 +198,7 @@ class Watch:
         if world.tracing:
             world.note(f"{service.name} is sent {request.tag} #{len(before) + 1} on {request.session}")
         world.counts["attempts"] += 1
-        world.counts["attempts " + ("over HTTP" if request.session.by_exchange else "by WebSocket")] += 1
+        world.counts[f"attempts by {request.session.spoken}"] += 1
         if request.session.pool != service.name:
             world.counts["attempts by the second way"] += 1
         if record is None:
@@ -210,7 +212,9 @@ class Watch:
         self._check(late_us <= LATE_US, "expired not sent", f"{request} is sent {late_us} us after the deadline")
         for table, name in ((self.halted, record.lane), (self.disabled, service.name)):
             since = table.get(name)
-            self._check(since is None or now <= since, "halted", f"{request}: {name} was stopped at {since}")
+            self._check(
+                since is None or request.written_at <= since, "halted", f"{request}: {name} was stopped at {since}"
+            )
         route = next(
             (route for route in world.config.route if route.name == record.fields.get("route", "default")), None
         )
@@ -258,7 +262,7 @@ class Watch:
 
     def _runs(self, request: Request) -> bool:
         """Somebody still waits for it, as far as the upstream's side can tell."""
-        if request.ended_at is not None or request.session.link.closed_at is not None:
+        if request.ended_at is not None or request.reset_at is not None or request.session.link.closed_at is not None:
             return False
         record = self.world.records.get(request.tag)
         if record is None or record.ended_at is not None:
@@ -271,7 +275,7 @@ class Watch:
 
     def _trial(self, request: Request, key: tuple[str, str], now: float) -> None:
         opened_at = self._open_since.get(key)
-        if opened_at is None or now <= opened_at:
+        if opened_at is None or request.written_at <= opened_at:
             return
         self.world.counts["trials"] += 1
         trials = self._trials.setdefault(key, [])
@@ -402,6 +406,7 @@ class Watch:
             if code in ("upstream_lost", "upstream_error", "breaker_open") and message["upstream"] is not None:
                 # One attempt may meet a connection that has just been closed; that is no reason to give up.
                 alone = message.get("attempts", 0) >= self.world.schedule.route["max_attempts"]
+                alone = alone or message["upstream"] in self.disabled  # or an operator has left it nowhere to go
                 honest = self._is_honest(message["upstream"])
                 self._check(alone or not honest, "no blame", f"{record}: {message}, and nothing was wrong")
             self._check(message["phase"] in ("queue", "connect", "first_delta", "stream"), "shape", message)
@@ -522,6 +527,13 @@ class Watch:
                     self._check(connection.taken == 0, "nothing left", connection)
                 if connection.free:
                     self._check(connection.in_rotation, "nothing left", f"{connection} is free, and out of rotation")
+                link = connection.link
+                if isinstance(link, Http2Link) and link._lost is None:
+                    self._check(
+                        len(link._streams) == len(link._slot_of) == connection.taken,
+                        "nothing left",
+                        f"{connection}: {link._streams}",
+                    )
             for connection in pool._free._queue:
                 self._check(
                     connection in pool.connections.values(), "nothing left", f"{connection} is gone, and queued"
@@ -529,6 +541,10 @@ class Watch:
             self._check(
                 pool.gate.limit.in_flight == 0, "nothing left", f"{name}: {pool.gate.limit.in_flight} in flight"
             )
+        for service in self.world.services.values():
+            for session in service.standing:
+                if isinstance(session, Http2Session) and not session.closing and session.link.closed_at is None:
+                    self._check(not session.unfinished(), "nothing left", f"{session}: requests begun, and not stopped")
         for breaker in daemon.breakers.values():
             self._check(breaker._trial is None, "nothing left", breaker)
         for heap in dispatcher.parking._heaps.values():
@@ -560,7 +576,7 @@ class Watch:
         link = request.session.link
         over_at = min(
             at
-            for at in (request.ended_at, request.session.said_close_at, link.closed_at, float("inf"))
+            for at in (request.ended_at, request.reset_at, request.session.said_close_at, link.closed_at, float("inf"))
             if at is not None
         )
         over = request.finished or request.junk or record.connection.slow_at is not None
@@ -576,7 +592,8 @@ class Watch:
             and self.world.records[other.tag].ended_at > end  # type: ignore[operator]
             and (other.ended_at is None or other.ended_at > end - EPSILON)
         ]
-        self._check(bool(others), "stopped upstream", f"{request} of {record} runs on after {end}, until {over_at}")
+        excused = bool(others) and not request.session.by_stream
+        self._check(excused, "stopped upstream", f"{request} of {record} runs on after {end}, until {over_at}")
 
 
 def _brief(message: dict[str, Any]) -> str:

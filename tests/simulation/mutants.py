@@ -7,6 +7,7 @@ given back. `find` plays seeds until one breaks an invariant, and says which.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -17,6 +18,7 @@ from msgspec import Struct
 from sidecar.core import call as call_policy
 from sidecar.core.admission import Admission
 from sidecar.core.breaker import Breaker
+from sidecar.core.idle import Habits
 from sidecar.core.outcome import CANCELLED
 from sidecar.core.permit import Permit, Refusal
 from sidecar.core.retry import RetryBudget
@@ -28,7 +30,9 @@ from sidecar.service.judging import Judge
 from sidecar.service.parking import Parking
 from sidecar.service.reply import BotReply
 from sidecar.service.running_call import RunningCall
+from sidecar.transport import http2_link
 from sidecar.transport.http1_link import Http1Link
+from sidecar.transport.http2_link import Http2Link
 from tests.simulation.invariants import Broken
 from tests.simulation.world import play
 
@@ -245,6 +249,52 @@ def _exchange_is_answer(on_over: Any) -> Any:
     return broken
 
 
+def _each_left_counts(untouched: Any) -> Any:
+    """A GOAWAY counts once for each request that it leaves."""
+
+    @functools.wraps(untouched)
+    def broken(self: Habits, now: float) -> bool:
+        self._occasion_until = -math.inf
+        believed: bool = untouched(self, now)
+        return believed
+
+    return broken
+
+
+def _room_unheard_of(on_room: Any) -> Any:
+    """A server that takes more calls than before has told nobody."""
+    return lambda self: None
+
+
+def _stream_runs_on(reset: Any) -> Any:
+    """A stopped stream is forgotten, and not reset, unless its answer has begun."""
+
+    @functools.wraps(reset)
+    def broken(self: Http2Link, stream: Any) -> None:
+        if stream.answer.headed:
+            reset(self, stream)
+        else:
+            self._forget(stream)
+
+    return broken
+
+
+def _goaway_is_an_end(last_of: Any) -> Any:
+    """GOAWAY is taken to mean that nothing was looked at."""
+    return lambda payload: 0
+
+
+def _streams_mixed_up(on_events: Any) -> Any:
+    """What a read brings for one answer is given to another that runs beside it."""
+
+    @functools.wraps(on_events)
+    def broken(self: HttpConnection, slot: int, payloads: Any, now: float) -> None:
+        others = [other for other, codec in enumerate(self._codecs) if codec is not None and other != slot]
+        on_events(self, others[0] if others and len(payloads) == 1 else slot, payloads, now)
+
+    return broken
+
+
 MUTANTS: Final[dict[str, Mutant]] = {
     "two trials at half-open": Mutant(
         "two trials of a half-open breaker at once", Breaker, "admit", _two_trials, frozenset({"one trial"})
@@ -312,5 +362,32 @@ MUTANTS: Final[dict[str, Mutant]] = {
         "on_over",
         _exchange_is_answer,
         frozenset({"no false end"}),
+    ),
+    "each request of a GOAWAY counts": Mutant(
+        "a server is blamed for what one GOAWAY leaves", Habits, "untouched", _each_left_counts, frozenset({"no blame"})
+    ),
+    "room unheard of": Mutant(
+        "more streams at once are told to nobody",
+        HttpConnection,
+        "on_room",
+        _room_unheard_of,
+        frozenset({"in time", "nothing left"}),
+    ),
+    "stream runs on": Mutant(
+        "a stream is given up without a word", Http2Link, "_reset", _stream_runs_on, frozenset({"stopped upstream"})
+    ),
+    "GOAWAY is an end": Mutant(
+        "what a server has looked at before its GOAWAY is given up",
+        http2_link,
+        "last_of",
+        _goaway_is_an_end,
+        frozenset({"no blame"}),
+    ),
+    "streams mixed up": Mutant(
+        "an answer's events go to another's call",
+        HttpConnection,
+        "on_events",
+        _streams_mixed_up,
+        frozenset({"no stitching"}),
     ),
 }

@@ -1,6 +1,7 @@
-"""One request, as the upstream's side sees it, and the words of its answer in either dialect.
+"""One request, as the upstream's side sees it, and its answer, message by message.
 
-How a word travels (a WebSocket's frame, an event of an event stream) is its session's matter.
+What is said in each dialect is `words`' matter; how it travels (a WebSocket's frame, an event of an event stream) its
+session's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import msgspec
 import trio
 
 if TYPE_CHECKING:
+    from tests.simulation.exchanges import Exchange
     from tests.simulation.session import Session
 
 
@@ -29,15 +31,18 @@ class Request:
         content_at: its first content arrived at the client.
         told: what the head of its answer, which has arrived at the client, says of its end.
         over: its script has said all that it says.
+        reset_at: when the client wrote that it wants no more of it.
+        exchange: over HTTP: how its answer travels.
     """
 
     __slots__ = (
-        "arrived_at", "body", "content_at", "ended_at", "finished", "how", "junk", "model", "name",
-        "number", "over", "pieces", "session", "tag", "told", "trial", "written_at",
+        "_words", "arrived_at", "body", "content_at", "ended_at", "exchange", "finished", "how", "junk", "model",
+        "name", "number", "over", "pieces", "reset_at", "session", "tag", "told", "trial", "written_at",
     )  # fmt: skip
 
     def __init__(self, session: Session, number: int, body: dict[str, Any], tag: str, now: float) -> None:
         self.session, self.number, self.body, self.tag, self.written_at = session, number, body, tag, now
+        self._words = session.service.words
         self.model: str = body["model"]
         self.arrived_at: float | None = None
         self.pieces: list[str] = []
@@ -46,6 +51,8 @@ class Request:
         self.content_at: float | None = None
         self.how = self.told = ""
         self.over = False
+        self.reset_at: float | None = None
+        self.exchange: Exchange | None = None
         self.name: str = body.get("id", f"n{number}")
 
     def __repr__(self) -> str:
@@ -55,7 +62,12 @@ class Request:
 
     def _content_came(self) -> None:
         # What comes after a Close, or to an end that has closed, is nobody's.
-        if self.content_at is None and self.ended_at is None and self.session.link.closed_at is None:
+        if (
+            self.content_at is None
+            and self.ended_at is None
+            and self.reset_at is None
+            and self.session.link.closed_at is None
+        ):
             self.content_at = trio.current_time()
 
     def came(self, how: str) -> None:
@@ -71,31 +83,20 @@ class Request:
         piece = text or f"{self.number}:{len(self.pieces)} "
         if not self.finished:
             self.pieces.append(piece)
-        if self.session.service.responses:
-            return self.frame(f'"type":"response.output_text.delta","item_id":"i{self.number}","delta":"{piece}"')
-        return self._chunk(f'"content":"{piece}"')
+        return self.frame(self._words.delta(self, piece))
 
     def created(self) -> bytes:
         """The answer begins; no content yet."""
-        if self.session.service.responses:
-            return self.frame(f'"type":"response.created","response":{{"id":"r{self.number}","model":"m-1"}}')
-        return self._chunk('"role":"assistant","content":""')
+        return self.frame(self._words.created(self))
 
     def finish(self, reason: str = "stop") -> bytes:
-        """responses: the terminal with its usage. chat: finish_reason alone."""
+        """The reason why it stopped; in `responses` the terminal with its usage."""
         self.finished = True
-        if self.session.service.responses:
-            return self.frame(
-                f'"type":"response.completed","response":{{"id":"r{self.number}","status":"completed","model":"m-1",'
-                '"output":[],"usage":{"input_tokens":3,"output_tokens":2}}'
-            )
-        return self._chunk("", f'"{reason}"')
+        return self.frame(self._words.finish(self, reason))
 
-    def usage(self) -> bytes:
-        """chat: the chunk after finish_reason."""
-        return self.frame(
-            f'"id":"{self.name}","model":"m-1","choices":[],"usage":{{"prompt_tokens":3,"completion_tokens":2}}'
-        )
+    def after(self) -> bytes:
+        """What comes after that: the usage of `chat`, the end of `messages`; nothing in `responses`."""
+        return self.frame(self._words.after(self)) if self._words.afterwards else b""
 
     def error(self, status: int | None, code: str | None = None, retry_after: float | None = None) -> bytes:
         """The upstream's own error."""
@@ -104,7 +105,7 @@ class Request:
             said += f',"status":{status}'
         if retry_after is not None:
             said += f',"headers":{{"retry-after":"{retry_after}"}}'
-        return self.frame(said + (',"type":"error"' if self.session.service.responses else f',"id":"{self.name}"'))
+        return self.frame(self._words.error(self, said))
 
     def frame(self, fields: str) -> bytes:
         """One text message of this request's stream."""
@@ -112,11 +113,6 @@ class Request:
         if stream is not None:
             fields += f',"stream_id":"{stream}"'
         return self.session.framed(self, b"{" + fields.encode() + b"}")
-
-    def _chunk(self, delta: str, reason: str = "null") -> bytes:
-        return self.frame(
-            f'"id":"{self.name}","model":"m-1","choices":[{{"index":0,"delta":{{{delta}}},"finish_reason":{reason}}}]'
-        )
 
     # ------------------------------------------------------------------ sending
 
@@ -141,12 +137,12 @@ class Request:
         if not self.session.refuses(self, how, status, code, retry_after):
             self.ends(how, self.error(status, code, retry_after))
 
-    def done(self, *before: bytes, usage: bool = True) -> None:
-        """A proper end, after some frames."""
+    def done(self, *before: bytes, whole: bool = True) -> None:
+        """A proper end, after some frames. `whole`: with all that may come after it."""
         self.over = True
         last = [self.finish()]
-        if usage and not self.session.service.responses:
-            last.append(self.usage())
+        if whole:
+            last.append(self.after())
         mark = self.all_came if before else partial(self.came, "done")
         self.session.put(self, b"".join((*before, *last)), mark)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import Struct, structs
 
-from tests.simulation.moods import FINE, HTTP_MOODS, MOODS, Mood
+from tests.simulation.moods import FINE, HTTP2_MOODS, HTTP_MOODS, MOODS, RESTLESS, Mood
 from tests.simulation.network import GOOD, Toxics
 
 
@@ -36,6 +36,32 @@ class Blow(Struct, frozen=True, kw_only=True):
     wait: float = 0.0
 
 
+class Http2Plan(Struct, frozen=True, kw_only=True):
+    """How an upstream's HTTP/2 server is.
+
+    Args:
+        max_streams: at once on a connection; None for a hundred.
+        changes: seconds after the beginning, and how many then.
+        window: bytes of a request that may come ahead of its reading.
+        opens_after: seconds after which it allows as many as it has taken; None: never.
+        settings_after: seconds until its settings, of every third connection.
+        deaf: pings are not answered.
+        gathers: seconds for which it gathers what it says before it is sent.
+        longest: bytes of a request that it takes.
+        dumb_after: seconds after which every third connection answers pings and nothing else.
+    """
+
+    max_streams: int | None = None
+    changes: tuple[tuple[float, int], ...] = ()
+    window: int = 65_535
+    opens_after: float | None = 0.0
+    settings_after: float = 0.0
+    deaf: bool = False
+    gathers: float = 0.0
+    longest: int = 1_000_000
+    dumb_after: float | None = None
+
+
 class UpstreamPlan(Struct, frozen=True, kw_only=True):
     """One upstream.
 
@@ -55,6 +81,7 @@ class UpstreamPlan(Struct, frozen=True, kw_only=True):
     says_keeps: bool = False
     says_408: bool = False
     late: bool = False
+    http2: Http2Plan = Http2Plan()
 
 
 class Step(Struct, frozen=True, kw_only=True):
@@ -123,9 +150,13 @@ CONNECTS = [
     ("black_hole",), ("fine", "refused"), ("fine", "fine", "503", "mute"),
     ("fine", "refused", "401", "429", "garbage", "eof"),
 ]  # fmt: skip
+#: The same, and a server that goes away as it comes.
+CONNECTS_HTTP2 = [*CONNECTS, ("goaway",), ("fine", "goaway")]
 
 #: How the upstreams of one schedule are reached; of several, each draws its own.
-WORLDS = [("websocket",), ("sse",), ("both",), ("websocket", "sse", "both")]
+WORLDS = [
+    ("websocket",), ("sse",), ("both",), ("http2",), ("http2",), ("websocket", "sse", "both", "both2", "http2"),
+]  # fmt: skip
 
 
 def draw(seed: int) -> Schedule:
@@ -177,9 +208,12 @@ def _clients(dice: random.Random) -> list[dict[str, Any]]:
 
 def _upstream(name: str, dice: random.Random, length: float, ways: str) -> UpstreamPlan:
     warm = dice.choice([0, 1, 2, 3])
-    slots = dice.choice([1, 1, 1, 3])
+    over_http2 = ways in ("http2", "both2")
+    slots = dice.choice([1, 2, 4, 8] if over_http2 else [1, 1, 1, 3])
     config = {
-        "dialect": dice.choice(["responses", "chat"]),
+        "dialect": dice.choice(
+            ["responses", "chat", "messages"] if ways in ("sse", "http2") else ["responses", "chat"]
+        ),
         "warm_connections": warm,
         "max_connections": max(warm, dice.choice([1, 2, 4, 8])) or 1,
         "calls_per_connection": slots,
@@ -219,9 +253,11 @@ def _upstream(name: str, dice: random.Random, length: float, ways: str) -> Upstr
         )
         for _ in range(dice.choice([0, 0, 1, 2]))
     ]
-    peaceful = ways != "websocket" and dice.random() < 0.2  # nothing happens here that could be held against anybody
+    peaceful = ways != "websocket" and dice.random() < (
+        0.4 if over_http2 else 0.2
+    )  # nothing happens here that could be held against anybody
     if peaceful:
-        phases, blows = [Phase(at=0.0)], []
+        phases, blows = [Phase(at=0.0, mood=dice.choice([FINE, RESTLESS]) if over_http2 else FINE)], []
         config["breaker"] = {"consecutive_failures": 1, "minimum_calls": 2, "open_min_s": 0.2, "open_max_s": 1.0}
     return UpstreamPlan(
         name=name,
@@ -234,6 +270,26 @@ def _upstream(name: str, dice: random.Random, length: float, ways: str) -> Upstr
         says_keeps=dice.random() < 0.3,
         says_408=dice.random() < 0.3,
         late=peaceful or dice.random() < 0.3,
+        http2=_http2(dice, peaceful=peaceful) if over_http2 else Http2Plan(),
+    )
+
+
+def _http2(dice: random.Random, *, peaceful: bool) -> Http2Plan:
+    plan = Http2Plan(
+        max_streams=dice.choice([None, None, None, 1, 2, 0]),
+        changes=dice.choice([(), (), ((0.3, 1),), ((0.05, 0), (0.6, 3)), ((0.2, 100), (0.7, 1)), ((0.4, 2),)]),
+        gathers=dice.choice([0.0, 0.0, 0.0, 0.001, 0.01]),
+    )
+    if peaceful:
+        return plan
+    return structs.replace(
+        plan,
+        window=dice.choice([65_535, 65_535, 65_535, 0, 100, 10_000, 1 << 20]),
+        opens_after=dice.choice([0.0, 0.0, 0.0, 0.0, 0.02, 0.3, None]),
+        settings_after=dice.choice([0.0, 0.0, 0.1, 0.4]),
+        deaf=dice.random() < 0.07,
+        longest=dice.choice([1_000_000, 1_000_000, 50_000]),
+        dumb_after=dice.choice([None, None, None, None, 0.0, 0.5]),
     )
 
 
@@ -243,7 +299,10 @@ def _ways(name: str, ways: str, dice: random.Random) -> dict[str, Any]:
         return {"url": f"wss://{name}.test/v1"}
     if ways == "sse":
         return {"url": f"https://{name}.test/v1", "transport": "sse"}
+    if ways == "http2":
+        return {"url": f"https://{name}.test/v1", "transport": "sse", "http_version": "2"}
     return {
+        "http_version": "2" if ways == "both2" else "1.1",
         "url": f"wss://{name}.test/v1",
         "fallback_url": f"https://{name}.test/v1",
         "fallback_warm_connections": dice.choice([0, 1, 2]),
@@ -252,12 +311,14 @@ def _ways(name: str, ways: str, dice: random.Random) -> dict[str, Any]:
 
 def _phase(at: float, dice: random.Random, ways: str) -> Phase:
     kind = dice.random()
-    moods = MOODS if ways != "websocket" else [name for name in MOODS if name not in HTTP_MOODS]
-    mood = MOODS[dice.choice(sorted(moods))] if kind < 0.6 else FINE
+    unnoticed = HTTP_MOODS + HTTP2_MOODS if ways == "websocket" else () if "2" in ways else HTTP2_MOODS
+    names = sorted(name for name in MOODS if name not in unnoticed)
+    mood = MOODS[dice.choice(names + list(HTTP2_MOODS) * 3 if "2" in ways else names)] if kind < 0.6 else FINE
     if dice.random() < 0.1:
         mood = structs.replace(mood, poison=f"b{dice.randrange(3)}.")
-    connects = ("fine",) if dice.random() < (0.4 if ways == "both" else 0.65) else dice.choice(CONNECTS)
-    fallback_connects = ("fine",) if dice.random() < 0.8 else dice.choice(CONNECTS)
+    met = CONNECTS_HTTP2 if ways == "http2" else CONNECTS
+    connects = ("fine",) if dice.random() < (0.4 if "both" in ways else 0.65) else dice.choice(met)
+    fallback_connects = ("fine",) if dice.random() < 0.8 else dice.choice(CONNECTS_HTTP2 if "2" in ways else CONNECTS)
     toxics = (GOOD,) if dice.random() < 0.6 else (_toxics(dice), _toxics(dice))
     return Phase(at=at, mood=mood, connects=connects, fallback_connects=fallback_connects, toxics=toxics)
 
@@ -320,8 +381,8 @@ def _call(dice: random.Random, request: bool) -> dict[str, Any]:
         fields["first_delta_timeout_ms"] = dice.choice([10, 50, 300])
     if dice.random() < 0.1:
         fields["idle_timeout_ms"] = dice.choice([10, 50, 300])
-    if dice.random() < 0.03:
-        fields["long"] = dice.choice([3_000, 100_000])
+    if dice.random() < 0.04:
+        fields["long"] = dice.choice([3_000, 30_000, 100_000])
     if dice.random() < 0.05:
         fields["route"] = "nowhere"
     if dice.random() < 0.1:

@@ -63,16 +63,16 @@ def empty(request: Request, dice: random.Random) -> Process:
 
 def stream(request: Request, dice: random.Random, pieces: int) -> Process:
     """So many pieces, and the end."""
-    if request.session.service.responses or dice.random() < 0.7:  # the role chunk of a chat may be missing
+    if request.session.service.words.begins or dice.random() < 0.7:  # the role chunk of a chat may be missing
         request.send(request.created())
     for left in range(pieces, 0, -1):
         if left == 1:
-            usage = dice.random() < 0.85
-            request.done(request.delta(), usage=usage)
-            if not usage and not request.session.service.responses:
+            whole = dice.random() < 0.85
+            request.done(request.delta(), whole=whole)
+            if not whole and request.session.service.words.afterwards:
                 yield 0.1  # the usage of a chat answer comes late, or (half of the time) never
                 if dice.random() < 0.5:
-                    request.send(request.usage())
+                    request.send(request.after())
         else:
             request.content(request.delta())
             yield dice.choice([0.0, 0.001, 0.004, 0.02])
@@ -91,9 +91,10 @@ def stalls(request: Request, dice: random.Random) -> Process:
         request.content(request.delta())
     for _ in range(40 if dice.random() < 0.5 else 0):
         yield 0.05
-        request.send(request.session.keep_alive())
-        if request.session.service.responses:
-            request.send(request.frame('"type":"response.in_progress"'))
+        request.send(request.session.keep_alive(request))
+        progress = request.session.service.words.progress()
+        if progress:
+            request.send(request.frame(progress))
 
 
 def begins(request: Request, dice: random.Random) -> Process:
@@ -163,7 +164,7 @@ def closes(request: Request, dice: random.Random) -> Process:
 def cuts(request: Request, dice: random.Random) -> Process:
     """The end of TCP in the middle."""
     yield from begins(request, dice)
-    request.session.shut(dice.choice(["eof", "reset"]))
+    request.session.cut(request, dice.choice(["eof", "reset"]))
 
 
 def vanishes(request: Request, dice: random.Random) -> Process:
@@ -187,7 +188,7 @@ def junk(request: Request, dice: random.Random) -> Process:
             elif kind < 10:
                 frames.append(request.finish(dice.choice(["stop", "length"])))
             elif kind == 10:
-                frames.append(request.usage())
+                frames.append(request.after())
             elif kind == 11:
                 frames.append(request.error(500))
             elif kind == 12:
@@ -200,12 +201,12 @@ def junk(request: Request, dice: random.Random) -> Process:
                 else:
                     frames.append(dice.choice(BROKEN))
             else:
-                frames.append(session.keep_alive())
+                frames.append(session.keep_alive(request))
         request.content(*frames)
         yield dice.choice([0.0, 0.001, 0.05, 0.2])
     kind = dice.random()
     if kind < 0.3:
-        session.shut()
+        session.cut(request)
     elif kind < 0.7:
         request.over = True  # over HTTP: a proper end of the exchange
 

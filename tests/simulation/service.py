@@ -13,21 +13,41 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import trio
+from msgspec import structs
 
 from sidecar.config.ways import FALLBACK_SUFFIX
 from sidecar.errors import ConnectFailed
 from tests.simulation import http_scripts
+from tests.simulation.http2_session import WINDOW, Http2Session
 from tests.simulation.http_session import HttpSession
+from tests.simulation.moods import FINE
 from tests.simulation.network import GOOD, Toxics
 from tests.simulation.request import Request
 from tests.simulation.session import Session
 from tests.simulation.websocket_session import WebSocketSession
+from tests.simulation.words import WORDS
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
 #: Scripts that nobody may hold against an upstream.
-HONEST = frozenset({"answers", "floods", "empty", "too_late", "parts", "spends", "whole"})
+HONEST = frozenset(
+    {
+        "answers",
+        "floods",
+        "empty",
+        "too_late",
+        "parts",
+        "spends",
+        "whole",
+        "leaves",
+        "leaves_unlooked",
+        "refuses_stream",
+        "reset_behind",
+        "half_said",
+        "ponders",
+    }
+)
 
 _decode = msgspec.json.Decoder().decode
 
@@ -37,7 +57,7 @@ class Service:
 
     def __init__(self, world: World, name: str, plan: Any) -> None:
         self.world, self.name, self.plan = world, name, plan
-        self.responses: bool = plan.config.get("dialect", "responses") == "responses"
+        self.words = WORDS[plan.config.get("dialect", "responses")]
         self.keys: set[str] = {plan.key}
         self.sessions: list[Session] = []
         self.standing: list[Session] = []
@@ -47,6 +67,7 @@ class Service:
         self.connects = plan.phases[0].connects
         self.toxics: tuple[Toxics, ...] = plan.phases[0].toxics
         self.fallback_connects = plan.phases[0].fallback_connects
+        self.http2 = plan.http2
         #: the first thing here that a breaker may hold against it, in words; "" while there is none
         self.at_fault = ""
         #: the last request was left unread, on a connection that had been idle
@@ -84,10 +105,14 @@ class Service:
         if toxics is not GOOD:
             world.counts["toxic link"] += 1
             self.blame("a bad network")
-        kind = HttpSession if transport == "sse" else WebSocketSession
-        session = kind(self, number, pool, toxics, meets, dice)
+        session = self._kind(transport)(self, number, pool, toxics, meets, dice)
         self.sessions.append(session)
         return session.link.client
+
+    def _kind(self, transport: str) -> type[Session]:
+        if transport != "sse":
+            return WebSocketSession
+        return Http2Session if self.plan.config.get("http_version") == "2" else HttpSession
 
     def pool_of(self, transport: str) -> str:
         """What the daemon calls that way."""
@@ -105,12 +130,11 @@ class Service:
 
     # ------------------------------------------------------------------ requests
 
-    def noted(self, session: Session, payload: bytes) -> Request:
-        """The client wrote a request."""
+    def noted(self, session: Session, payload: bytes, since: float | None = None) -> Request:
+        """The client wrote a request, now or since then."""
         body = _decode(payload)
-        turns = body["input"] if self.responses else body["messages"]
-        tag = turns[-1]["content"].split(" ", 1)[0]
-        request = Request(session, len(self.world.requests), body, tag, trio.current_time())
+        tag = body[self.words.prompt][-1]["content"].split(" ", 1)[0]
+        request = Request(session, len(self.world.requests), body, tag, since or trio.current_time())
         self.world.requests.append(request)
         self.requests.append(request)
         self.world.watch.written(request)
@@ -144,6 +168,23 @@ class Service:
         """Every connection is closed by the server."""
         for session in self.standing.copy():
             session.close(code, how)
+
+    def calm(self) -> None:
+        """Everything is well from here on."""
+        self.mood, self.toxics = FINE, (GOOD,)
+        self.connects = self.fallback_connects = ("fine",)
+        self.http2 = structs.replace(
+            self.http2,
+            max_streams=self.http2.max_streams or None,
+            changes=(),
+            window=WINDOW,
+            opens_after=0.0,
+            settings_after=0.0,
+            deaf=False,
+            dumb_after=None,
+        )
+        for session in self.standing:
+            session.calm()
 
     def cut_all(self, how: str) -> None:
         """Every connection ends."""

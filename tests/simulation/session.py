@@ -28,6 +28,10 @@ class Session(ABC):
 
     #: Each answer has an exchange of its own: HTTP.
     by_exchange = False
+    #: Each can be stopped alone: HTTP/2.
+    by_stream = False
+    #: What its upstream's moods draw from: see `moods.REPERTOIRES`.
+    spoken = "websocket"
 
     def __init__(
         self, service: Service, number: int, pool: str, toxics: Toxics, meets: str, dice: random.Random
@@ -63,7 +67,7 @@ class Session(ABC):
         """One message of a request's answer, as it travels."""
 
     @abstractmethod
-    def keep_alive(self) -> bytes:
+    def keep_alive(self, request: Request) -> bytes:
         """What says that somebody is there, and nothing else."""
 
     @abstractmethod
@@ -102,6 +106,14 @@ class Session(ABC):
         if not self.closing and not self.gone:
             self.closing = True
             self.link.server_closes(how)
+
+    def cut(self, request: Request, how: str = "eof") -> None:
+        """An answer is over before its end: where calls have no streams of their own, with all others here."""
+        self.shut(how)
+
+    def calm(self) -> None:
+        """Everything is well from here on."""
+        self.meets = "fine"  # what stands before an HTTP server lets everybody in, on old connections, too
 
     def _arrived(self) -> Request:
         """The next request is here."""

@@ -19,7 +19,8 @@ SCHEDULES = 135
 PER_TEST = 45
 #: What 45 schedules must have reached, or they test less than they seem to.
 REACHED = (
-    "attempts by WebSocket", "attempts over HTTP", "attempts by the second way", "extra attempts", "replays",
+    "attempts by websocket", "attempts by http1", "attempts by http2", "attempts by the second way",
+    "extra attempts", "replays",
     "log breaker.opened", "toxic link", "log connection.lost", "closed while idle", "answer too_late", "end done",
 )  # fmt: skip
 #: Where each mutant was found first, when this was written: the search begins there, and goes on from there.

@@ -111,7 +111,7 @@ class WebSocketSession(Session):
         """See `Session`."""
         return encode_server_frame(TEXT, message)
 
-    def keep_alive(self) -> bytes:
+    def keep_alive(self, request: Request) -> bytes:
         """See `Session`."""
         return encode_server_frame(PING, b"")
 

@@ -26,8 +26,6 @@ from sidecar.transport.http1_link import IDLE_ENOUGH
 from tests.simulation.bots import Bot, CallRecord, SimPort
 from tests.simulation.engine import Engine, run_virtual
 from tests.simulation.invariants import Broken, Watch
-from tests.simulation.moods import FINE
-from tests.simulation.network import GOOD
 from tests.simulation.request import Request
 from tests.simulation.schedule import Blow, BotPlan, Deed, Phase, Schedule, draw
 from tests.simulation.service import Service
@@ -257,10 +255,7 @@ class World:
         if self.tracing:
             self.note("calm")
         for service in self.services.values():
-            service.mood, service.toxics = FINE, (GOOD,)
-            service.connects = service.fallback_connects = ("fine",)
-            for session in service.standing:
-                session.meets = "fine"  # what stands before an HTTP server lets everybody in, on old connections, too
+            service.calm()
 
     # ------------------------------------------------------------------ how it ends
 
