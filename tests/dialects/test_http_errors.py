@@ -48,6 +48,7 @@ TOO_MUCH = ("upstream_refused", "next_target", False)
 WRONG_DOOR = ("upstream_refused", "next_target", True)
 CONTEXT = ("context_length_exceeded", "never", False)
 FILTER = ("content_filter", "never", False)
+BLOCKED = "Output blocked by content filtering policy"
 
 #: What it is, status, body, meaning.
 SHAPES: list[tuple[str, int, Any, tuple[str, str, bool]]] = [
@@ -137,6 +138,12 @@ SHAPES: list[tuple[str, int, Any, tuple[str, str, bool]]] = [
             status=400,
             innererror={"code": "ResponsibleAIPolicyViolation", "content_filter_result": {}},
         ),
+        FILTER,
+    ),
+    (
+        "anthropic filter: only its words say so",
+        400,
+        {"type": "error", "error": {"type": "invalid_request_error", "message": BLOCKED}, "request_id": "req_1"},
         FILTER,
     ),
     (
