@@ -95,11 +95,13 @@ def call_backoff(count: int, outcome: Outcome, remaining: float, jitter: Jitter)
         jitter: U(0, 1).
 
     Returns:
-        0 for an outcome that says "now", inf for one after which that upstream is not asked again.
+        0 for the first outcome that says "now"; from the second on `LONE_LOSS_AFTER`: a server that goes away says so
+        on all of its connections in one moment, and a call that hurries from one to the next would meet it on each.
+        inf for one after which that upstream is not asked again.
     """
     if outcome.retry in {"never", "next_target"}:
         return math.inf
-    wait = 0.0
+    wait = 0.0 if count < 2 else min(LONE_LOSS_AFTER, max(0.0, remaining) / 8)
     if outcome.retry == "backoff" or outcome.retry_after is not None:
         remaining = max(0.0, remaining)
         base = THROTTLED_BASE if outcome.kind is Kind.THROTTLED else TRANSIENT_BASE

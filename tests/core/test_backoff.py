@@ -79,7 +79,7 @@ def test_a_calls_wait_fits_into_what_remains(count, outcome, remaining, chance):
     floor = outcome.retry_after or 0.0
     assert floor <= wait <= max(longest, 1.2 * floor) + 1e-9
     if outcome.retry == "now" and not floor:
-        assert wait == 0
+        assert wait == (0 if count == 1 else min(LONE_LOSS_AFTER, max(0.0, remaining) / 8))
 
 
 @given(st.integers(1, 40), st.floats(0, 600), chances, chances)
@@ -106,6 +106,14 @@ def test_a_throttled_call_waits_from_a_second_on_a_failed_one_from_a_tenth():
     assert call_backoff(1, said(429), 0.4, high) == pytest.approx(0.05)
     assert call_backoff(9, said(429), 0.4, high) == pytest.approx(0.2)
     assert call_backoff(1, said(500), 0, high) == call_backoff(1, said(500), -1, high) == 0
+
+
+def test_a_call_does_not_run_through_all_connections_that_a_server_ends_in_one_moment():
+    """The first time it is sent again at once; then when what was said on the others has been heard, too."""
+    going = classify(ConnectionLost(1006, "going away before it was looked at", how="unprocessed"))
+    for outcome in (going, classify(GOING)):
+        assert [call_backoff(n, outcome, 3.0, low) for n in (1, 2, 3)] == [0, LONE_LOSS_AFTER, LONE_LOSS_AFTER]
+    assert call_backoff(2, going, 0.08, high) == pytest.approx(0.01)
 
 
 def test_a_retry_after_is_a_floor_for_a_call():
