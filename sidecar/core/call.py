@@ -222,7 +222,7 @@ class Call:
             raise IllegalTransition(f"{self!r}: loss of {attempt!r}")
         self._lost_in = self.phase()
         self.attempts.remove(attempt)
-        if self.first_outcome is None:
+        if self.first_outcome is None or self.first_outcome.kind is Kind.IGNORED:
             self.first_outcome = outcome
         if attempt is self.winner:
             self.winner = None

@@ -321,12 +321,13 @@ class RunningCall:
     def _lost(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
         self.attempts.remove(attempt)
         self.lost_connections |= {(attempt.target.pool.name, attempt.connection.key)}
-        if self.policy.first_outcome is None:
-            self.first_lost = attempt
         self.desk.record(attempt, outcome, now)
         committed = self.stream and self.reply.committed
         usual = attempt.target.times.at_best(now)
+        reason = self.policy.first_outcome
         verdict = self.policy.lost(attempt.state, outcome, now, committed=committed, usual=usual)
+        if self.policy.first_outcome is not reason:
+            self.first_lost = attempt
         if isinstance(verdict, End):
             self._stop_attempts(CANCELLED)
             # What is told is one attempt's story: the one whose failure becomes the call's.

@@ -12,7 +12,7 @@ import math
 from typing import Final, Protocol
 
 from sidecar.core.call import Call as CallPolicy
-from sidecar.core.outcome import Outcome
+from sidecar.core.outcome import Kind, Outcome
 from sidecar.core.permit import Permit, Refusal
 from sidecar.core.trials import PATIENCE
 from sidecar.service.connection import Connection
@@ -204,7 +204,7 @@ def _nobody(call: Seeker, prospects: _Prospects, now: float) -> None:
         return  # the deadline's clock is due, and beats every other
     first, refused = call.policy.first_outcome, prospects.refused
     reopens_at, connects_at = prospects.reopens_at, prospects.connects_at
-    if first is not None:
+    if first is not None and (refused is None or first.kind is not Kind.IGNORED):
         call.fail_as(first)
     elif prospects.paced_at < math.inf:
         call.fail(

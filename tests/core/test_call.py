@@ -332,6 +332,20 @@ def test_backoff_is_scaled_to_what_remains() -> None:
     assert polite.candidates(2.0) == []
 
 
+def test_what_was_not_looked_at_gives_no_reason() -> None:
+    """A server goes away, then one refuses: of that the call has failed. A goodbye after a failure is no reason."""
+    unread = classify(ConnectionLost(1006, "going away before it was looked at", how="unprocessed"))
+    denied = classify(UpstreamError("no such key", status=401))
+    one = call(1)
+    one.lost(one.started(0, 0.0), unread, 0.0, committed=False)
+    one.lost(one.started(0, 0.1), denied, 0.1, committed=False)
+    assert one.first_outcome == denied
+    other = call(1)
+    other.lost(other.started(0, 0.0), BROKEN, 0.0, committed=False)
+    other.lost(other.started(0, 1.0), unread, 1.0, committed=False)
+    assert other.first_outcome == BROKEN
+
+
 def test_a_backup_that_cannot_be_had() -> None:
     """Given up: the attempt in hand goes on alone. Without one in hand there is nothing to give up."""
     alone = call(2)
@@ -458,7 +472,8 @@ class CallLife(RuleBasedStateMachine):
         self.lost.add(attempt.target)
         if outcome.kind is not Kind.IGNORED:
             self.asked.add(self.services[attempt.target])
-        self.first = self.first or outcome
+        if self.first in (None, GOODBYE):
+            self.first = outcome
         if was_winner and self.committed and not self.restart:
             assert verdict == End(outcome), "committed: nobody continues the text"
         if isinstance(verdict, End):
