@@ -125,6 +125,15 @@ async def _fragments(act: Act, payload: bytes) -> None:
     await trio.sleep_forever()
 
 
+async def _flood(act: Act) -> None:
+    await some(act)
+    ping = frames.frame(bytes(125), frames.PING)
+    for _ in range(max(1, act.behaviour.size_bytes // _CHUNK)):
+        await act.line.send_large(ping * (_CHUNK // len(ping)))
+    await act.tokens()
+    await act.end()
+
+
 async def _bomb(act: Act) -> None:
     await some(act)
     zeros, size = bytes(1 << 20), act.behaviour.size_bytes
@@ -244,6 +253,7 @@ FATES: Final[dict[str, Callable[[Act], Awaitable[None]]]] = {
     "endless_fragments": partial(_fragments, payload=b"x" * _FRAGMENT),
     "empty_fragments": partial(_fragments, payload=b""),
     "zstd_bomb": _bomb,
+    "flood": _flood,
     **{name: partial(_error, name=name) for name in FAULTS},
     "error_after_created": _error_after_created,
     "error_midway": _error_midway,
@@ -272,6 +282,7 @@ FATES: Final[dict[str, Callable[[Act], Awaitable[None]]]] = {
     "json_error": partial(_error, name="error_500"),
     "packed": _reset,
     "endless_json": _reset,
+    "endless_head": _reset,
     "linger": ok,
     "drip_head": _late,
 }

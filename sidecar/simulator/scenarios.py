@@ -113,6 +113,8 @@ _CALL: Final = {
     "json_error": "HTTP: a 200 whose body is an error in JSON, no stream (WebSocket: error_500)",
     "packed": "HTTP: the body is packed by gzip, which nobody asked for, and unpacks to size_bytes (WebSocket: reset)",
     "endless_json": "HTTP: a 200 with JSON of size_bytes in place of a stream, and no end of it (WebSocket: reset)",
+    "flood": "size_bytes of what brings nothing, then the answer: pings; HTTP/1.1: informational heads; HTTP/2: PINGs",
+    "endless_head": "HTTP: a head of size_bytes in place of an answer, and no end of it (WebSocket: reset)",
     "linger": "HTTP: the body ends late_s after the answer (WebSocket: ok)",
     "drip_head": "HTTP: the head of the answer comes byte by byte, in late_s (WebSocket: late)",
 }

@@ -167,6 +167,15 @@ async def test_giant_frame_is_one_frame() -> None:
     assert [len(event["delta"]) for event in giants] == [3_000_000]
 
 
+async def test_a_flood_of_pings() -> None:
+    """64 KiB of pings at least, in the middle of an answer that is whole."""
+    async with relaying("flood") as relay:
+        talk = await Talk.open(relay.port)
+        events = await talk.answer(request("[[size_bytes=1000]]"))
+        assert events[-1]["type"] == "response.completed"
+        assert relay.counters.bytes_out > 64_000
+
+
 @pytest.mark.parametrize("name", ["endless_fragments", "empty_fragments"])
 async def test_fragments_never_end(name: str) -> None:
     """A message begins and is continued without end; the relay itself stops at size_bytes."""

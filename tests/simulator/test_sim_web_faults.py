@@ -314,6 +314,55 @@ async def test_garbage_below_the_events(name: str, version: str) -> None:
         assert answer.lost == "nonsense" if isinstance(wire, Browser) else wire.broken is not None
 
 
+async def test_a_flood(version: str) -> None:
+    """64 KiB and more of what brings nothing, then a whole answer: heads before the head, or pings."""
+    async with relaying("flood") as relay:
+        wire = await client(version, relay.port)
+        await wire.send(PATHS["chat"], asked("chat", "[[size_bytes=1000]]"))
+        if isinstance(wire, Browser):
+            data = b""
+            while b"[DONE]" not in data:
+                data += bytes(await wire.stream.receive_some(65536))
+            assert data.count(b"HTTP/1.1 103 ") > 2000
+            assert data.index(b"HTTP/1.1 200 ") > 60_000
+        else:
+            answer = await wire.receive(1)
+            assert (answer.lost, tokens(answer)) == (None, 6)
+        assert relay.counters.bytes_out > 64_000
+
+
+async def test_a_head_without_end(version: str) -> None:
+    """Field after field; the call stays in flight."""
+    async with relaying("endless_head") as relay:
+        wire = await client(version, relay.port)
+        await wire.send(PATHS["chat"], asked("chat", "[[size_bytes=300000]]"))
+        if isinstance(wire, Browser):
+            data = b""
+            while len(data) < 250_000:
+                data += bytes(await wire.stream.receive_some(65536))
+            assert data.startswith(b"HTTP/1.1 200 OK\r\nx-filler: ")
+            assert b"\r\n\r\n" not in data
+        else:
+            while wire.broken is None:
+                await wire.pump()
+            assert "continuation" in str(wire.broken)
+            assert wire.answer(1).status is None
+        assert relay.counters.in_flight == 1
+
+
+async def test_content_of_another_stream(version: str) -> None:
+    """HTTP/2: the second answer brings some for the first, which is over; the third for a stream that nobody opened."""
+    if version == "1.1":
+        pytest.skip("one answer at a time")
+    async with relaying("stray") as relay:
+        wire = await Multiplex.open(relay.port)
+        for _ in range(2):
+            answer = await wire.ask(PATHS["chat"], asked("chat"))
+            assert (answer.lost, tokens(answer), b"STRAY" in answer.body) == (None, 6, False)
+        answer = await wire.ask(PATHS["chat"], asked("chat"))
+        assert wire.broken is not None
+
+
 @pytest.mark.parametrize("dialect", DIALECTS)
 async def test_giant_event(dialect: str, version: str) -> None:
     """One event of size_bytes, well formed."""
@@ -450,7 +499,7 @@ async def test_ages(by_scenario: bool, version: str, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("dialect", DIALECTS)
 async def test_every_scenario_ends_in_the_books(dialect: str, version: str) -> None:
     """Every scenario there is, streamed or not, side by side: nothing breaks the relay, the counters add up."""
-    ends = ("endless_fragments", "empty_fragments", "giant_frame", "zstd_bomb")
+    ends = ("endless_fragments", "empty_fragments", "giant_frame", "zstd_bomb", "flood", "endless_head")
     async with relaying() as relay:
 
         async def one(name: str, stream: bool) -> None:
@@ -482,7 +531,7 @@ async def test_what_is_of_http_has_its_kin_over_websockets(version: str) -> None
         for name, last in (
             *[("goaway", "response.completed"), ("linger", "response.completed"), ("drip_head", "response.completed")],
             *[("json_error", "error"), ("cut_clean", None), ("goaway_now", None), ("rst_stream", None)],
-            *[("refused_stream", None), ("packed", None), ("endless_json", None)],
+            *[("refused_stream", None), ("packed", None), ("endless_json", None), ("endless_head", None)],
         ):
             talk = await Talk.open(relay.port)
             events = await talk.answer(request(f"[[scenario={name}]]"))

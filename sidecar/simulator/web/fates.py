@@ -15,11 +15,12 @@ from sidecar.simulator.fates import ok, some
 from sidecar.simulator.voices import FAULTS
 from sidecar.simulator.voices.faults import PATIENT
 from sidecar.simulator.web.reply import Reply
-from sidecar.simulator.web.sse import COMMENT
+from sidecar.simulator.web.sse import COMMENT, FRAMED
 
 Play: TypeAlias = Callable[[Act, Reply], Awaitable[None]]
 
 _SLAB: Final = 64 << 10
+_EARLY: Final = b"HTTP/1.1 103 Early Hints\r\n\r\n"
 #: What no server says, in place of a chunk and of a frame: a size that is none, or a WINDOW_UPDATE of a wrong length;
 #: bytes without rhyme, in HTTP/2 as SETTINGS; a negative size, in HTTP/2 content for stream 0, which has none.
 _GARBAGE: Final = {
@@ -161,6 +162,54 @@ async def _pour(act: Act, reply: Reply, piece: bytes) -> None:
         left -= len(slab)
 
 
+async def _flood(act: Act, reply: Reply) -> None:
+    """Heads that announce another head, before the answer; HTTP/2's pings, in the middle of it."""
+    if not reply.pipe.chunked:
+        await some(act)
+    await _pour_raw(act, reply, _EARLY if reply.pipe.chunked else _frame(6, 0, b"flooding"))
+    await act.open()
+    await act.tokens()
+    await act.end()
+
+
+async def _endless_head(act: Act, reply: Reply) -> None:
+    await act.wait_first()
+    field = b"x-filler: and so on\r\n"
+    if reply.pipe.chunked:
+        reply.pipe.raw(b"HTTP/1.1 200 OK\r\n")
+        await _pour_raw(act, reply, field)
+    else:
+        reply.pipe.raw(_frame(1, reply.pipe.number, b"\x88", flags=0))
+        await _pour_raw(act, reply, _frame(9, reply.pipe.number, b"\x00\x08x-filler\x09and so on" * 64))
+    await trio.sleep_forever()
+
+
+async def _stray(act: Act, reply: Reply) -> None:
+    """HTTP/2: the second answer of a connection has content for the first, which is over; later ones for nobody."""
+    if reply.pipe.chunked:
+        await fates.FATES["stray"](act)
+        return
+    await some(act)
+    number = reply.pipe.number
+    if number > 1:
+        event = FRAMED[reply.dialect, False](act.voice.delta(b'" STRAY"'))
+        reply.raw(_frame(0, 1 if number == 3 else number + 1, event))
+    await act.tokens()
+    await act.end()
+
+
+def _frame(kind: int, number: int, payload: bytes, *, flags: int = 0) -> bytes:
+    """HTTP/2's."""
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + number.to_bytes(4, "big") + payload
+
+
+async def _pour_raw(act: Act, reply: Reply, piece: bytes) -> None:
+    slab = piece * max(1, _SLAB // len(piece))
+    for _ in range(max(1, act.behaviour.size_bytes // len(slab))):
+        reply.pipe.raw(slab)
+        await reply.drained()
+
+
 _PLAYS: Final[dict[str, Play]] = {
     **{name: partial(_error, name=name) for name in FAULTS},
     **{name: partial(_garbage, name=name) for name in _GARBAGE},
@@ -170,6 +219,9 @@ _PLAYS: Final[dict[str, Play]] = {
     "json_error": _json_error,
     "packed": _packed,
     "endless_json": _endless_json,
+    "endless_head": _endless_head,
+    "flood": _flood,
+    "stray": _stray,
     "cut_clean": _cut_clean,
     "rst_stream": _rst_stream,
     "goaway": _goaway,

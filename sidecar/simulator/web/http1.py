@@ -138,6 +138,9 @@ class Response(Pipe):
         self._streamed = length is None
         framing = ("transfer-encoding", "chunked") if length is None else ("content-length", str(length))
         fields = [*headers, framing, *([("connection", "close")] if self._last else [])]
+        patience = self._talk.host.keepalive_timeout_s
+        if patience is not None and patience >= 1 and not self._last:
+            fields.append(("keep-alive", f"timeout={int(patience)}"))
         return self._peer.send(h11.Response(status_code=status, headers=fields)) or b""
 
     def raw(self, data: bytes) -> None:

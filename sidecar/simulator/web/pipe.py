@@ -20,6 +20,8 @@ class Pipe(ABC):
     call: Call | None = None
     #: the pieces of a stream's body are to be chunks
     chunked: bool
+    #: of HTTP/2's stream
+    number: int = 0
 
     @abstractmethod
     def head_bytes(self, status: int, headers: Headers, *, length: int | None = None) -> bytes:
