@@ -67,6 +67,9 @@ class _Answer:
     def on_going_away(self) -> None:
         """Nothing follows this request anyway."""
 
+    def on_room(self) -> None:
+        """There is but one request."""
+
     def on_ended(self, fault: UpstreamFault, _ours: bool) -> None:  # noqa: FBT001
         """See `link.Ended`."""
         self.fault = self.fault or fault

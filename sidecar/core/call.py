@@ -28,7 +28,7 @@ from typing import Final
 
 from sidecar.core.attempt_state import AttemptState
 from sidecar.core.losses import Losses
-from sidecar.core.outcome import DEADLINE, Outcome, deadline
+from sidecar.core.outcome import DEADLINE, Kind, Outcome, deadline
 from sidecar.core.transitions import IllegalTransition
 from sidecar.core.verdict import Due, End, Seek, Verdict, Wait
 from sidecar.wire import Phase

@@ -10,10 +10,8 @@ from typing import Final
 _SHARE: Final = 0.75
 #: Seconds of idleness below which a close says nothing of a server's patience, and a connection is not replaced for it.
 _SHORTEST: Final = 2.0
-#: Occasions in a row at which a server may fail to look at requests before that is a failure of its own.
+#: Times in a row that a server may go away from requests, or let them fall, before that is a failure of its own.
 _BELIEVED: Final = 2
-#: Seconds that one of them takes: whoever goes away says so on each connection, and of all that is on it.
-_OCCASION: Final = 1.0
 
 
 class Habits:
@@ -23,12 +21,12 @@ class Habits:
         idle_life: seconds for which a connection is kept without a call; None while nothing is known.
     """
 
-    __slots__ = ("_occasion_until", "_untouched", "idle_life")
+    __slots__ = ("_left_at", "_untouched", "idle_life")
 
     def __init__(self) -> None:
         self.idle_life: float | None = None
         self._untouched = 0
-        self._occasion_until = -math.inf
+        self._left_at = -math.inf
 
     def __repr__(self) -> str:
         return f"<Habits idle_life={self.idle_life} untouched={self._untouched}>"
@@ -40,7 +38,7 @@ class Habits:
 
     def answered(self, keepalive_timeout: float | None) -> None:
         """It answered; perhaps it said for how many seconds it keeps an idle connection."""
-        self._untouched, self._occasion_until = 0, -math.inf
+        self._untouched = 0
         if keepalive_timeout is not None:
             self._keep(max(_SHORTEST, keepalive_timeout))
 
@@ -49,9 +47,17 @@ class Habits:
         if self.idle_life is None or life < self.idle_life:
             self.idle_life = life
 
-    def untouched(self, now: float) -> bool:
-        """A request was not looked at, by its word or by its silence; whether that is believed."""
-        if now >= self._occasion_until:
+    def untouched(self, opened_at: float, now: float) -> bool:
+        """A request was not looked at, by its server's word or by its silence; whether that is believed.
+
+        All requests of a connection, and all connections that stood when it was said, are of one and the same going:
+        a server that is deployed anew leaves them all. One that does so with fresh connections, again and again, fails.
+
+        Args:
+            opened_at: when its connection was opened.
+            now: instant.
+        """
+        if opened_at > self._left_at:
             self._untouched += 1
-            self._occasion_until = now + _OCCASION
+            self._left_at = now
         return self._untouched <= _BELIEVED

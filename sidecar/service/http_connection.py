@@ -189,7 +189,8 @@ class HttpConnection(Connection):
                 # Its content was over, only the usage is missing: see `closed`.
                 self._handle(slot, self._concluded(slot), now)
             else:
-                lost = self._believed(fault or ConnectionLost(1006, "the answer ended without its end", how="eof"), now)
+                fault = fault or ConnectionLost(1006, "the answer ended without its end", how="eof")
+                lost = self._believed(fault, now)
                 self._release(slot)
                 attempt.on_lost(lost, now)
             if self.state == "CLOSED":
@@ -208,6 +209,8 @@ class HttpConnection(Connection):
 
     def _believed(self, fault: UpstreamFault, now: float) -> UpstreamFault:
         """What is said of a request that was not looked at, once too often, is not believed."""
-        if not isinstance(fault, ConnectionLost) or fault.how != "unprocessed" or self._habits.untouched(now):
+        if not isinstance(fault, ConnectionLost) or fault.how != "unprocessed":
+            return fault
+        if self._habits.untouched(self.born_at if self.opened_at is None else self.opened_at, now):
             return fault
         return ConnectionLost(fault.close_code, fault.reason, how="reset")

@@ -32,18 +32,15 @@ def test_the_shortest_patience_seen_counts() -> None:
 def test_a_server_that_never_looks_is_believed_twice() -> None:
     """Then a request that was not looked at is a failure, until it answers one."""
     habits = Habits()
-    assert [habits.untouched(now) for now in (10.0, 20.0, 30.0, 40.0)] == [True, True, False, False]
+    assert [habits.untouched(at, at + 0.5) for at in (1, 2, 3, 4)] == [True, True, False, False]
     habits.answered(None)
-    assert habits.untouched(40.1)
+    assert habits.untouched(5, 5.5)
 
 
-def test_one_word_for_many_requests_counts_once() -> None:
-    """A server that goes away leaves all that is on its connections: so much is one occasion, but not for ever."""
+def test_a_server_that_leaves_all_its_connections_goes_once() -> None:
+    """However many requests were on their way on them; a fresh connection that it leaves is another time."""
     habits = Habits()
-    assert all(habits.untouched(10.0) for _ in range(8))
-    assert all(habits.untouched(10.9 + 0.01 * n) for n in range(10))  # on another connection
-    assert habits.untouched(11.95)
-    assert not habits.untouched(13.0)
-    habits.answered(None)
-    assert all(habits.untouched(13.0 + 0.5 * n) for n in range(4))
-    assert not habits.untouched(15.1)
+    assert all(habits.untouched(opened_at, 10.0) for opened_at in (1.0, 1.0, 2.0, 9.9, 9.9))
+    assert habits.untouched(10.1, 11.0)
+    assert all(habits.untouched(opened_at, 11.0) for opened_at in (1.0, 10.1))
+    assert not habits.untouched(11.1, 12.0)

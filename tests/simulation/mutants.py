@@ -253,9 +253,9 @@ def _each_left_counts(untouched: Any) -> Any:
     """A GOAWAY counts once for each request that it leaves."""
 
     @functools.wraps(untouched)
-    def broken(self: Habits, now: float) -> bool:
-        self._occasion_until = -math.inf
-        believed: bool = untouched(self, now)
+    def broken(self: Habits, opened_at: float, now: float) -> bool:
+        self._left_at = -math.inf
+        believed: bool = untouched(self, opened_at, now)
         return believed
 
     return broken
