@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 from collections.abc import Iterable
 
 import pytest
@@ -17,26 +18,20 @@ from sidecar.errors import MalformedFrame
 BRIEF = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def reference(body: bytes) -> tuple[list[bytes], int]:
-    """All events of a whole body, its end taken for a line's and an event's, and the keep-alives: by the standard."""
+def reference(body: bytes) -> list[bytes]:
+    """All events of a whole body, its end taken for a line's and an event's: by the standard."""
     events: list[bytes] = []
-    comments, data, fields = 0, list[bytes](), False
+    data = list[bytes]()
     for line in [*re.split(b"\r\n|\r|\n", body.removeprefix(b"\xef\xbb\xbf")), b""]:
         if not line:
             whole = b"\n".join(data)
             events += [whole] if whole else []
-            comments += not whole and (bool(data) or fields)
-            data, fields = [], False
+            data = []
             continue
         name, _, value = line.partition(b":")
-        value = value.removeprefix(b" ")
         if name == b"data":
-            data.append(value)
-        elif name:
-            fields = True
-        else:
-            comments += 1
-    return events, comments
+            data.append(value.removeprefix(b" "))
+    return events
 
 
 def fed(pieces: Iterable[bytes], stream: EventStream | None = None) -> list[bytes]:
@@ -64,11 +59,12 @@ bodies = st.lists(words | st.binary(max_size=5), max_size=20).map(b"".join)
 @BRIEF
 @given(body=bodies, places=st.lists(st.integers(0, 400), max_size=8))
 def test_any_cutting_of_any_stream_gives_the_same(body: bytes, places: list[int]) -> None:
-    """As a plain reading of the whole has it, to the last keep-alive."""
-    stream = EventStream()
+    """As a plain reading of the whole has it; and what counts against the limit is the same, too."""
+    stream, whole = EventStream(), EventStream()
     events = fed(cut(body, places), stream)
-    events += stream.end()
-    assert (events, stream.comments) == reference(body)
+    whole.feed(body)
+    assert repr(stream) == repr(whole)
+    assert events + stream.end() == reference(body)
     assert all(type(event) is bytes for event in events)
 
 
@@ -83,7 +79,7 @@ def test_byte_by_byte(body: bytes) -> None:
         assert stream.feed(b"") == []
         # A carriage return ends a line at once; whether a line feed follows, nobody has to wait for.
         assert events == fed([body[:end]])
-    assert (events + stream.end(), stream.comments) == reference(body)
+    assert events + stream.end() == reference(body)
 
 
 @BRIEF
@@ -144,14 +140,49 @@ def test_the_end_of_a_body_completes_what_is_whole_but_for_its_line_ends() -> No
         assert stream.end() == []
 
 
-def test_keepalives_are_counted() -> None:
-    """Comments, and events without data; blank lines are nothing."""
+def test_keepalives_count_against_the_limit() -> None:
+    """Comments, and events without data, until an event has some."""
     stream = EventStream()
     assert stream.feed(b": ping\n\n:\nevent: ping\n\n\n\ndata:\n\ndata: 1\n: in it\n\n") == [b"1"]
-    assert stream.comments == 5
     assert repr(stream) == "<EventStream 0 bytes into an event>"
     stream.feed(b"data: 12\nda")
     assert repr(stream) == "<EventStream 11 bytes into an event>"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"x\n",
+        b"x\n\n",
+        b"x\r",
+        b":\nx\n",
+        b":\n\nx\n",
+        b"data\n",
+        b"data:\n\n",
+        b"data:\nx\n\n",
+        b"data:1\nx\n",
+        b"\r\n",
+    ],
+)
+def test_lines_are_not_looked_at_one_by_one(lines: bytes) -> None:
+    """65,536 of them fit into a read, which must not hold up everybody: a compiled search passes over them."""
+    body = b"data: 0\n\n" + lines * (120_000 // len(lines))
+    stream = EventStream()
+    events: list[bytes] = []
+    steps = 0
+
+    def count(_frame: object, event: str, _arg: object) -> None:
+        nonlocal steps
+        steps += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        events += stream.feed(body)
+    finally:
+        sys.setprofile(None)
+    assert events == [b"0"]
+    assert steps < 200
+    assert events + stream.end() == reference(body)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +226,7 @@ def test_keepalives_between_events_do_not_add_up() -> None:
     for _ in range(100):
         for read in (b": ping\n\n", b"data: 1\n\n: ping\n\ndata: 2\n\n: ping\n\n", b"data: 3\n\n"):
             stream.feed(read)
-    assert stream.comments == 300
+    assert repr(stream) == "<EventStream 0 bytes into an event>"
 
 
 def test_a_large_event_in_small_reads_is_no_more_than_its_bytes() -> None:
