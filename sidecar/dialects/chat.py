@@ -39,6 +39,7 @@ from sidecar.dialects.chat_frames import (
     Frame,
     Head,
     error_of,
+    lines_of,
     looks_like_chat,
     opens,
     plain_content,
@@ -164,7 +165,7 @@ class ChatCodec:
         """An event stream's lines in one frame: `data:` counts, `event:`, `id:` and comments do not."""
         events: list[Event] = []
         frame: Frame | None
-        for line in text.split("\n"):
+        for line in lines_of(text):
             name, _, value = line.partition(":")
             if name == "data":
                 payload = value.strip().encode()

@@ -10,7 +10,7 @@ from msgspec import Struct
 from sidecar.dialects.base import JsonObject
 from sidecar.dialects.facts import CachedTokens, ErrorBody, ErrorFrame, ReasoningTokens, Tokens, upstream_error
 from sidecar.dialects.text import typed
-from sidecar.errors import UpstreamError
+from sidecar.errors import MalformedFrame, UpstreamError
 from sidecar.wire import Finish, Usage
 
 #: The end of an event stream, as text: it may stand in an envelope, too.
@@ -22,6 +22,8 @@ FINISHES: Final[dict[str, Finish]] = {
     "tool_calls": "tool_calls",
     "function_call": "tool_calls",
 }
+#: Lines of an event stream in one frame: each may be a chunk that takes 20 us, and a mebibyte of them 0.3 s.
+MAX_LINES: Final = 1024
 
 
 class Counts(Struct, frozen=True):
@@ -134,6 +136,18 @@ def error_of(frame: Frame, chunk: Chunk, payload: bytes | memoryview) -> Upstrea
     read = outer.data if isinstance(outer.data, ErrorFrame) else outer
     inner = frame.error if frame.error is not None else chunk.error
     return upstream_error(msgspec.structs.replace(read, error=inner, status=read.status or outer.status))
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a frame that is an event stream's.
+
+    Raises:
+        MalformedFrame: more than `MAX_LINES`.
+    """
+    lines = text.split("\n", MAX_LINES)
+    if len(lines) > MAX_LINES:
+        raise MalformedFrame("an event of too many lines", close_code=1009)
+    return lines
 
 
 def looks_like_chat(value: JsonObject) -> bool:

@@ -64,8 +64,8 @@ def reread(payload: bytes | memoryview) -> tuple[JsonObject, bytes]:
         MalformedFrame: not UTF-8, not JSON, not a map.
     """
     try:
-        value = json.loads(bytes(payload).decode(), parse_constant=_refuse)
-        clean = whole(json.dumps(value, ensure_ascii=False)).encode()
+        value = _READER.decode(bytes(payload).decode())
+        clean = whole(_WRITER.encode(value)).encode()
     except (ValueError, RecursionError, MemoryError):
         # The cause is dropped on purpose: it would carry the frame, and with it somebody's text.
         raise MalformedFrame("not JSON", close_code=1007) from None
@@ -93,3 +93,8 @@ def typed(read: Callable[[bytes | memoryview], _T], payload: bytes | memoryview,
 
 def _refuse(constant: str) -> Any:
     raise ValueError(constant)
+
+
+#: Made once: that alone takes as long as a short frame's reading, and a hostile read is full of such frames.
+_READER: Final = json.JSONDecoder(parse_constant=_refuse)
+_WRITER: Final = json.JSONEncoder(ensure_ascii=False)

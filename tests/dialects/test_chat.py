@@ -10,6 +10,7 @@ import pytest
 from sidecar.dialects import DIALECTS
 from sidecar.dialects.base import Codec, Content, Ending, Event, Faulted, Finished, Prompt, Started
 from sidecar.dialects.chat import CHAT
+from sidecar.dialects.chat_frames import MAX_LINES
 from sidecar.errors import MalformedFrame
 from sidecar.wire import ChatMessage, Options
 
@@ -250,6 +251,14 @@ def test_an_event_streams_lines_are_read() -> None:
     assert codec.decode(twice.encode() * 2) == (Content(0, "d"), Content(0, "d"))
     assert codec.decode(twice.encode()) == (Content(0, "d"),)
     assert codec.decode(b" \n" + json.dumps(chunk("c")).encode()) == (Content(0, "c"),)
+
+
+@pytest.mark.parametrize("line", [b"data: {}\n", b": x\n", b"event: x\n"])
+def test_a_frame_of_very_many_lines_is_malformed(line: bytes) -> None:
+    """A mebibyte of them in one event took a third of a second, in which nobody else was served."""
+    assert started().decode(line * MAX_LINES) == ()
+    with pytest.raises(MalformedFrame, match="too many lines"):
+        started().decode(line * (MAX_LINES + 1))
 
 
 def test_a_discarded_slot_drops_everything_but_its_end() -> None:
