@@ -42,6 +42,7 @@ _DATA: Final = 0
 _HEADERS: Final = 1
 _GOAWAY: Final = 7
 _END_HEADERS: Final = 4
+_PADDED: Final = 0x8
 
 
 class Http2Link(Link):
@@ -187,7 +188,8 @@ class Http2Link(Link):
                         stream.credit += length
                         self._credit += length
                         continue
-            self._patience.bear(kind, length, now)
+            padding = 1 + data[at + HEADER] if kind == _DATA and data[at + 4] & _PADDED and length else 0
+            self._patience.bear(kind, length - padding, now)
             if kind == _GOAWAY:
                 self._engine_run(data[run:at], fresh, now)
                 self._goes_away(data[at + HEADER : stop], now)
@@ -216,6 +218,7 @@ class Http2Link(Link):
             pieces = stream.pieces
             if pieces and stream.sid in self._streams:
                 data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                self._patience.bear_crumbs(len(pieces), len(data), now)
                 stream.pieces = []
                 self._body(stream, data, now)
 

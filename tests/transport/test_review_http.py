@@ -9,7 +9,7 @@ import trio.testing
 from hpack import Encoder
 
 from sidecar.errors import ConnectFailed, MalformedFrame
-from sidecar.transport.flood import FRAMES_AT_ONCE, Patience
+from sidecar.transport.flood import CRUMB_BYTES, CRUMBS, FRAMES_AT_ONCE, Patience
 from sidecar.transport.http import open_http
 from sidecar.transport.http1 import MAX_LINES
 from sidecar.transport.http1_link import MAX_INFORMATIONAL
@@ -78,9 +78,11 @@ async def test_a_status_that_is_none(autojump_clock: trio.testing.MockClock, sta
         frame(7, 0, 0, b"\0\0\0\1" + bytes(4)),  # GOAWAY
         frame(99, 0, 0),  # nobody's
         frame(0, 8, 1, b"\0"),  # empty, padded DATA
+        frame(0, 0, 1),  # empty DATA
+        frame(0, 0, 1, b":"),  # a byte at a time
         frame(1, 4, 1, Encoder().encode([(b":status", b"103")])),
     ],
-    ids=["ping", "settings", "window", "goaway", "unknown", "padded", "informational"],
+    ids=["ping", "settings", "window", "goaway", "unknown", "padded", "empty", "crumbs", "informational"],
 )
 async def test_a_flood_of_frames_ends_the_connection(autojump_clock: trio.testing.MockClock, flood: bytes) -> None:
     """Each takes h2 its time: those of one read must not hold up everybody, nor may they come for ever."""
@@ -89,6 +91,7 @@ async def test_a_flood_of_frames_ends_the_connection(autojump_clock: trio.testin
         await server.until(h2.events.StreamEnded)
         if flood[3] == 0:
             await server.answer(1, end=False)
+            await owner.until("head")
         await server.stream.send_all(flood * (FRAMES_AT_ONCE + 1))
         await owner.until("ended")
     assert isinstance(owner.ends[0][0], MalformedFrame)
@@ -102,6 +105,8 @@ def test_patience_comes_back() -> None:
             patience.bear(6, 8, second)
     for _ in range(FRAMES_AT_ONCE):
         patience.bear(0, 100, 6.0)
+        patience.bear_crumbs(CRUMBS, 0, 6.0)
+        patience.bear_crumbs(1000, 1000 * CRUMB_BYTES, 6.0)
     with pytest.raises(MalformedFrame):
         patience.bear(0, 100, 6.0)
     patience.bear(1, 1900, 7.0)
