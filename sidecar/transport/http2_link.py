@@ -31,7 +31,8 @@ from sidecar.transport.link import Ended, Link
 from sidecar.transport.pings import Pings
 from sidecar.transport.wires import Wire
 
-#: Bytes of answers to pings and settings that a peer may leave unread.
+#: Bytes that a peer may leave unread before it is asked, and answered, no more. A stopped call's request stays among
+#: them, so one that never reads, but is heard of, would gather them for ever.
 MAX_PENDING: Final = 1 << 20
 #: Requests in a row that die without a head, each after a while, before the connection is none for another: there are
 #: peers, proxies above all, that answer pings and nothing else.
@@ -97,6 +98,8 @@ class Http2Link(Link):
         engine = self._engine
         if self._going_away:
             raise ConnectionLost(1000, "going away", how="local")
+        if self._wire.pending_bytes > MAX_PENDING:
+            raise ConnectionLost(1000, "it does not read what it was sent", how="local")
         try:
             sid = engine.get_next_available_stream_id()
             engine.send_headers(sid, [*self._head, HeaderTuple(b"content-length", b"%d" % len(payload))])

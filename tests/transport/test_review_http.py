@@ -8,11 +8,13 @@ import trio
 import trio.testing
 from hpack import Encoder
 
-from sidecar.errors import ConnectFailed, MalformedFrame
+from sidecar.errors import ConnectFailed, ConnectionLost, MalformedFrame
 from sidecar.transport.flood import CRUMB_BYTES, CRUMBS, FRAMES_AT_ONCE, Patience
 from sidecar.transport.http import open_http
 from sidecar.transport.http1 import MAX_LINES
 from sidecar.transport.http1_link import MAX_INFORMATIONAL
+from sidecar.transport.http2_link import MAX_PENDING
+from sidecar.transport.wires import StreamWire
 from tests.fakes.http_owner import Owner, linked
 from tests.fakes.raw_upstream import IDLE
 from tests.transport.test_http1_link import HEAD, LAST, chunk, event, requested
@@ -95,6 +97,25 @@ async def test_a_flood_of_frames_ends_the_connection(autojump_clock: trio.testin
         await server.stream.send_all(flood * (FRAMES_AT_ONCE + 1))
         await owner.until("ended")
     assert isinstance(owner.ends[0][0], MalformedFrame)
+
+
+async def test_who_does_not_read_is_asked_no_more(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was sent for calls that were given up since would lie there for ever, and more with each."""
+    async with both() as (owner, server):
+        owner.link.send(0, b"{}")
+        await server.until(h2.events.StreamEnded)
+        monkeypatch.setattr(StreamWire, "pending_bytes", MAX_PENDING + 1)
+        with pytest.raises(ConnectionLost, match="does not read"):
+            owner.link.send(1, b"{}")
+        monkeypatch.setattr(StreamWire, "pending_bytes", MAX_PENDING)
+        owner.link.send(1, b"{}")
+        await server.until(h2.events.StreamEnded, 2)
+        await server.answer(1, b"data: 0\n\n")
+        await server.answer(3, b"data: 1\n\n")
+        await owner.until("over", 2)
+    assert (owner.payloads(0), owner.payloads(1)) == ([b"0"], [b"1"])
 
 
 def test_patience_comes_back() -> None:
