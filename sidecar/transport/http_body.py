@@ -12,6 +12,11 @@ from sidecar.errors import MalformedFrame
 
 #: The longest line between chunks (size and extensions), and all trailers together.
 MAX_LINE: Final = 4096
+#: A read of more chunks than `FEW`, of less than `CRUMB_BYTES` on average, brings crumbs: a token takes more. So many
+#: of them are borne in one body; a read may hold 20,000, which hold up everybody for 10 ms each time.
+MAX_CRUMBS: Final = 65_536
+CRUMB_BYTES: Final = 16
+FEW: Final = 64
 _HEX: Final = frozenset(b"0123456789abcdefABCDEF")
 #: Size lines that were read before -> their sizes; a service's chunks are much of one size.
 _SIZES: Final[dict[bytes, int]] = {}
@@ -80,9 +85,10 @@ class EndlessBody:
 class ChunkedBody:
     """A body in chunks. Extensions and trailers are passed over; memory is bounded by one `feed`."""
 
-    __slots__ = ("_held", "_left", "_trailing", "cut_by_eof", "done", "rest")
+    __slots__ = ("_crumbs", "_held", "_left", "_trailing", "cut_by_eof", "done", "rest")
 
     def __init__(self) -> None:
+        self._crumbs = 0
         self._held = b""  # the beginning of a line
         self._left = 0  # bytes that the chunk still has; -1: its CR LF is to come
         self._trailing = -1  # bytes of trailers so far; -1 before the last chunk
@@ -107,7 +113,14 @@ class ChunkedBody:
                 at = stop + 2
         if at < len(data):
             self._general(data, at, pieces)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if len(pieces) == 1:
+            return pieces[0]
+        body = b"".join(pieces)
+        if len(pieces) > FEW and len(body) < CRUMB_BYTES * len(pieces):
+            self._crumbs += len(pieces)
+            if self._crumbs > MAX_CRUMBS:
+                raise MalformedFrame("a flood of chunks")
+        return body
 
     def _general(self, data: bytes, at: int, pieces: list[bytes]) -> None:
         """Everything else, a part of a chunk at a time."""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.errors import MalformedFrame
-from sidecar.transport.http_body import MAX_LINE, ChunkedBody, EndlessBody, LengthBody, body_of
+from sidecar.transport.http_body import FEW, MAX_CRUMBS, MAX_LINE, ChunkedBody, EndlessBody, LengthBody, body_of
 
 PIECES = st.lists(st.binary(min_size=1, max_size=600), max_size=12)
 
@@ -81,3 +81,16 @@ def test_which_body_a_response_has() -> None:
     ):  # fmt: skip
         with pytest.raises(MalformedFrame):
             body_of(headers)
+
+
+def test_crumbs_are_borne_only_so_long() -> None:
+    """Chunks of a byte, thousands in a read, are no answer; those of a token each are, however many."""
+    body = ChunkedBody()
+    crumbs = b"1\r\nx\r\n" * 1024
+    for _ in range(MAX_CRUMBS // 1024):
+        assert body.feed(crumbs) == b"x" * 1024
+    for chunk in (b"10\r\n0123456789abcdef\r\n" * 1024, b"1\r\nx\r\n" * FEW):
+        for _ in range(MAX_CRUMBS // 512):
+            body.feed(chunk)
+    with pytest.raises(MalformedFrame, match="flood"):
+        body.feed(crumbs)
