@@ -8,7 +8,7 @@ While tokens flow densely the pump waits for the next pass inside its own epoll,
 turn every `SLICE`: these two bound what the pump may hold up a timer, a connect or a signal. What comes from bots ends
 the waiting at once (`heed`). Decision record 0011 has the figures.
 
-In a simulation no socket is ever enlisted: `wires.StreamWire` feeds the same `WebSocket` from memory.
+In a simulation no socket is ever enlisted: `StreamWire` feeds the same `WebSocket` from memory.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Final
 
 import trio
 
+from sidecar.transport.stream_wire import StreamWire
 from sidecar.transport.tls import TlsStream
-from sidecar.transport.wires import SocketWire, StreamWire, Wire
+from sidecar.transport.wires import SocketWire, Wire
 
 #: Seconds after which other tasks get their turn, however much there is to read. Twice as long: 5 % more tokens of 64
 #: floods, and timers late by p99 5 ms in place of 3.5.

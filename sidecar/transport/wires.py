@@ -1,8 +1,8 @@
 """The bytes of one WebSocket after its upgrade: how they come in and how they go out. One door, two kinds of wire.
 
-`SocketWire` is real life: a descriptor in the pump's epoll, TLS (if any) beside it, and no task at all. `StreamWire`
-is any other `trio.abc.Stream`, a simulation's above all: the same bytes, read by a task of its own. Both push what
-comes into one `Receiver` and never tear a frame going out: nobody waits inside a write.
+`SocketWire` is real life: a descriptor in the pump's epoll, TLS (if any) beside it, and no task at all. The other kind
+is `stream_wire.StreamWire`. Both push what comes into one `Receiver` and never tear a frame going out: nobody waits
+inside a write.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ from sidecar.transport.tls import TlsState
 #: Bytes read at once: some 500 tokens of a flood, half a millisecond of work. More gives longer deltas, thus fewer
 #: messages (256 KiB: 10 % more tokens per CPU-second), and holds up everybody else for longer.
 READ_BYTES: Final = 131_072
+#: Seconds that what one read brings may take. Some frames take a hundred times what a token does; of a peer that sends
+#: many of those less is read at once, down to `FEWEST_BYTES`, until it goes quickly again.
+SLOW: Final = 0.004
+FEWEST_BYTES: Final = 4096
 #: Where `tcpi_rtt`, 32 bits of microseconds, stands in the kernel's struct tcp_info (linux/tcp.h).
 _RTT_AT: Final = 68
 _IN: Final = select.EPOLLIN
@@ -58,6 +62,10 @@ class Wire(Protocol):
 
     def start(self, receiver: Receiver) -> None:
         """Begin to feed `receiver`, with what came behind the upgrade first."""
+        ...
+
+    def look(self) -> None:
+        """Feed at once what lies there unread, if there is a way to tell."""
         ...
 
     def write(self, data: bytes) -> None:
@@ -122,12 +130,13 @@ class SocketWire:
         pump: has the epoll.
     """
 
-    __slots__ = ("_early", "_fd", "_pump", "_receiver", "_tls", "_unsent")
+    __slots__ = ("_at_once", "_early", "_fd", "_pump", "_receiver", "_tls", "_unsent")
 
     def __init__(self, fd: int, tls: TlsState | None, early: bytes, pump: Poller) -> None:
         self._fd, self._tls, self._early, self._pump = fd, tls, early, pump
         self._receiver: Receiver | None = None
         self._unsent: bytearray | None = None
+        self._at_once = READ_BYTES
 
     @property
     def pending_bytes(self) -> int:
@@ -148,7 +157,7 @@ class SocketWire:
                 self._pump.want(self._fd, _IN | _OUT)
 
     def ready(self, events: int, now: float) -> int:
-        """The pump found the socket ready: one read, one feed. -> bytes read."""
+        """The pump found the socket ready: one read, one feed. -> bytes read; of a slow one, all that a pass takes."""
         receiver = self._receiver
         if receiver is None or self._fd < 0:
             return 0
@@ -157,13 +166,14 @@ class SocketWire:
         if not events & ~_OUT:
             return 0
         try:
-            data = os.read(self._fd, READ_BYTES)
+            data = os.read(self._fd, self._at_once)
         except BlockingIOError:
             return 0
         except OSError as error:
             receiver.end_of_input("reset", error.strerror or "reset")
             return 0
         size = len(data)
+        began = self._pump.clock() if size >= FEWEST_BYTES else 0.0
         if self._tls is None:
             if data:
                 receiver.feed(data, now)
@@ -171,6 +181,13 @@ class SocketWire:
                 receiver.end_of_input("eof", "end of stream")
         else:
             self._feed_tls(data, self._tls, receiver, now)
+        if size >= FEWEST_BYTES:
+            took = self._pump.clock() - began
+            if took > SLOW:
+                self._at_once = max(FEWEST_BYTES, self._at_once // 2)
+                return READ_BYTES
+            if took < SLOW / 4 and self._at_once < READ_BYTES:
+                self._at_once *= 2
         return size
 
     def _feed_tls(self, data: bytes, tls: TlsState, receiver: Receiver, now: float) -> None:
@@ -191,6 +208,10 @@ class SocketWire:
             receiver.end_of_input("reset", f"TLS: {tls.fault.reason or tls.fault}")
         elif tls.ended or not data:
             receiver.end_of_input("eof", "end of stream")
+
+    def look(self) -> None:
+        """See `Wire`."""
+        self.ready(_IN, self._pump.clock())
 
     def abandon(self) -> None:
         """The pump ends, and nobody has closed this one."""
@@ -276,111 +297,3 @@ class SocketWire:
         finally:
             borrowed.detach()
         return int.from_bytes(info[_RTT_AT:], sys.byteorder) / 1e6 if len(info) == _RTT_AT + 4 else None
-
-
-class StreamWire:
-    """Any byte stream: a task reads it, another writes while something is left to write.
-
-    Args:
-        stream: owned from here on.
-        early: bytes that were read already.
-        pump: in its nursery the tasks run, and its flush ends each read.
-    """
-
-    def __init__(self, stream: trio.abc.Stream, early: bytes, pump: Poller) -> None:
-        self._stream, self._early, self._pump = stream, early, pump
-        self._receiver: Receiver | None = None
-        self._reader, self._writer = trio.CancelScope(), trio.CancelScope()
-        self._unsent = bytearray()
-        self._in_hand = 0
-        self._writing = self._reading = self._closed = False
-
-    @property
-    def pending_bytes(self) -> int:
-        """See `Wire`."""
-        return len(self._unsent) + self._in_hand
-
-    def start(self, receiver: Receiver) -> None:
-        """See `Wire`."""
-        if self._closed:
-            return
-        self._receiver = receiver
-        if self._early:
-            early, self._early = self._early, b""
-            receiver.feed(early, self._pump.clock())
-        self._reading = True
-        self._pump.nursery.start_soon(self._read)
-
-    async def _read(self) -> None:
-        pump, stream = self._pump, self._stream
-        try:
-            with self._reader:
-                while True:
-                    how: Literal["eof", "reset"] = "eof"
-                    reason, data = "end of stream", b""
-                    try:
-                        data = bytes(await stream.receive_some(READ_BYTES))
-                    except trio.BrokenResourceError as error:
-                        how, reason = "reset", str(error.__cause__ or error)
-                    except trio.ClosedResourceError:
-                        reason = "closed"
-                    receiver = self._receiver
-                    if self._closed or receiver is None:
-                        return
-                    if data:
-                        receiver.feed(data, pump.clock())
-                        pump.flush()
-                    else:
-                        receiver.end_of_input(how, reason)
-                        pump.flush()
-                        return
-        finally:
-            await trio.aclose_forcefully(stream)
-
-    def write(self, data: bytes) -> None:
-        """See `Wire`."""
-        if self._closed:
-            raise trio.BrokenResourceError("closed")
-        self._unsent += data
-        if not self._writing:
-            self._writing = True
-            self._pump.nursery.start_soon(self._write)
-
-    async def _write(self) -> None:
-        try:
-            with trio.CancelScope() as self._writer:
-                while self._unsent:
-                    data, self._unsent = self._unsent, bytearray()
-                    self._in_hand = len(data)
-                    await self._stream.send_all(data)
-                    self._in_hand = 0
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self._unsent.clear()
-            if self._receiver is not None:
-                self._receiver.cannot_write()
-        finally:
-            self._writing = False
-            self._in_hand = 0
-
-    def last_words(self, data: bytes) -> None:
-        """See `Wire`; a stream cannot be written without waiting."""
-
-    def close(self) -> None:
-        """See `Wire`."""
-        if self._closed:
-            return
-        self._closed = True
-        self._unsent.clear()
-        self._receiver = None
-        self._reader.cancel()
-        self._writer.cancel()
-        if not self._reading:
-            self._pump.nursery.start_soon(trio.aclose_forcefully, self._stream)
-
-    def later(self, seconds: float, step: Callable[[], None]) -> None:
-        """See `Wire`."""
-        self._pump.nursery.start_soon(call_later, seconds, step, self._pump.flush)
-
-    def round_trip(self) -> float | None:
-        """See `Wire`."""
-        return None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import trio
@@ -16,8 +18,9 @@ import trio.testing
 from sidecar.config import Tls
 from sidecar.transport.dial import make_tls_context
 from sidecar.transport.pump import GATHER, Pump
+from sidecar.transport.stream_wire import StreamWire
 from sidecar.transport.tls import TlsStream
-from sidecar.transport.wires import READ_BYTES, SocketWire, StreamWire, Wire
+from sidecar.transport.wires import FEWEST_BYTES, READ_BYTES, SocketWire, Wire
 from tests.fakes.websockets_server import Authority
 
 
@@ -165,6 +168,55 @@ async def test_a_flood_leaves_others_their_turn() -> None:
             assert turns > 10
             assert sink.wire is not None
             sink.wire.close()
+
+
+class Poller:
+    """A pump that only tells the time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def clock(self) -> float:
+        """Seconds."""
+        return self.now
+
+    def enlist(self, fd: int, wire: SocketWire) -> None:
+        """See `wires.Poller`."""
+
+    def discharge(self, fd: int) -> None:
+        """See `wires.Poller`."""
+
+
+def test_of_what_takes_long_less_is_read_at_once() -> None:
+    """A peer whose bytes take a hundred times as long as others' does not hold up everybody for as long."""
+    near, far = socket.socketpair()
+    poller = Poller()
+
+    class Slow(Sink):
+        per_byte = 1e-6
+
+        def feed(self, data: bytes, now: float) -> None:
+            """See `Receiver`."""
+            super().feed(data, now)
+            poller.now += len(data) * self.per_byte
+
+    sink = Slow()
+    near.setblocking(False)
+    with far:
+        wire = SocketWire(near.detach(), None, b"", cast("Any", poller))
+        wire.start(sink)
+        taken = []
+        for _ in range(40):
+            sink.per_byte = 1e-6 if len(taken) < 20 else 1e-9
+            with suppress(BlockingIOError):
+                far.send(bytes(200_000), socket.MSG_DONTWAIT)
+            taken.append(wire.ready(select.EPOLLIN, 0.0))
+        sizes = [len(data) for data in sink.reads]
+        assert sizes[0] == READ_BYTES
+        assert sizes[10:20] == [FEWEST_BYTES] * 10
+        assert set(sizes[30:]) == {READ_BYTES}
+        assert taken[0] == taken[19] == READ_BYTES  # after it the pass is over
+        wire.close()
 
 
 async def test_what_others_wait_for_ends_the_pumps_own_waiting() -> None:

@@ -14,7 +14,7 @@ from sidecar.transport.http import open_http
 from sidecar.transport.http1 import MAX_LINES
 from sidecar.transport.http1_link import MAX_INFORMATIONAL
 from sidecar.transport.http2_link import MAX_PENDING
-from sidecar.transport.wires import StreamWire
+from sidecar.transport.stream_wire import StreamWire
 from tests.fakes.http_owner import Owner, linked
 from tests.fakes.raw_upstream import IDLE
 from tests.transport.test_http1_link import HEAD, LAST, chunk, event, requested
