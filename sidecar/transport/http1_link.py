@@ -43,7 +43,7 @@ class Http1Link(Link):
 
     __slots__ = (
         "_answer", "_body", "_buffer", "_exchanges", "_feeding", "_head", "_idle_for", "_keep", "_max_event_bytes",
-        "_searched", "_skipped", "_to_end", "idle_since", "keepalive_timeout",
+        "_searched", "_sending", "_skipped", "_to_end", "idle_since", "keepalive_timeout",
     )  # fmt: skip
 
     def __init__(
@@ -62,7 +62,7 @@ class Http1Link(Link):
         self._skipped = 0  # informational responses before the answer under way
         self._keep = True  # the connection may carry another exchange after this one
         self._idle_for = 0.0  # before the request under way
-        self._feeding = self._to_end = False
+        self._feeding = self._sending = self._to_end = False
 
     # --- what its owner calls
 
@@ -71,6 +71,12 @@ class Http1Link(Link):
         self._check_open()
         if self._answer is not None:
             raise ValueError("an exchange is under way")
+        # What lies there unread came before this request: taken for the answer to it, it would be another's. And a
+        # server that has closed need not be asked.
+        self._sending = True
+        self._wire.look()
+        self._sending = False
+        self._check_open()
         self._put(b"%b%d\r\n\r\n%b" % (self._head, len(payload), payload))
         self._answer = Answer(slot, self._exchanges, max_event_bytes=self._max_event_bytes)
         self._idle_for = trio.current_time() - self.idle_since
@@ -251,6 +257,9 @@ class Http1Link(Link):
 
         if answer is not None:
             self._wire.later(seconds, look)
+
+    def _end(self, fault: ConnectionLost | MalformedFrame, *, ours: bool = False) -> None:
+        super()._end(fault, ours=ours or self._sending)  # then its owner is in the middle of a step
 
     def _farewell(self, code: int) -> bytes:  # noqa: ARG002
         return b""

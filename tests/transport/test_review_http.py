@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import h2.events
 import pytest
 import trio
@@ -16,9 +18,10 @@ from sidecar.transport.http1_link import MAX_INFORMATIONAL
 from sidecar.transport.http2_link import MAX_PENDING
 from sidecar.transport.stream_wire import StreamWire
 from tests.fakes.http_owner import Owner, linked
-from tests.fakes.raw_upstream import IDLE
+from tests.fakes.raw_upstream import IDLE, running_pump
 from tests.transport.test_http1_link import HEAD, LAST, chunk, event, requested
 from tests.transport.test_http2_link import both
+from tests.transport.test_pump import pair
 
 CONTINUE = b"HTTP/1.1 100 \r\n\r\n"
 
@@ -146,3 +149,29 @@ async def test_settings_are_among_the_first_that_is_said() -> None:
     await theirs.send_all(frame(6, 0, 0, bytes(8)) * 1000)
     with pytest.raises(ConnectFailed, match="no settings in"):
         await open_http(dialer, "host", "/", Owner(), pump=IDLE, headers=[], prior_knowledge=True)
+
+
+@pytest.mark.parametrize("unasked", [HEAD + chunk(event(9)) + LAST, b"HTTP/1.1 408 Request Timeout\r\n\r\n", b""])
+async def test_what_came_before_a_request_is_no_answer_to_it(unasked: bytes) -> None:
+    """A second answer, or the end, lies in the socket unread as the next request is due: that goes elsewhere."""
+    owner = Owner()
+    with pair() as (near, far):
+
+        async def dialer() -> trio.abc.Stream:
+            await trio.lowlevel.checkpoint()
+            return near
+
+        async with running_pump() as pump:
+            owner.link = await open_http(dialer, "host", "/", owner, pump=pump, headers=[], ended=owner.ended)
+            owner.link.start()
+            owner.link.send(0, b"{}")
+            far.sendall(HEAD + chunk(event(1)) + LAST)
+            await owner.until("over")
+            far.sendall(unasked) if unasked else far.shutdown(socket.SHUT_WR)
+            with pytest.raises(ConnectionLost):
+                owner.link.send(0, b"{}")
+            # Of an end its owner is told later: it is in the middle of a step.
+            assert [ours for _, ours in owner.ends] == ([] if b"408" in unasked else [True])
+            assert far.recv(65_536).count(b"POST") == 1
+            owner.link.abort()
+    assert owner.payloads() == [b"1"]
