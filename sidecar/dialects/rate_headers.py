@@ -15,12 +15,12 @@ from typing import Final
 
 from msgspec import Struct
 
-from sidecar.dialects.retry_after import MAX_RETRY_AFTER
-
 _UNITS: Final = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _NUMBER: Final = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,15})?")
 _PART: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)(ms|us|µs|ns|d|h|m|s)")
 _LONGEST: Final = 64
+#: The longest reset believed, in seconds: limits by the day are told of, too.
+MAX_RESET: Final = 86_400.0
 
 
 class RateLimits(Struct, frozen=True, kw_only=True):
@@ -109,4 +109,4 @@ def _epoch_s(read: Callable[[str], datetime], value: str) -> float | None:
 
 
 def _bounded(wait: float) -> float:
-    return min(max(0.0, wait), MAX_RETRY_AFTER)
+    return min(max(0.0, wait), MAX_RESET)

@@ -6,8 +6,8 @@ import math
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-#: The longest wait believed, in seconds.
-MAX_RETRY_AFTER: Final = 86_400.0
+#: The longest wait believed, and told to bots, in seconds: nobody stays away for a day because a header says so.
+MAX_RETRY_AFTER: Final = 3600.0
 
 
 def retry_after_of(headers: dict[str, str]) -> float | None:

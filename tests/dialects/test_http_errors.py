@@ -427,5 +427,13 @@ def test_no_response_breaks_it(status: int, headers: dict[str, str], body: bytes
     error = http_error(status, headers, body)
     assert error.status == status
     assert error.message
-    assert error.retry_after is None or 0 <= error.retry_after <= 86_400
+    assert error.retry_after is None or 0 <= error.retry_after <= 3600
     assert classify(error).code in CODES
+
+
+@pytest.mark.parametrize("status", [429, 503, 529])
+@pytest.mark.parametrize("wait", ["86400", "99999999999999999999", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_nobody_is_sent_away_for_a_day(status: int, wait: str) -> None:
+    """What a header asks for is told to the bot, too, which may obey."""
+    headers = {"retry-after": wait, "date": "Mon, 30 Nov 2026 08:00:00 GMT"}
+    assert http_error(status, headers, b"").retry_after == 3600

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.dialects.facts import RateLimits, rate_limits
-from sidecar.dialects.retry_after import MAX_RETRY_AFTER
+from sidecar.dialects.rate_headers import MAX_RESET
 
 
 def reset(value: str) -> float | None:
@@ -34,8 +34,8 @@ def reset(value: str) -> float | None:
         ("0", 0.0),
         ("7", 7.0),
         (" 7.25 ", 7.25),
-        ("9999999", MAX_RETRY_AFTER),
-        ("99d", MAX_RETRY_AFTER),
+        ("9999999", MAX_RESET),
+        ("99d", MAX_RESET),
         ("", None),
         ("-1", None),
         ("-1s", None),
@@ -103,7 +103,7 @@ def test_anthropics_family_needs_a_clock() -> None:
     ("instant", "seconds"),
     [
         ("2025-11-23T00:39:00Z", 0.0),
-        ("2026-11-23T00:40:00Z", MAX_RETRY_AFTER),
+        ("2026-11-23T00:40:00Z", MAX_RESET),
         ("2025-11-23T00:40:00.500Z", 0.5),
         ("2025-11-23T02:40:10+02:00", 10.0),
         ("2025-11-23T00:40:10", None),
@@ -163,4 +163,4 @@ def test_no_headers_break_it(headers: dict[str, str], wall_s: float | None) -> N
     for left in (limits.requests_remaining, limits.tokens_remaining):
         assert left is None or left >= 0
     for wait in (limits.requests_reset_after, limits.tokens_reset_after):
-        assert wait is None or 0 <= wait <= MAX_RETRY_AFTER
+        assert wait is None or 0 <= wait <= MAX_RESET
