@@ -141,8 +141,9 @@ class ConnectionLost(UpstreamFault):
         close_code: the WebSocket close code received; 1006 when none came.
         reason: for people.
         how: ``close`` (a close frame came), ``eof``, ``reset``, ``silence`` (no pong), ``local`` (we closed it);
-            over HTTP also ``idle`` (the server closed it while nothing was asked, or as it had said) and
-            ``unprocessed`` (by its word, or by all that can be known, the request was not looked at).
+            over HTTP also ``idle`` (the server closed it while nothing was asked, or as it had said, or refused a
+            request that was more than its settings, not known by then, allow) and ``unprocessed`` (by its word, or by
+            all that can be known, the request was not looked at).
     """
 
     def __init__(

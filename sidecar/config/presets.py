@@ -7,9 +7,13 @@ jitter and for the calls that are still running when a connection is told to dra
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
+
+from sidecar.config.model import Route, Upstream
+from sidecar.errors import ConfigurationError
 
 
 class Preset(Struct, frozen=True, kw_only=True):
@@ -19,11 +23,14 @@ class Preset(Struct, frozen=True, kw_only=True):
         values: keys of `[[upstream]]` with the values that suit the service.
         age_limit_s: when the service itself ends a WebSocket, seconds.
         calls_limit: responses it runs at once on one connection; it queues or refuses more.
+        one_model: a WebSocket is bound to the model of its first call. LiteLLM puts that one's name over any other's
+            and says nothing of it.
     """
 
     values: dict[str, Any]
     age_limit_s: float = math.inf
     calls_limit: int = 1
+    one_model: bool = False
 
 
 PRESETS: Final[dict[str, Preset]] = {
@@ -31,8 +38,8 @@ PRESETS: Final[dict[str, Preset]] = {
     "azure": Preset(values={"max_age_s": 3300, "calls_per_connection": 1}, age_limit_s=3600),
     # Pongs come up to 9.6 s late while deltas flow.
     "xai": Preset(values={"max_age_s": 1380, "calls_per_connection": 1, "pong_timeout_s": 15}, age_limit_s=1500),
-    "vercel": Preset(values={"max_age_s": 660, "calls_per_connection": 1}, age_limit_s=780),
-    "litellm": Preset(values={"max_age_s": 3300, "calls_per_connection": 1}, age_limit_s=3600),
+    "vercel": Preset(values={"max_age_s": 660, "calls_per_connection": 1}, age_limit_s=780, one_model=True),
+    "litellm": Preset(values={"max_age_s": 3300, "calls_per_connection": 1}, age_limit_s=3600, one_model=True),
     # Over HTTPS alone, and as old as they please: rotated for the sake of their load balancers' addresses.
     "anthropic": Preset(values={"dialect": "messages"}),
     "deepseek": Preset(values={"dialect": "chat"}),
@@ -65,3 +72,26 @@ def lay_under(raw: dict[str, Any]) -> None:
         most = upstream.get("max_connections")
         if isinstance(most, int) and "warm_connections" not in upstream and 1 <= most < 8:
             upstream["warm_connections"] = most
+
+
+def check_models(upstreams: Mapping[str, Upstream], routes: Sequence[Route], *, where: str) -> None:
+    """Connections are shared by all routes to an upstream: where one is bound to a model, there may be one only.
+
+    Raises:
+        ConfigurationError: a second model would be answered by the first.
+    """
+    first: dict[str, str] = {}
+    for index, route in enumerate(routes):
+        for number, target in enumerate(route.targets):
+            upstream = upstreams[target.upstream]
+            preset = PRESETS.get(upstream.preset or "")
+            if preset is None or not preset.one_model or upstream.transport != "websocket":
+                continue
+            model = first.setdefault(upstream.name, target.model)
+            if model != target.model:
+                raise ConfigurationError(
+                    f"a WebSocket of {upstream.preset} serves the model of its first call, and {upstream.name} has "
+                    f"{model!r} already",
+                    where=f"{where}: route[{index}].targets[{number}].model",
+                    mend="Give each model an [[upstream]] of its own, or use the https:// URL",
+                )

@@ -12,6 +12,7 @@ from msgspec import structs
 
 from sidecar.config.addresses import check_addresses, check_headers, check_proxy
 from sidecar.config.model import Client, Config, CredentialSource, Route, Target, Upstream
+from sidecar.config.presets import check_models
 from sidecar.dialects import options
 from sidecar.errors import ConfigurationError
 from sidecar.wire import Options
@@ -42,6 +43,7 @@ def check(config: Config, *, where: str) -> None:
     by_name = {upstream.name: upstream for upstream in config.upstream}
     for index, route in enumerate(config.route):
         _check_route(route, by_name, f"{where}: route[{index}]")
+    check_models(by_name, config.route, where=where)
 
 
 def resolve_clients(config: Config, *, where: str) -> Config:

@@ -75,6 +75,9 @@ async def _let_in(relay: Reception, link: Link) -> None:
     """From the first byte to the last; OSError is the client's going."""
     if relay.tls is not None and not await _secured(relay, link, relay.tls):
         return
+    if link.alpn == "h2":  # as servers do: its settings need no request, nor even a preface
+        await _talk(relay, link, Http2(relay, link, b""))
+        return
     said = b""
     with trio.move_on_after(_or_ever(relay.keepalive_timeout_s)):  # warmed ahead of its first request
         said = await door.first_bytes(link)
@@ -84,7 +87,7 @@ async def _let_in(relay: Reception, link: Link) -> None:
     if preface and "2" not in relay.http_versions:
         link.send(door.answer(505, {"error": {"message": "HTTP/1.1 only"}}))
         return
-    if preface or link.alpn == "h2":
+    if preface:
         await _talk(relay, link, Http2(relay, link, said))
         return
     peer, knock = h11.Connection(h11.SERVER, max_incomplete_event_size=32768), None

@@ -69,11 +69,15 @@ async def open_http(
     stream = await dialer()
     try:
         secure = isinstance(stream, TlsStream)
-        if prior_knowledge or (isinstance(stream, TlsStream) and stream.alpn == "h2"):
-            engine, early = await shake_hands(stream, opening_timeout)
+        agreed = isinstance(stream, TlsStream) and stream.alpn == "h2"
+        if prior_knowledge or agreed:
+            engine, early = await shake_hands(stream, opening_timeout, agreed=agreed)
             await trio.lowlevel.checkpoint_if_cancelled()
             head = _head2(host, resource, headers, secrets, secure=secure)
-            return Http2Link(pump.wire(stream, early), engine, head, exchanges, ended, max_event_bytes=max_event_bytes)
+            return Http2Link(
+                pump.wire(stream, early), engine, head, exchanges, ended, max_event_bytes=max_event_bytes,
+                settings_timeout=opening_timeout if agreed else None,
+            )  # fmt: skip
         await trio.lowlevel.checkpoint_if_cancelled()
         head1 = _head1(host, resource, [*headers, *secrets])
         return Http1Link(pump.wire(stream, b""), head1, exchanges, ended, max_event_bytes=max_event_bytes)

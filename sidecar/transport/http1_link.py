@@ -16,6 +16,9 @@ from sidecar.transport.link import Ended, Link
 from sidecar.transport.wires import Wire
 
 _END: Final = re.compile(rb"\n\r?\n")
+#: h11 reads a head as an answer to something; the request itself did not go through it.
+_ASKED: Final = h11.Request(method="GET", target="/", headers=[("Host", "upstream")])
+_ALL_ASKED: Final = h11.EndOfMessage()
 _BEGINNING: Final = b"HTTP/1."
 _KEPT: Final = re.compile(r"(?:^|[,\s])timeout=(\d{1,6})")
 _WITHOUT_BODY: Final = (204, 304)
@@ -163,8 +166,8 @@ class Http1Link(Link):
         """What body follows; None after an informational response."""
         parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
         try:
-            parser.send(h11.Request(method="GET", target="/", headers=[("Host", "upstream")]))
-            parser.send(h11.EndOfMessage())
+            parser.send(_ASKED)
+            parser.send(_ALL_ASKED)
             parser.receive_data(head)
             event = parser.next_event()
         except h11.ProtocolError:

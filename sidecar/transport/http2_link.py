@@ -10,7 +10,6 @@ go on.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -24,8 +23,7 @@ from hpack import HeaderTuple
 from sidecar.errors import ConnectionLost, MalformedFrame
 from sidecar.transport.exchange import END_GRACE, NOBODY, REFUSAL_GRACE, Answer, Exchanges
 from sidecar.transport.flood import Patience
-from sidecar.transport.http1 import fold
-from sidecar.transport.http2_opening import CONNECTION_WINDOW, HEADER, MAX_FRAME, STREAM_WINDOW, words
+from sidecar.transport.http2_opening import CONNECTION_WINDOW, EARLY_STREAMS, HEADER, MAX_FRAME, words
 from sidecar.transport.http2_stream import STREAM_MASK, Stream, last_of, unpack_head, window_update
 from sidecar.transport.link import Ended, Link
 from sidecar.transport.pings import Pings
@@ -38,7 +36,6 @@ MAX_PENDING: Final = 1 << 20
 #: peers, proxies above all, that answer pings and nothing else.
 MAX_IN_VAIN: Final = 2
 
-_STATUS: Final = re.compile("[2-9][0-9][0-9]")
 _DATA: Final = 0
 _HEADERS: Final = 1
 _GOAWAY: Final = 7
@@ -55,11 +52,12 @@ class Http2Link(Link):
         head: the request's headers, pseudo-headers first; a secret as `hpack.NeverIndexedHeaderTuple`.
         exchanges: told of what comes.
         max_event_bytes: see `Answer`.
+        settings_timeout: seconds for the server's settings, from `start`, if they have not come yet; None: they have.
     """
 
     __slots__ = (
         "_credit", "_engine", "_exchanges", "_feeding", "_going_away", "_head", "_held", "_in_vain",
-        "_max_event_bytes", "_patience", "_pings", "_slot_of", "_streams",
+        "_max_event_bytes", "_patience", "_pings", "_settings_timeout", "_slot_of", "_streams",
     )  # fmt: skip
 
     def __init__(
@@ -71,8 +69,10 @@ class Http2Link(Link):
         ended: Ended | None,
         *,
         max_event_bytes: int = 1 << 20,
+        settings_timeout: float | None = None,
     ) -> None:
         super().__init__(wire, ended)
+        self._settings_timeout = settings_timeout
         self._engine, self._head, self._exchanges = engine, head, exchanges
         self._max_event_bytes = max_event_bytes
         self._streams: dict[int, Stream] = {}
@@ -88,7 +88,19 @@ class Http2Link(Link):
     def _count_slots(self) -> bool:
         """Whether there are more than before."""
         before, self.slots = self.slots, self._engine.remote_settings.max_concurrent_streams
+        if self._settings_timeout is not None:
+            self.slots = min(self.slots, EARLY_STREAMS)
         return before is not None and self.slots > before
+
+    def start(self) -> None:
+        """See `Link`."""
+        super().start()
+        if self._settings_timeout is not None and self._lost is None:
+            self._wire.later(self._settings_timeout, self._look_for_settings)
+
+    def _look_for_settings(self) -> None:
+        if self._settings_timeout is not None and self._lost is None:
+            self.retire(ConnectionLost(1006, f"no settings in {self._settings_timeout:g} s", how="silence"))
 
     # --- what its owner calls
 
@@ -107,7 +119,8 @@ class Http2Link(Link):
             raise ConnectionLost(1000, f"no further stream: {words(error)}", how="local") from None
         answer = Answer(slot, self._exchanges, max_event_bytes=self._max_event_bytes)
         now = trio.current_time()
-        stream = self._streams[sid] = self._slot_of[slot] = Stream(sid, slot, answer, payload, now)
+        early = self._settings_timeout is not None
+        stream = self._streams[sid] = self._slot_of[slot] = Stream(sid, slot, answer, payload, now, early=early)
         stream.push(engine, now)
         self._put(engine.data_to_send())
 
@@ -250,6 +263,8 @@ class Http2Link(Link):
                 self._pings.answered(bytes(event.ping_data))
             return
         if isinstance(event, h2.events.RemoteSettingsChanged | h2.events.WindowUpdated):
+            if isinstance(event, h2.events.RemoteSettingsChanged):
+                self._settings_timeout = None
             for waiting in tuple(self._streams.values()):
                 waiting.push(self._engine, now)
             if self._count_slots():
@@ -272,18 +287,12 @@ class Http2Link(Link):
             self._look_gone()
 
     def _headed(self, stream: Stream, event: h2.events.ResponseReceived, now: float) -> None:
-        headers = fold((bytes(name), bytes(value)) for name, value in event.headers)
-        status = headers.pop(":status", "")
-        stream.answer.begun = True
         self._in_vain = 0
         try:
-            if not _STATUS.fullmatch(status):
-                raise MalformedFrame("a response without a status")
-            stream.answer.head(int(status), headers)
+            stream.take_head(event.headers)
         except MalformedFrame as fault:
             self._lose(stream, fault.with_traceback(None), now)
             return
-        stream.ours = "content-length" not in headers
         if stream.answer.refused:
             self._within(stream, REFUSAL_GRACE)
 
@@ -308,11 +317,7 @@ class Http2Link(Link):
 
     def _allow(self, fresh: list[Stream]) -> None:
         """Let more come, now and then: half a window at a time."""
-        updates = b""
-        for stream in fresh:
-            if stream.credit >= STREAM_WINDOW // 2 and stream.sid in self._streams:
-                updates += window_update(stream.sid, stream.credit)
-                stream.credit = 0
+        updates = b"".join(stream.allowance() for stream in fresh if stream.sid in self._streams)
         if self._credit >= CONNECTION_WINDOW // 2:
             updates += window_update(0, self._credit)
             self._credit = 0
@@ -321,11 +326,7 @@ class Http2Link(Link):
 
     def _exchange_over(self, stream: Stream, now: float) -> None:
         """The exchange is over, properly."""
-        fault: MalformedFrame | None = None
-        try:
-            stream.answer.end(now)
-        except MalformedFrame as error:
-            fault = error.with_traceback(None)
+        fault = stream.take_end(now)
         if stream.sid not in self._streams:
             return  # given up for what this brought
         self._reset(stream)

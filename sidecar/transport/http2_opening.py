@@ -1,4 +1,4 @@
-"""How an HTTP/2 connection begins: our preface and settings, then the server's. Before those nothing is asked."""
+"""How an HTTP/2 connection begins: our preface and settings, then the server's, which are not always waited for."""
 
 from __future__ import annotations
 
@@ -16,16 +16,29 @@ from sidecar.errors import ConnectFailed
 #: Bytes that an answer, and all of them together, may send ahead of our reading: never the bottleneck.
 STREAM_WINDOW: Final = 1 << 20
 CONNECTION_WINDOW: Final = 16 << 20
+#: Requests that go out before the server has said how many it takes at once: none that is in use takes fewer.
+EARLY_STREAMS: Final = 8
 
 #: Bytes of a frame's header, and the most that may follow it: we have not allowed more.
 HEADER: Final = 9
 MAX_FRAME: Final = 16_384
 #: Bytes that a server's settings are among the first of.
 _FIRST: Final = 16_384
+#: Our own headers are looked at once, by `check_headers`, and written in small letters from the start: to have each of
+#: them looked at and rewritten for every request takes longer than to write the request.
+_CONFIGURATION: Final = h2.config.H2Configuration(
+    client_side=True, header_encoding=None, validate_outbound_headers=False, normalize_outbound_headers=False
+)
 
 
-async def shake_hands(stream: trio.abc.Stream, timeout: float) -> tuple[h2.connection.H2Connection, bytes]:
-    """Say the preface and wait for the server's settings: it speaks HTTP/2, and says how much at once.
+async def shake_hands(
+    stream: trio.abc.Stream, timeout: float, *, agreed: bool = False
+) -> tuple[h2.connection.H2Connection, bytes]:
+    """Say the preface, and wait for the server's settings unless TLS has agreed on HTTP/2 already.
+
+    With `agreed` nothing is left to be found out, and the wait would be a round trip: requests may follow the preface
+    at once (RFC 9113, 3.4), `EARLY_STREAMS` of them, and one more than the settings turn out to allow is refused alone,
+    not looked at. The link gives its server until its own `settings_timeout`.
 
     Returns:
         the engine, and the bytes that came behind the settings: whole frames and perhaps a part of one, not looked at.
@@ -33,7 +46,7 @@ async def shake_hands(stream: trio.abc.Stream, timeout: float) -> tuple[h2.conne
     Raises:
         ConnectFailed: stage upgrade. The stream is still the caller's.
     """
-    engine = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding=None))
+    engine = h2.connection.H2Connection(_CONFIGURATION)
     engine.local_settings = h2.settings.Settings(
         client=True,
         initial_values={
@@ -48,6 +61,8 @@ async def shake_hands(stream: trio.abc.Stream, timeout: float) -> tuple[h2.conne
         try:
             await stream.send_all(engine.data_to_send())
             early = b""
+            if agreed:
+                return engine, early
             room = _FIRST
             while room:
                 data = bytes(await stream.receive_some(room))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+import re
+from collections.abc import Iterable
+from typing import Final, Literal
 
 import h2.connection
 import h2.errors
@@ -10,6 +12,8 @@ import hpack
 
 from sidecar.errors import ConnectionLost, MalformedFrame
 from sidecar.transport.exchange import Answer
+from sidecar.transport.http1 import fold
+from sidecar.transport.http2_opening import STREAM_WINDOW
 
 #: Seconds without progress after which a window that is shut is taken to stay so, and seconds without a head that say
 #: something of a connection.
@@ -17,6 +21,7 @@ _STUCK: Final = 0.25
 _IN_VAIN: Final = 1.0
 
 STREAM_MASK: Final = 0x7FFF_FFFF
+_STATUS: Final = re.compile("[2-9][0-9][0-9]")
 _PADDED: Final = 0x08
 _PRIORITY: Final = 0x20
 
@@ -30,6 +35,7 @@ class Stream:
         answer: what has come of it.
         body: of the request.
         now: instant.
+        early: it was begun before the server's settings had come.
 
     Attributes:
         pieces: of the answer, of the read under way.
@@ -39,14 +45,17 @@ class Stream:
         ours: its DATA is read by the link: its head has come, and told no length that h2 would hold it to.
     """
 
-    __slots__ = ("answer", "began_at", "credit", "moved_at", "ours", "pieces", "sid", "slot", "to_end", "unsent")
+    __slots__ = (
+        "answer", "began_at", "credit", "early", "moved_at", "ours", "pieces", "sid", "slot", "to_end", "unsent",
+    )  # fmt: skip
 
-    def __init__(self, sid: int, slot: int, answer: Answer, body: bytes, now: float) -> None:
+    def __init__(self, sid: int, slot: int, answer: Answer, body: bytes, now: float, *, early: bool = False) -> None:
         self.sid, self.slot, self.answer = sid, slot, answer
         self.unsent = memoryview(body)
         self.pieces: list[bytes] = []
         self.credit = 0
         self.began_at = self.moved_at = now
+        self.early = early
         self.to_end = self.ours = False
 
     def push(self, engine: h2.connection.H2Connection, now: float) -> None:
@@ -59,6 +68,35 @@ class Stream:
             piece, self.unsent = self.unsent[:window], self.unsent[window:]
             engine.send_data(self.sid, bytes(piece), end_stream=not self.unsent)
 
+    def take_head(self, fields: Iterable[tuple[bytes, bytes]]) -> None:
+        """The head of its answer.
+
+        Raises:
+            MalformedFrame: it is none, or of a body that we cannot read.
+        """
+        headers = fold((bytes(name), bytes(value)) for name, value in fields)
+        status = headers.pop(":status", "")
+        self.answer.begun = True
+        if not _STATUS.fullmatch(status):
+            raise MalformedFrame("a response without a status")
+        self.answer.head(int(status), headers)
+        self.ours = "content-length" not in headers
+
+    def take_end(self, now: float) -> MalformedFrame | None:
+        """Its answer is over, properly; what is wrong with it all the same."""
+        try:
+            self.answer.end(now)
+        except MalformedFrame as fault:
+            return fault.with_traceback(None)
+        return None
+
+    def allowance(self) -> bytes:
+        """The frame that lets more of its answer come, now and then: half a window at a time."""
+        if self.credit < STREAM_WINDOW // 2:
+            return b""
+        update, self.credit = window_update(self.sid, self.credit), 0
+        return update
+
     def is_stuck(self, now: float) -> bool:
         """The peer takes no more of its body, and has not for so long that it hardly will."""
         return bool(self.unsent) and now - self.moved_at >= _STUCK
@@ -70,7 +108,9 @@ class Stream:
     def reset_by(self, code: int | h2.errors.ErrorCodes | None) -> ConnectionLost:
         """What it means that the peer has reset it."""
         if code == h2.errors.ErrorCodes.REFUSED_STREAM and not self.answer.headed:
-            return ConnectionLost(1006, "the stream was refused before it was looked at", how="unprocessed")
+            # One too many of those that nobody had counted yet tells nothing of the server.
+            how: Literal["idle", "unprocessed"] = "idle" if self.early else "unprocessed"
+            return ConnectionLost(1006, "the stream was refused before it was looked at", how=how)
         return ConnectionLost(1006, f"stream reset: {_name(code)}", how="reset")
 
 

@@ -17,7 +17,7 @@ LONG = pytest.mark.skipif(not os.environ.get("SIDECAR_ALL_SMOKE"), reason="long:
 COMMANDS = (
     "backup", "choose_chaos", "client_cost", "control_lag", "deadlines", "exit_lane", "footprint", "growth", "guard",
     "herd", "hostile", "hot_path", "hundred_million", "million_tokens", "peers", "ports", "probe_under_load", "restart",
-    "short_call", "warmth", "workers",
+    "short_call", "two_ways", "warmth", "workers",
 )  # fmt: skip
 
 
@@ -195,6 +195,17 @@ def test_a_herd_meets_an_outage() -> None:
     assert all(row["unended"] == 0 and row["connects"]["outage"]["mean"] > 0 for row in rows)
     assert all(row["served"] == 1 for row in rows if row["scenario"] == "two targets")
     assert all(row["served"] == 0 for row in rows if row["scenario"] == "dark")
+
+
+@LONG
+def test_each_way_is_asked_over_each_line() -> None:
+    """Cold and warm, with TLS and without: as many calls as were to be."""
+    found = run("two_ways")
+    assert len(found["ways"]) == 6
+    for way in found["ways"].values():
+        assert {state: [way[state][trip]["n"] for trip in ("0", "20", "80")] for state in ("warm", "cold")} == {
+            "warm": [4, 4, 2], "cold": [1, 1, 1],
+        }  # fmt: skip
 
 
 def test_every_file_here_is_told_of() -> None:

@@ -92,6 +92,27 @@ def test_the_documented_example_is_taken_as_it_stands(tmp_path: Path) -> None:
     assert config.route[0].targets[0].options == {"reasoning_effort": "minimal"}
 
 
+def test_a_socket_that_serves_one_model_is_not_shared_by_two(tmp_path: Path) -> None:
+    """LiteLLM answers a second model by the first: refused, wherever it is named; over HTTPS each call has its own."""
+
+    def text(url: str, preset: str, *models: str) -> str:
+        head = f'[[upstream]]\nname = "u"\nurl = "{url}"\ndialect = "responses"\npreset = "{preset}"\n'
+        return head + "".join(
+            f'[[route]]\nname = "r{number}"\ntargets = [ {{ upstream = "u", model = "{model}" }} ]\n'
+            for number, model in enumerate(models)
+        )
+
+    said = refusal(tmp_path, text("wss://h/v1", "litellm", "a", "a", "b"))
+    assert "route[2].targets[0].model" in said
+    assert "an [[upstream]] of its own" in said
+    for url, preset, models in (
+        ("wss://h/v1", "litellm", ("a", "a")),
+        ("https://h/v1", "litellm", ("a", "b")),
+        ("wss://h/v1", "openai", ("a", "b")),
+    ):
+        assert len(loaded(tmp_path, text(url, preset, *models)).route) == len(models)
+
+
 def test_an_explicit_key_wins_over_its_preset(tmp_path: Path) -> None:
     """A preset only fills in what the file does not say."""
     text = UPSTREAM + 'preset = "xai"\nmax_age_s = 100\n' + ROUTE

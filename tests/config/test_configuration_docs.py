@@ -79,7 +79,7 @@ def test_every_key_is_documented_with_its_default(heading: str) -> None:
 def test_presets_are_documented() -> None:
     """Each preset's values and what the service does itself."""
     rows = re.findall(
-        r"^\| (\w+) \| (\d+) \| (.*?)\| ends a connection after (\d+) s; runs (\d+) at once",
+        r"^\| (\w+) \| (\d+) \| (.*?)\| ends a connection after (\d+) s; runs (\d+) at once on a connection(.*) \|$",
         section("### Presets"),
         re.MULTILINE,
     )
@@ -89,10 +89,11 @@ def test_presets_are_documented() -> None:
     assert [row[0] for row in rows] + [row[0] for row in over_https] == list(PRESETS)
     for name, dialect in over_https:
         assert PRESETS[name].values == {"dialect": dialect}
-    for name, age, other, limit, calls in rows:
+    for name, age, other, limit, calls, more in rows:
         preset = PRESETS[name]
         assert preset.values["max_age_s"] == int(age) < int(limit) == preset.age_limit_s
         assert int(calls) == preset.calls_limit
+        assert ("of one model" in more) is preset.one_model
         rest = {key: value for key, value in preset.values.items() if key not in {"max_age_s", "calls_per_connection"}}
         assert dict(re.findall(r"`(\w+)` = (\d+)", other)) == {key: str(value) for key, value in rest.items()}
 

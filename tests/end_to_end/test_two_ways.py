@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sidecar.transport.http2_link import EARLY_STREAMS
 from tests.end_to_end.processes import PATIENCE, Processes
+from tests.fakes.websockets_server import Authority
 
 QUICK = ("--ttft-ms", "5", "--cadence-ms", "2", "--tokens", "5")
 
@@ -68,6 +71,39 @@ def test_every_dialect_over_https(route: str) -> None:
         assert cut["type"] == "failed", cut
 
 
+def test_a_cold_burst_over_http2(tmp_path: Path) -> None:
+    """The first few go out before the server's settings, the others as soon as those say that there is room.
+
+    The first eight take a second each: the others, on the same connection, are answered before them, at once.
+    """
+    authority = Authority(tmp_path)
+    certificate = authority.ca.issue_cert("localhost")
+    certificate.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "server.pem"))
+    tls = ("--tls-cert", str(tmp_path / "server.pem"), "--tls-key", str(tmp_path / "server.pem"))
+    with Processes() as processes:
+        port = processes.relay(*QUICK, *tls)
+        processes.daemon(
+            f'[[upstream]]\nname = "h2"\nurl = "https://localhost:{port}/v1/responses"\ndialect = "responses"\n'
+            f"warm_connections = 0\nmax_connections = 1\ncalls_per_connection = 32\n"
+            f'tls = {{ ca_file = "{authority.ca_file}" }}\n'
+            '[[route]]\nname = "default"\ntargets = [ { upstream = "h2", model = "m" } ]\n',
+            ready=False,
+        )
+        prompts = ["[[ttft_ms=1000]] slow"] * EARLY_STREAMS + ["quick"] * EARLY_STREAMS
+        calls = [
+            {"type": "call", "id": f"{number:02}", "input": prompt, "timeout_ms": 20_000, "stream": False}
+            for number, prompt in enumerate(prompts)
+        ]
+        ended: list[dict[str, Any]] = []
+        for message in processes.talk(*calls, last=("nothing",)):
+            if message["type"] in ("done", "failed"):
+                ended.append(message)
+                if len(ended) == len(calls):
+                    break
+        assert [(one["type"], one["attempts"]) for one in ended] == [("done", 1)] * len(calls)
+        assert min(one["id"] for one in ended[:EARLY_STREAMS]) == calls[EARLY_STREAMS]["id"]
+
+
 def steer(processes: Processes, what: str) -> None:
     """One request to the relay's control."""
     urllib.request.urlopen(f"http://127.0.0.1:{processes.port}/{what}", timeout=5).close()
@@ -86,7 +122,7 @@ def test_falling_back_and_coming_back() -> None:
     """WebSockets first; over HTTPS while upgrades fail, nobody failing for it; an operator's word is for both ways."""
     with Processes() as processes:
         processes.daemon(configuration(processes.relay(*QUICK)))
-        assert ask(processes, "two")["transport"] == "websocket"
+        until_by(processes, "websocket")  # ready is who has either way
         steer(processes, "_scenario?name=http_503&upstream=ws")
         steer(processes, "_kill?upstream=ws")
         until_by(processes, "sse")

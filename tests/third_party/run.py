@@ -1,25 +1,30 @@
 """The daemon against servers that other people wrote, over each way that they have. No model, no network.
 
-    python tests/third_party/run.py --litellm VENV/bin/litellm [--aimock FOLDER/node_modules/.bin/llmock]
+    python tests/third_party/run.py [--litellm VENV/bin/litellm] [--aimock FOLDER/node_modules/.bin/llmock]
+                                    [--nginx /usr/sbin/nginx]
 
-Neither is installed by this command: `pip install 'litellm[proxy]'` into a virtual environment of its own, and
-`npm install @copilotkit/aimock`. Each server is started on loopback and ended. aimock answers by itself; LiteLLM asks a
-`sidecar sim` as its backend, over HTTP (its own `mock_response` answers no Responses calls). Beside each runs a daemon
-of its own with one upstream for each way. What comes of each check is printed as it is: nothing here is judged but that
-every call ended, once, by its deadline.
+None is installed by this command: `pip install 'litellm[proxy]' hypercorn` into a virtual environment of its own,
+`npm install @copilotkit/aimock`, `apt-get install nginx-light`. Each server is started on loopback and ended
+(`servers.py`), and beside it runs a daemon of its own with one upstream for each way. What comes of each check is
+printed as it is: nothing here is judged but that every call ended, once, by its deadline.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,23 +32,13 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from tests.end_to_end.processes import Processes  # noqa: E402
+import trustme  # noqa: E402
 
-#: way -> (dialect, scheme, path)
-WAYS: Final = {
-    "chat, HTTPS": ("chat", "http", "/v1/chat/completions"),
-    "responses, HTTPS": ("responses", "http", "/v1/responses"),
-    "responses, WebSocket": ("responses", "ws", "/v1/responses"),
-    "messages, HTTPS": ("messages", "http", "/v1/messages"),
-}
-KEY: Final = "sk-not-a-secret"
-LITELLM: Final = f"""
-model_list:
-  - model_name: mock
-    litellm_params: {{ model: openai/gpt-5-mini, api_key: none, api_base: "http://127.0.0.1:BACKEND/v1" }}
-general_settings: {{ master_key: {KEY} }}
-"""
-FIXTURES: Final = {"fixtures": [{"match": {}, "response": {"content": "Hold the position and wait"}}]}
+from tests.end_to_end.processes import Processes  # noqa: E402
+from tests.third_party.servers import AIMOCK, KEY, LITELLM, LITELLM_HTTP2, NGINX, Place, Server, Way  # noqa: E402
+
+#: Calls one after another: more than nginx takes on one connection.
+SEQUENCE: Final = 60
 
 
 def free_port() -> int:
@@ -54,12 +49,12 @@ def free_port() -> int:
         return port
 
 
-def answers(port: int, process: subprocess.Popen[bytes], patience: float) -> None:
+def answers(url: str, ca: Path, process: subprocess.Popen[bytes], patience: float) -> None:
     """Wait until something answers HTTP there."""
-    deadline = time.monotonic() + patience
+    deadline, context = time.monotonic() + patience, ssl.create_default_context(cafile=str(ca))
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health/liveliness", timeout=2).close()
+            urllib.request.urlopen(f"{url}/health/liveliness", timeout=2, context=context).close()
             return
         except urllib.error.HTTPError:
             return
@@ -68,30 +63,44 @@ def answers(port: int, process: subprocess.Popen[bytes], patience: float) -> Non
     raise SystemExit(f"the server did not come up (exit status {process.poll()})")
 
 
-def configuration(port: int, key_file: Path, bad_key: Path) -> str:
-    """An upstream and a route for each way; one more with a key that is none."""
+def configuration(ways: list[Way], place: Place, good: Path, bad: Path) -> str:
+    """An upstream and a route for each way; two without warm connections, and one with a key that is none."""
     parts = []
-    for number, (dialect, scheme, path) in enumerate(WAYS.values()):
-        for name, key in ((f"way{number}", key_file), (f"bad{number}", bad_key)):
+    for number, way in enumerate(ways):
+        tls = f'tls = {{ ca_file = "{place.ca}" }}\n' if way.scheme in ("https", "wss") else ""
+        for name, key in (
+            (f"way{number}", good),
+            (f"cold{number}", good),
+            (f"new{number}", good),
+            (f"bad{number}", bad),
+        ):
             parts.append(
-                f'[[upstream]]\nname = "{name}"\nurl = "{scheme}://127.0.0.1:{port}{path}"\ndialect = "{dialect}"\n'
-                f'credential = {{ file = "{key}" }}\nwarm_connections = {2 if name[0] == "w" else 0}\n'
-                f'max_connections = 32\n[[route]]\nname = "{name}"\n'
+                f'[[upstream]]\nname = "{name}"\nurl = "{way.scheme}://localhost:{place.port}{way.path}"\n'
+                f'dialect = "{way.dialect}"\ncredential = {{ file = "{key}" }}\n{way.keys}'
+                f"warm_connections = {2 if name[0] == 'w' else 0}\nmax_connections = 32\n"
+                f'{tls}[[route]]\nname = "{name}"\n'
                 f'targets = [ {{ upstream = "{name}", model = "mock" }} ]\nfirst_delta_timeout_ms = 15000\n'
                 f'[[route]]\nname = "no-model-{name}"\ntargets = [ {{ upstream = "{name}", model = "nobody" }} ]\n'
             )
     return "\n".join(parts)
 
 
-def ask(processes: Processes, route: str, count: int = 1, **fields: Any) -> list[dict[str, Any]]:
-    """`count` calls at once; their terminals."""
+def ask(
+    processes: Processes, route: str, count: int = 1, *, prompt: str = "BUY, SELL or HOLD?", hup: int = 0, **fields: Any
+) -> list[dict[str, Any]]:
+    """`count` calls at once; their terminals. With `hup`, that process gets a SIGHUP while they run."""
     calls = [
-        {"type": "call", "id": f"c{number}", "route": route, "input": "BUY, SELL or HOLD?", "timeout_ms": 20_000,
+        {"type": "call", "id": f"c{number}", "route": route, "input": prompt, "timeout_ms": 20_000,
          "stream": False, **fields}
         for number in range(count)
     ]  # fmt: skip
-    ended = []
+    ended, accepted = [], 0
     for message in processes.talk(*calls, last=("nothing",), timeout=25):
+        accepted += message["type"] == "accepted"
+        if hup and accepted == count:
+            time.sleep(0.5)  # their answers have begun
+            os.kill(hup, signal.SIGHUP)
+            hup = 0
         if message["type"] in ("done", "failed"):
             ended.append(message)
             if len(ended) == count:
@@ -103,54 +112,119 @@ def told(ended: list[dict[str, Any]], count: int) -> str:
     """What came of some calls, in a few words."""
     seen = Counter(one["type"] if one["type"] == "done" else one["code"] for one in ended)
     words = ", ".join(f"{number} {what}" if count > 1 else what for what, number in seen.items())
-    first = ended[0] if ended else {}
+    first = next((one for one in ended if one["type"] == "failed"), ended[0] if ended else {})
     if first.get("type") == "done" and count == 1:
         usage = first["usage"]
-        words += f" by {first.get('transport')}: {first.get('text') or ''!r}, {usage['output_tokens']} tokens out"
+        length = len((first.get("text") or "").split())
+        words += f" by {first.get('transport')}: {length} words, {usage['output_tokens']} tokens out"
         words += " (estimated)" if usage["estimated"] else ""
     elif first.get("type") == "failed":
         words += f" ({first.get('upstream_status') or '-'}: {first['message'][:90]})"
+    again = sum(max(0, one.get("attempts", 1) - 1) for one in ended)
+    words += f", {again} further attempts" if again else ""
     return words + ("" if len(ended) == count else f"; {count - len(ended)} WITHOUT AN END")
 
 
-def play(name: str, command: list[str], port: int, *, idle_s: float) -> list[dict[str, str]]:
-    """All the checks at one server. Where its configuration says BACKEND, a simulator of ours is."""
-    rows: list[dict[str, str]] = []
-    with Processes() as processes:
-        backend = processes.relay("--ttft-ms", "20", "--cadence-ms", "5", "--tokens", "8", "--for-s", "300")
-        for path in (Path(word) for word in command if word.endswith(".yaml")):
-            path.write_text(path.read_text().replace("BACKEND", str(backend)))
-        with (processes.folder / "server.log").open("wb") as log:
-            server = subprocess.Popen(command, stdout=log, stderr=log, cwd=processes.folder)
+def checks(processes: Processes, number: int, idle_s: float, hup: int) -> Iterator[tuple[str, str]]:
+    """What is asked of one way, and what came of it."""
+    route = f"way{number}"
+    yield "a call", told(ask(processes, route), 1)
+    yield "20 at once", told(ask(processes, route, 20), 20)
+    sequence = [one for _ in range(SEQUENCE) for one in ask(processes, route)]
+    yield f"{SEQUENCE} one after another", told(sequence, SEQUENCE)
+    yield "20 at once, nothing warm", told(ask(processes, f"cold{number}", 20), 20)
+    if hup:
+        long = "[[tokens=60 cadence_ms=25]] BUY, SELL or HOLD?"
+        yield "reloaded while 16 are answered", told(ask(processes, route, 16, prompt=long, hup=hup), 16)
+        yield "a call after that", told(ask(processes, route), 1)
+    yield "unknown model", told(ask(processes, f"no-model-new{number}"), 1)
+    yield "unknown model, after others", told(ask(processes, f"no-model-{route}"), 1)
+    yield "wrong key", told(ask(processes, f"bad{number}", timeout_ms=5000), 1)
+    time.sleep(idle_s)
+    yield f"after {idle_s:g} s without a call", told(ask(processes, route), 1)
+
+
+@contextmanager
+def running(server: Server, processes: Processes, program: Path) -> Iterator[tuple[Place, subprocess.Popen[bytes]]]:
+    """The server, its backend and its certificate."""
+    authority, files = trustme.CA(), processes.folder
+    ca, certificate, key = files / "ca.pem", files / "certificate.pem", files / "key.pem"
+    issued = authority.issue_cert("localhost", "127.0.0.1")
+    authority.cert_pem.write_to_path(str(ca))
+    issued.private_key_pem.write_to_path(str(key))
+    certificate.write_bytes(b"".join(one.bytes() for one in issued.cert_chain_pems))
+    tls = ["--tls-cert", str(certificate), "--tls-key", str(key)] if server.backend_tls else []
+    backend = processes.relay(
+        "--ttft-ms", "20", "--cadence-ms", "5", "--tokens", "8", "--for-s", "600", *tls, *server.relay
+    )
+    place = Place(
+        folder=files, port=free_port(), backend=backend, program=program, ca=ca, certificate=certificate, key=key
+    )
+    with (files / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            server.command(place), stdout=log, stderr=log, cwd=files, env={**os.environ, **server.environ(place)}
+        )
+    try:
+        scheme = next(iter(server.ways.values())).scheme
+        answers(f"{scheme}://localhost:{place.port}", ca, process, 120)
+        yield place, process
+    finally:
+        process.terminate()
         try:
-            answers(port, server, 120)
-            good, bad = processes.folder / "key", processes.folder / "bad"
-            for path, key in ((good, KEY), (bad, "sk-wrong")):
-                path.write_text(key)
-                path.chmod(0o600)
-            processes.daemon(configuration(port, good, bad), ready=False)
-            time.sleep(2)
-            for number, way in enumerate(WAYS):
-                route = f"way{number}"
-                checks = [
-                    ("a call", ask(processes, route), 1),
-                    ("20 at once", ask(processes, route, 20), 20),
-                    ("unknown model", ask(processes, f"no-model-{route}"), 1),
-                    ("wrong key", ask(processes, f"bad{number}", timeout_ms=5000), 1),
-                ]
-                time.sleep(idle_s)
-                checks.append((f"after {idle_s:g} s without a call", ask(processes, route), 1))
-                for check, ended, count in checks:
-                    rows.append({"server": name, "way": way, "check": check, "came": told(ended, count)})
-                    print(" | ".join(rows[-1].values()), file=sys.stderr, flush=True)
-        finally:
-            server.terminate()
-            try:
-                server.wait(10)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
-    return rows
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def play(server: Server, program: Path, *, idle_s: float) -> Iterator[dict[str, str]]:
+    """All the checks at one server."""
+    with Processes() as processes, running(server, processes, program) as (place, process):
+        good, bad = processes.folder / "good", processes.folder / "bad"
+        for path, key in ((good, KEY), (bad, "sk-wrong")):
+            path.write_text(key)
+            path.chmod(0o600)
+        processes.daemon(configuration(list(server.ways.values()), place, good, bad), ready=False)
+        time.sleep(2)
+        for number, way in enumerate(server.ways):
+            before = noted(server, place)
+            for check, came in checks(processes, number, idle_s, process.pid if server.reloads else 0):
+                yield {"server": server.name, "way": way, "check": check, "came": came}
+            if server.log:
+                lines = noted(server, place)[len(before) :]
+                by = Counter(line.split()[0] for line in lines)
+                connections = len({line.split()[1] for line in lines})
+                seen = ", ".join(f"{count} by {protocol}" for protocol, count in by.items())
+                came = f"{seen}, over {connections} connections"
+                yield {"server": server.name, "way": way, "check": "requests that it noted", "came": came}
+
+
+def noted(server: Server, place: Place) -> list[str]:
+    """The lines of its log so far."""
+    return (place.folder / server.log).read_text().splitlines() if server.log else []
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """Ways of one server to which the same came share a line."""
+    ways: dict[tuple[str, str, str], list[str]] = {}
+    every: dict[str, list[str]] = {}
+    for row in rows:
+        ways.setdefault((row["server"], row["check"], row["came"]), []).append(row["way"])
+        if row["way"] not in every.setdefault(row["server"], []):
+            every[row["server"]].append(row["way"])
+    order = {key: (list(every).index(key[0]), place_of(rows, key[1])) for key in ways}
+    lines = ["| server | check | way | what came |", "|---|---|---|---|"]
+    for server, check, came in sorted(ways, key=order.__getitem__):
+        by = ways[server, check, came]
+        others = [way for way in every[server] if way not in by]
+        which = "each" + (f" but {'; '.join(others)}" if others else "") if len(others) < len(by) else "; ".join(by)
+        lines.append(f"| {server} | {check} | {which} | {came} |")
+    return "\n".join(lines)
+
+
+def place_of(rows: list[dict[str, str]], check: str) -> int:
+    """Where a check comes among the others."""
+    return list(dict.fromkeys(row["check"] for row in reversed(rows)))[::-1].index(check)
 
 
 def main() -> int:
@@ -158,26 +232,21 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--litellm", type=Path, help="the program of that name in its virtual environment")
     arguments.add_argument("--aimock", type=Path, help="the program of @copilotkit/aimock")
+    arguments.add_argument("--nginx", type=Path, help="the program of that name")
     arguments.add_argument("--idle-s", type=float, default=7.0)
     arguments.add_argument("--json", action="store_true")
     options = arguments.parse_args()
+    chosen = [(LITELLM, options.litellm), (LITELLM_HTTP2, options.litellm), (AIMOCK, options.aimock)]
     rows: list[dict[str, str]] = []
-    with Processes() as files:
-        if options.litellm is not None:
-            port, config = free_port(), files.folder / "litellm.yaml"
-            config.write_text(LITELLM)
-            command = [str(options.litellm), "--config", str(config), "--port", str(port), "--host", "127.0.0.1"]
-            rows += play("LiteLLM", command, port, idle_s=options.idle_s)
-        if options.aimock is not None:
-            port, config = free_port(), files.folder / "fixtures.json"
-            config.write_text(json.dumps(FIXTURES))
-            command = [str(options.aimock), "--fixtures", str(config), "--port", str(port), "--host", "127.0.0.1"]
-            rows += play("aimock", command, port, idle_s=options.idle_s)
+    for server, program in [*chosen, (NGINX, options.nginx)]:
+        if program is not None:
+            for row in play(server, program.absolute(), idle_s=options.idle_s):
+                rows.append(row)
+                print(" | ".join(row.values()), file=sys.stderr, flush=True)
     if options.json:
         print(json.dumps(rows))
     else:
-        print("| server | way | check | what came |\n|---|---|---|---|")
-        print("\n".join(f"| {row['server']} | {row['way']} | {row['check']} | {row['came']} |" for row in rows))
+        print(table(rows))
     return int(any("WITHOUT AN END" in row["came"] for row in rows))
 
 

@@ -102,6 +102,8 @@ async def test_answers_side_by_side(autojump_clock: trio.testing.MockClock) -> N
         headers = dict(asked[0].headers)
         assert (headers[":method"], headers[":path"], headers["authorization"]) == ("POST", "/v1/x", "Bearer k")
         assert headers["content-length"] == "3"
+        indexable = {str(header[0]): header.indexable for header in asked[0].headers}
+        assert (indexable["authorization"], indexable["x-a"]) == (False, True)  # no proxy is to remember the first
         for sid in (5, 1, 3):
             await server.answer(sid, b"data: %d\n\n" % sid, b"data: end\n\n", end=sid != 3)
         server.engine.send_data(3, b"data: padded\n\n", end_stream=True, pad_length=7)
