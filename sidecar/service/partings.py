@@ -20,7 +20,7 @@ def tell(policy: PoolPolicy, connection: Connection, fault: UpstreamFault, now: 
     if connection.stopped_by_us:
         policy.stopped_by_us(now)
         return False
-    if connection.state == "DRAINING" and connection.fault is None and not is_turned_away(connection, now):
+    if connection.state == "DRAINING" and connection.fault is None and not is_turned_away(connection, fault, now):
         return False  # on its way out already: its replacement is no storm
     if connection.opened_at is None or (isinstance(fault, ConnectionLost) and fault.how == "local"):
         return False
@@ -38,12 +38,14 @@ def is_kept_no_longer(connection: Connection, fault: UpstreamFault, now: float) 
     """A server has closed it for being idle, or as it had said it would: not one that closes what has just come."""
     if not isinstance(fault, ConnectionLost) or fault.how not in ("idle", "unprocessed"):
         return False
-    return connection.opened_at is not None and not is_turned_away(connection, now)
+    return connection.opened_at is not None and not is_turned_away(connection, fault, now)
 
 
-def is_turned_away(connection: Connection, now: float) -> bool:
-    """Nothing came of it, and it has not stood for long: who goes away as it comes is not to be asked in a storm."""
-    return not connection.used and connection.opened_at is not None and now - connection.opened_at < TOGETHER
+def is_turned_away(connection: Connection, fault: UpstreamFault, now: float) -> bool:
+    """It was closed as it came, and served nothing: whoever does that, by whatever word, is not asked in a storm."""
+    if connection.used or connection.opened_at is None or now - connection.opened_at >= TOGETHER:
+        return False
+    return isinstance(fault, ConnectionLost) and fault.how == "idle"
 
 
 def as_old(connection: Connection, others: Iterable[Connection]) -> list[Connection]:

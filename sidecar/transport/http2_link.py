@@ -24,7 +24,7 @@ from sidecar.errors import ConnectionLost, MalformedFrame
 from sidecar.transport.exchange import END_GRACE, NOBODY, REFUSAL_GRACE, Answer, Exchanges
 from sidecar.transport.flood import Patience
 from sidecar.transport.http2_opening import CONNECTION_WINDOW, EARLY_STREAMS, HEADER, MAX_FRAME, words
-from sidecar.transport.http2_stream import STREAM_MASK, Stream, last_of, unpack_head, window_update
+from sidecar.transport.http2_stream import STREAM_MASK, Doubts, Stream, last_of, unpack_head, window_update
 from sidecar.transport.link import Ended, Link
 from sidecar.transport.pings import Pings
 from sidecar.transport.wires import Wire
@@ -32,9 +32,6 @@ from sidecar.transport.wires import Wire
 #: Bytes that a peer may leave unread before it is asked, and answered, no more. A stopped call's request stays among
 #: them, so one that never reads, but is heard of, would gather them for ever.
 MAX_PENDING: Final = 1 << 20
-#: Requests in a row that die without a head, each after a while, before the connection is none for another: there are
-#: peers, proxies above all, that answer pings and nothing else.
-MAX_IN_VAIN: Final = 2
 
 _DATA: Final = 0
 _HEADERS: Final = 1
@@ -56,7 +53,7 @@ class Http2Link(Link):
     """
 
     __slots__ = (
-        "_credit", "_engine", "_exchanges", "_feeding", "_going_away", "_head", "_held", "_in_vain",
+        "_credit", "_doubts", "_engine", "_exchanges", "_feeding", "_going_away", "_head", "_held",
         "_max_event_bytes", "_patience", "_pings", "_settings_timeout", "_slot_of", "_streams",
     )  # fmt: skip
 
@@ -81,7 +78,7 @@ class Http2Link(Link):
         self._credit = 0
         self._pings: Pings | None = None
         self._going_away = self._feeding = False
-        self._in_vain = 0  # requests in a row that were given up, long after they were sent, without a head
+        self._doubts = Doubts()
         self._patience = Patience(self.opened_at)
         self._count_slots()
 
@@ -129,8 +126,7 @@ class Http2Link(Link):
         stream = self._slot_of.get(slot)
         if stream is not None:
             now = trio.current_time()
-            self._in_vain += stream.waited_in_vain(now)
-            self.hopeless = self.hopeless or self._in_vain >= MAX_IN_VAIN or stream.is_stuck(now)
+            self.hopeless = self._doubts.given_up(stream, now) or self.hopeless
             self._reset(stream)
             self._flush()
         return True
@@ -240,6 +236,7 @@ class Http2Link(Link):
 
     def _body(self, stream: Stream, data: bytes, now: float) -> None:
         """A fault in one answer is that answer's alone."""
+        self._doubts.heard_at = now
         try:
             enough = stream.answer.body(data, now)
         except MalformedFrame as fault:
@@ -287,7 +284,7 @@ class Http2Link(Link):
             self._look_gone()
 
     def _headed(self, stream: Stream, event: h2.events.ResponseReceived, now: float) -> None:
-        self._in_vain = 0
+        self._doubts.heard_at = now
         try:
             stream.take_head(event.headers)
         except MalformedFrame as fault:

@@ -1,7 +1,8 @@
-"""One exchange on an HTTP/2 connection: what is still to be sent, what has come, and how its peer may end it."""
+"""One exchange on an HTTP/2 connection: what is still to be sent, what has come, how it may end, and what that says."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Final, Literal
@@ -15,10 +16,12 @@ from sidecar.transport.exchange import Answer
 from sidecar.transport.http1 import fold
 from sidecar.transport.http2_opening import STREAM_WINDOW
 
-#: Seconds without progress after which a window that is shut is taken to stay so, and seconds without a head that say
+#: Seconds without progress after which a window that is shut is taken to stay so, and seconds without a word that say
 #: something of a connection.
 _STUCK: Final = 0.25
 _IN_VAIN: Final = 1.0
+#: Requests in a row that die so, before a connection is none for another.
+MAX_IN_VAIN: Final = 2
 
 STREAM_MASK: Final = 0x7FFF_FFFF
 _STATUS: Final = re.compile("[2-9][0-9][0-9]")
@@ -101,10 +104,6 @@ class Stream:
         """The peer takes no more of its body, and has not for so long that it hardly will."""
         return bool(self.unsent) and now - self.moved_at >= _STUCK
 
-    def waited_in_vain(self, now: float) -> bool:
-        """No head has come, in all that time."""
-        return not self.answer.headed and now - self.began_at >= _IN_VAIN
-
     def reset_by(self, code: int | h2.errors.ErrorCodes | None) -> ConnectionLost:
         """What it means that the peer has reset it."""
         if code == h2.errors.ErrorCodes.REFUSED_STREAM and not self.answer.headed:
@@ -112,6 +111,28 @@ class Stream:
             how: Literal["idle", "unprocessed"] = "idle" if self.early else "unprocessed"
             return ConnectionLost(1006, "the stream was refused before it was looked at", how=how)
         return ConnectionLost(1006, f"stream reset: {_name(code)}", how="reset")
+
+
+class Doubts:
+    """Of one connection, whatever its pings say: there are peers, proxies above all, that answer those and no more.
+
+    Attributes:
+        heard_at: when an answer on it, any, last went on.
+    """
+
+    __slots__ = ("_in_vain", "heard_at")
+
+    def __init__(self) -> None:
+        self.heard_at = -math.inf
+        self._in_vain = 0  # requests in a row that were given up, after a while, and no answer went on in their time
+
+    def given_up(self, stream: Stream, now: float) -> bool:
+        """A request is stopped; whether another one is as likely to die here."""
+        if self.heard_at >= stream.began_at:
+            self._in_vain = 0
+        elif now - stream.began_at >= _IN_VAIN:
+            self._in_vain += 1
+        return self._in_vain >= MAX_IN_VAIN or stream.is_stuck(now)
 
 
 def unpack_head(engine: h2.connection.H2Connection, flags: int, payload: bytes) -> None:

@@ -202,17 +202,27 @@ async def test_a_connection_whose_windows_stay_shut_gets_no_further_call(
         assert other.text == "b"
 
 
-@pytest.mark.parametrize("heard", [False, True])
+@pytest.mark.parametrize("heard", [0, 1, 5])
 async def test_a_connection_that_answers_pings_alone_gets_no_third_call(
-    autojump_clock: trio.testing.MockClock, heard: bool
+    autojump_clock: trio.testing.MockClock, heard: int
 ) -> None:
-    """Two calls in a row were given up there, each after a while and without a head: it is drained."""
+    """Two calls in a row were given up there, each after a while, and no answer went on: it is drained.
+
+    Not where the second call's own head came, or another answer went on beside it.
+    """
     async with bench() as made:
-        for sid in (1, 3):
+        made.ask()
+        await made.settle()
+        await made.server.answer(1, end=False)
+        await made.settle()
+        for sid in (3, 5):
             holder = made.ask()
             await trio.sleep(2.0)
-            if heard and sid == 3:
+            if sid == 5 and heard == 5:
                 made.server.engine.send_headers(sid, HEAD)
+            elif sid == 5 and heard:
+                made.server.engine.send_data(heard, SAID % (b"a", b"null"))
+            if sid == 5 and heard:
                 await made.server.flush()
                 await made.settle()
             made.connection.stop(holder)

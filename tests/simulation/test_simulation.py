@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,18 +49,22 @@ def ways_of(seed: int) -> set[str]:
     schedule = draw(seed)
     if sum(len(bot.steps) for bot in schedule.bots) < 10:
         return set()
-    return {
-        "both" if "fallback_url" in plan.config else plan.config.get("transport", "websocket")
-        for plan in schedule.upstreams
-    }
+    return {_way(plan.config) for plan in schedule.upstreams}
+
+
+def _way(config: dict[str, Any]) -> str:
+    if "fallback_url" in config:
+        return "both"
+    return "http2" if config.get("http_version") == "2" else config.get("transport", "websocket")
 
 
 def test_a_seed_is_a_run() -> None:
     """Two processes whose sets and dictionaries are ordered differently give the same trace, event by event.
 
-    So it is over WebSockets, over HTTP, and with two ways to one upstream.
+    So it is over WebSockets, over HTTP/1.1, over HTTP/2, and with two ways to one upstream.
     """
-    seeds = [next(seed for seed in range(100, 200) if ways_of(seed) == {way}) for way in ("websocket", "sse", "both")]
+    ways = ("websocket", "sse", "http2", "both")
+    seeds = [next(seed for seed in range(100, 200) if ways_of(seed) == {way}) for way in ways]
 
     def digests(hash_seed: str) -> str:
         code = f"from tests.simulation.world import play\nprint(*[play(seed, tracing=True).digest for seed in {seeds}])"
@@ -76,7 +81,7 @@ def test_a_seed_is_a_run() -> None:
 
     first = digests("1")
     assert first == digests("4711")
-    assert len(set(first.split())) == 3
+    assert len(set(first.split())) == len(ways)
 
 
 def test_a_schedule_is_drawn_from_its_seed() -> None:
