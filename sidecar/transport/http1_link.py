@@ -28,6 +28,9 @@ MAX_INFORMATIONAL: Final = 16
 IDLE_ENOUGH: Final = 1.0
 #: What some servers say before they close a connection that was idle for too long (RFC 9110, 15.5.9).
 _IDLE_TOO_LONG: Final = b"HTTP/1.1 408 "
+#: Seconds after a request within which a 408 that closes the connection has crossed it on its way: it was said of the
+#: time before. One that took longer is an answer: there are gateways that say 408 of a model that took too long.
+CROSSED: Final = 1.0
 
 
 class Http1Link(Link):
@@ -46,7 +49,7 @@ class Http1Link(Link):
 
     __slots__ = (
         "_answer", "_body", "_buffer", "_exchanges", "_feeding", "_head", "_idle_for", "_keep", "_max_event_bytes",
-        "_searched", "_sending", "_skipped", "_to_end", "idle_since", "keepalive_timeout",
+        "_searched", "_sending", "_sent_at", "_skipped", "_to_end", "idle_since", "keepalive_timeout",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +68,7 @@ class Http1Link(Link):
         self._skipped = 0  # informational responses before the answer under way
         self._keep = True  # the connection may carry another exchange after this one
         self._idle_for = 0.0  # before the request under way
+        self._sent_at = self.opened_at  # the request under way
         self._feeding = self._sending = self._to_end = False
 
     # --- what its owner calls
@@ -82,7 +86,8 @@ class Http1Link(Link):
         self._check_open()
         self._put(b"%b%d\r\n\r\n%b" % (self._head, len(payload), payload))
         self._answer = Answer(slot, self._exchanges, max_event_bytes=self._max_event_bytes)
-        self._idle_for = trio.current_time() - self.idle_since
+        self._sent_at = trio.current_time()
+        self._idle_for = self._sent_at - self.idle_since
 
     async def ping(self, timeout: float) -> float | None:  # noqa: ARG002 - HTTP/1.1 has no ping: the kernel asks (`dial`)
         """See `Link`: the kernel's own round trip time."""
@@ -125,7 +130,9 @@ class Http1Link(Link):
                 head, data = self._cut_head(data)
                 if head is None:
                     return
-                body = self._read_head(answer, head)
+                body = self._read_head(answer, head, now)
+                if self._lost is not None:
+                    return
             self._body = body
             if answer.refused and not body.done:
                 self._within(REFUSAL_GRACE)
@@ -162,8 +169,8 @@ class Http1Link(Link):
             raise MalformedFrame(f"a header of more than {MAX_LINES} lines")
         return buffer[: found.end()], buffer[found.end() :]
 
-    def _read_head(self, answer: Answer, head: bytes) -> Body | None:
-        """What body follows; None after an informational response."""
+    def _read_head(self, answer: Answer, head: bytes, now: float) -> Body | None:
+        """What body follows; None after an informational response, and where this is the connection's end."""
         parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
         try:
             parser.send(_ASKED)
@@ -187,6 +194,9 @@ class Http1Link(Link):
         kept = _KEPT.search(headers.get("keep-alive", ""))
         if kept is not None and int(kept[1]):
             self.keepalive_timeout = float(kept[1])
+        if event.status_code == 408 and not self._keep and now - self._sent_at < CROSSED:
+            self.retire(ConnectionLost(1000, "closed while idle, as the request was sent", how="unprocessed"))
+            return None
         if not self._keep:
             self._exchanges.on_going_away()
         answer.head(event.status_code, headers)

@@ -35,6 +35,8 @@ class HttpSession(ExchangeSession):
         super().__init__(service, number, pool, toxics, meets, dice)
         self.current: Request | None = None
         self._closes = False
+        #: it said 408 without having been asked
+        self._said_408 = False
         self._buffer = bytearray()
         self._seen = bytearray()  # what the client wrote, ahead of the network
         if meets == "garbage":
@@ -147,6 +149,7 @@ class HttpSession(ExchangeSession):
     def _closes_idle(self) -> None:
         """See `ExchangeSession`."""
         if self.service.plan.says_408:
+            self._said_408 = True
             self.send(_TOO_LONG_IDLE)
         self.shut()
 
@@ -156,7 +159,7 @@ class HttpSession(ExchangeSession):
 
     def fate(self, request: Request) -> str:
         """See `Session`. Behind the end of an idle connection it was never looked at, as far as anybody knows."""
-        if not request.told and not exchange_of(request).begun and self.was_idle(request):
+        if not request.told and not exchange_of(request).begun and (self._said_408 or self.was_idle(request)):
             return "ignored"
         if self.link.closed_at is None:
             self.service.blame("cut")

@@ -160,6 +160,30 @@ async def test_a_request_that_meets_the_idle_close(
         assert await owner.until("ended") == [(how,)]
 
 
+@pytest.mark.parametrize(
+    ("idle", "takes", "head", "ends"),
+    [
+        (0.1, 0.01, b"Connection: close\r\n", ["unprocessed"]),
+        (9.0, 0.01, b"Connection: close\r\n", ["unprocessed"]),
+        (9.0, 30.0, b"Connection: close\r\n", ["idle"]),
+        (9.0, 0.01, b"", []),
+    ],
+)
+async def test_a_request_that_crosses_a_408(
+    autojump_clock: trio.testing.MockClock, idle: float, takes: float, head: bytes, ends: list[str]
+) -> None:
+    """It was said of the idle time before, however short: nobody has read the request. Later, or kept: an answer."""
+    async with linked() as (owner, server):
+        await trio.sleep(idle)
+        owner.link.send(0, b"{}")
+        await requested(server)
+        await trio.sleep(takes)
+        await server.send_all(b"HTTP/1.1 408 Request Timeout\r\n" + head + b"Content-Length: 0\r\n\r\n")
+        await owner.until("ended" if ends else "over")
+        assert [how for (how,) in owner.of("ended")] == ends
+        assert owner.of("refused") == ([] if ends == ["unprocessed"] else [(0, 408, b"")])
+
+
 async def test_refusals(autojump_clock: trio.testing.MockClock) -> None:
     """Status and body are told, however the body ends; a redirect is one; the connection goes on where it can."""
     async with linked() as (owner, server):
