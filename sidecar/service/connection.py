@@ -189,7 +189,7 @@ class Connection(ABC):
         if self.link is not None:
             self.link.abort()
 
-    def view(self) -> ConnectionView:
+    def view(self, now: float) -> ConnectionView:  # noqa: ARG002
         """As the pool's policy sees it."""
         opened_at = self.born_at if self.opened_at is None else self.opened_at
         return ConnectionView(self.key, self.state, opened_at, self.taken, self.retire_at)

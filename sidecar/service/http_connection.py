@@ -78,17 +78,20 @@ class HttpConnection(Connection):
     def closed(self, fault: UpstreamFault, now: float) -> None:
         """See `Connection`."""
         if isinstance(fault, ConnectionLost) and fault.how == "idle" and self.state == "READY":
-            self._habits.closed_idle(now - self._idle_since)
+            self._habits.closed_idle(self.key, now - self._idle_since, now)
+        else:
+            self._habits.not_idle(self.key)
         super().closed(self._believed(fault, now), now)
         self._exchanges = None
 
-    def view(self) -> ConnectionView:
+    def view(self, now: float) -> ConnectionView:
         """See `Connection`: replaced before the server closes it for being idle."""
-        view = super().view()
-        life = self._habits.idle_life
-        if life is None or self.taken or self.opened_at is None:
+        view = super().view(now)
+        if self.state != "READY":
             return view
-        at = self._idle_since + life
+        link = self._exchanges
+        said = link.keepalive_timeout if isinstance(link, Http1Link) else None
+        at = self._habits.keep_until(self.key, self._idle_since, now, said=said)
         return view if view.retire_at is not None and view.retire_at <= at else structs.replace(view, retire_at=at)
 
     # ------------------------------------------------------------------ slots
@@ -115,6 +118,7 @@ class HttpConnection(Connection):
         self._on_freed(self)
 
     def _encode(self, slot: int, prompt: Prompt) -> bytes:
+        self._habits.not_idle(self.key)
         codec = self._codecs[slot] = self._dialect.stream_codec()
         return codec.encode(0, prompt)
 
@@ -228,6 +232,11 @@ class HttpConnection(Connection):
 
     def on_going_away(self) -> None:
         """No further request is taken here."""
+        link = self._exchanges
+        if link is not None and self.state == "READY":
+            # Over HTTP/1.1 it has said that unasked, in a 408; a GOAWAY may mean anything.
+            idle, in_words = link.last_inbound_at - self._idle_since, isinstance(link, Http1Link)
+            self._habits.closed_idle(self.key, idle, link.last_inbound_at, in_words=in_words)
         self.drain()
         self._on_change(self)
 

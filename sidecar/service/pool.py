@@ -107,7 +107,8 @@ class Pool:
 
     def lease(self, *, avoid: frozenset[int] = frozenset(), not_on: frozenset[int] = frozenset()) -> Connection | None:
         """A connection that can take a call now: see `FreeSlots.take`. It is used in this step."""
-        return self._free.take(avoid, not_on)
+        scout = self._connector.habits.scout
+        return self._free.take(avoid if scout is None else avoid | {scout}, not_on)
 
     def leased(self, connection: Connection) -> None:
         """What `lease` gave was used, or was not needed: keep it in rotation while it has a free slot."""
@@ -224,7 +225,7 @@ class Pool:
                 if not self.gate.enabled:
                     await self._wake.wait()
                     continue
-                views = [connection.view() for connection in self.connections.values()]
+                views = [connection.view(now) for connection in self.connections.values()]
                 for decision in self._policy.decide(now, views, self.waiting()):
                     match decision:
                         case Open():
@@ -236,9 +237,7 @@ class Pool:
 
     def _look_at(self, now: float) -> float:
         """When to ask the policy again at the latest: it learns only by then which connections have become idle."""
-        life = self._connector.habits.idle_life
-        at = self._policy.next_wakeup_at()
-        return at if life is None else min(at, now + life / 8)
+        return min(self._policy.next_wakeup_at(), self._connector.habits.next_wakeup_at(now))
 
     async def close(self, code: int = 1001, reason: str = "going away") -> None:
         """Close every connection gracefully, within `CLOSE_TIMEOUT`."""

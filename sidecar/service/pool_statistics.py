@@ -50,6 +50,8 @@ class PoolStatistics(Struct, frozen=True, kw_only=True):
     credential_refused: bool
     compression: bool
     policy: str
+    #: after so many seconds without a call a connection is replaced, before its server closes it; None: not for that
+    idle_life_s: float | None
     enabled: bool
     #: the concurrency limit, and what runs under it
     attempts_at_once: int
@@ -75,6 +77,7 @@ def statistics_of(pool: Counted, policy: PoolPolicy, connector: Connector, now: 
         credential_refused=pool.refusal is not None,
         compression=connector.compression,
         policy=repr(policy),
+        idle_life_s=connector.habits.idle_life,
         enabled=gate.enabled,
         attempts_at_once=gate.limit.limit,
         attempts_in_flight=gate.limit.in_flight,

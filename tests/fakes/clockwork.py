@@ -279,6 +279,7 @@ async def clockwork(
     prepare: Callable[[House], Awaitable[None] | None] | None = None,
     warm: bool = True,
     check: bool = True,
+    service: Callable[[str, trio.Nursery], Any] = FakeUpstream,
     **settings: Any,
 ) -> AsyncIterator[House]:
     """A daemon that runs; drained and checked when the block is left.
@@ -290,12 +291,13 @@ async def clockwork(
         prepare: told before the daemon starts.
         warm: wait until every upstream has its spare connections.
         check: `House.check` at the end.
+        service: makes each upstream's other end.
     """
     config = configure(upstreams, **settings)
     port = LoggingPort()
     with capture() as log:
         async with trio.open_nursery() as outside:
-            fakes = {upstream.name: FakeUpstream(upstream.name, outside) for upstream in config.upstream}
+            fakes = {upstream.name: service(upstream.name, outside) for upstream in config.upstream}
             daemon = Daemon(
                 config,
                 port,
