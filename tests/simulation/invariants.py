@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 STOPPED_WITHIN = 0.1
 #: Microseconds by which a terminal may be late in virtual time, where code takes none: roundings.
 LATE_US = 5
+#: Microseconds before its deadline from which a call is not sent again: an answer usually takes longer to begin.
+HOPELESS_US = 50_000
 EPSILON = 1e-6
 
 
@@ -408,6 +410,7 @@ class Watch:
                 alone = message.get("attempts", 0) >= self.world.schedule.route["max_attempts"]
                 alone = alone or message["upstream"] in self.disabled  # or an operator has left it nowhere to go
                 honest = self._is_honest(message["upstream"])
+                alone = alone or late_us > -HOPELESS_US
                 self._check(alone or not honest, "no blame", f"{record}: {message}, and nothing was wrong")
             self._check(message["phase"] in ("queue", "connect", "first_delta", "stream"), "shape", message)
             self._check(not message["retryable"] or message.get("attempts", 0) <= 1, "shape", message)
