@@ -121,15 +121,19 @@ class Relay:
         self._plans["" if upstream is None else f"u/{upstream}"] = Plan(expression, self.seed)
 
     def kill_all(self, *, rst: bool = True, upstream: str | None = None) -> int:
-        """End all open connections (of one upstream) by RST or EOF; returns how many."""
+        """End all open connections by RST or EOF; returns how many.
+
+        Of one upstream: those that have named it. An HTTP connection does so with its first request.
+        """
         chosen = self._chosen(upstream)
         for one in chosen:
             one.reset() if rst else one.eof()
-        if upstream is None:
-            for link, scope in list(self.links.items()):
+        nameless = list(self.links.items()) if upstream is None else []
+        for link, scope in nameless:
+            if rst:
                 link.reset()
-                scope.cancel()
-        return len(chosen)
+            scope.cancel()  # which closes it
+        return len(chosen) + len(nameless)
 
     def close_all(self, code: int = 1012, reason: str = "", *, upstream: str | None = None) -> int:
         """End all open connections (of one upstream) by a close frame, those of HTTP after the answers under way."""

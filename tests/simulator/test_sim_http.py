@@ -297,6 +297,19 @@ async def test_steering_reaches_http() -> None:
         assert _exact(relay.counters)
 
 
+@pytest.mark.parametrize(("how", "ends"), [("rst", "reset"), ("eof", "eof")])
+async def test_kill_ends_connections_without_a_request_too(how: str, ends: str) -> None:
+    """As it says, and all of them are counted; nobody knows whose they are, so a label leaves them alone."""
+    async with relaying() as relay:
+        warm = [await Browser.open(relay.port) for _ in range(3)]
+        await warm[0].ask("/u/a/v1/chat", asked("chat"))
+        await until(lambda: relay.counters.standing == 3)
+        assert await http_get(relay.port, f"/_kill?how={how}&upstream=b") == (200, {"killed": 0})
+        assert await http_get(relay.port, f"/_kill?how={how}") == (200, {"killed": 3})
+        assert [await browser.gone() for browser in warm] == [ends] * 3
+        await until(lambda: relay.counters.standing == 0)
+
+
 async def test_commands_over_a_connection_that_was_used() -> None:
     """A command may come by the connection of a call: it is answered, `_kill` too, and the connection ends."""
     async with relaying() as relay:
