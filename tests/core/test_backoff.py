@@ -366,3 +366,17 @@ def test_waits_are_bounded_whatever_happens(history, seed):
         if event == "refused":
             assert backoff.refused
             assert backoff.next_attempt_at > now
+
+
+def test_an_operators_word_is_newer_than_what_was_told():
+    """`told_to_try`: neither a Retry-After, nor a failure's wait, nor one lost too soon keeps the next connect."""
+    backoff = ConnectBackoff()
+    backoff.failed(classify(UpgradeRefused(429, {"retry-after": "20"})), 0, high)
+    backoff.lost(CUT, 1, high, lived=0.5)
+    assert backoff.next_attempt_at > 20
+    backoff.told_to_try()
+    assert backoff.next_attempt_at == backoff.early_attempt_at == -math.inf
+    backoff.connected(2)
+    assert backoff.next_attempt_at <= 2, "nothing of it comes back with a success"
+    backoff.failed(FAILED, 3, high)
+    assert backoff.next_attempt_at > 3, "what is learnt afterwards holds"

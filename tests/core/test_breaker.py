@@ -5,7 +5,7 @@ import math
 import pytest
 
 from sidecar.core import outcome as o
-from sidecar.core.breaker import TRANSITIONS, Breaker
+from sidecar.core.breaker import ANSWERING, TRANSITIONS, Breaker
 from sidecar.core.classifier import classify
 from sidecar.core.permit import Permit, Refusal
 from sidecar.core.transitions import IllegalTransition
@@ -582,3 +582,43 @@ def test_a_trial_that_stayed_silent_is_given_up_for_lost_as_before():
     it.admit(100.0)
     assert isinstance(it.admit(131.0), Permit)
     assert it.state(131.0) == "half_open"
+
+
+def test_a_trial_that_answers_for_long_enough_is_a_success_before_its_end():
+    """Who waits for the last word of a long answer keeps everybody else waiting, too."""
+    it = tripped(trials=1)
+    trial = it.admit(1.5)
+    assert it.settles_at() == math.inf, "a silent trial settles nothing"
+    it.answering(trial, 2.0)
+    settles_at = it.settles_at()
+    assert settles_at == 2.0 + ANSWERING
+    assert not it.settle(settles_at - 0.1)
+    assert it.state(settles_at - 0.1) == "half_open"
+    assert it.settle(settles_at)
+    assert it.state(settles_at) == "closed"
+    assert it.settles_at() == math.inf
+    assert not it.settle(settles_at + 1), "once"
+
+
+def test_a_trial_that_stays_silent_is_a_loss_and_closes_nothing():
+    """Its time over, the next one is free: `settle` says no."""
+    it = tripped(trials=1, trial_timeout=3.0)
+    it.admit(1.5)
+    assert not it.settle(4.4)
+    assert isinstance(it.admit(4.4), Refusal)
+    assert not it.settle(4.5)
+    assert it.state(4.5) == "half_open"
+    assert isinstance(it.admit(5.5), Permit)
+
+
+def test_who_may_come_in():
+    """`is_shut`: while open, and while the one trial is out; not closed, not half-open with a trial to have."""
+    it = breaker()
+    assert not it.is_shut(0)
+    it = tripped()
+    assert it.is_shut(1.4)
+    assert not it.is_shut(1.5)
+    trial = it.admit(1.5)
+    assert it.is_shut(1.6)
+    it.give_back(trial)
+    assert not it.is_shut(1.6)

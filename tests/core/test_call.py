@@ -593,3 +593,40 @@ def test_a_retry_where_it_is_overloaded_costs_more() -> None:
     assert [tried.price(0), tried.price(1)] == [OVERLOADED_PRICE, 1.0]
     tried.lost(tried.started(1, 0.2), LOST, 0.3, committed=False)
     assert [tried.price(0), tried.price(1)] == [OVERLOADED_PRICE, 1.0]
+
+
+def test_who_answers_needs_no_backup() -> None:
+    """The backup's clock is late: content came, or nothing is in hand, or all attempts are made. None is wanted."""
+    answered = call(3)
+    assert not answered.want_backup(), "nothing is in hand yet"
+    attempt = answered.started(0, 0.0)
+    answered.content(attempt, 0.1)
+    assert not answered.want_backup(twice=True)
+    spent = call(2, max_attempts=1)
+    spent.started(0, 0.0)
+    assert not spent.want_backup(twice=True)
+    assert not spent.seeking
+
+
+def test_a_backup_falls_due_once() -> None:
+    """Its instant is told once; the first-delta clock of the same attempt goes on."""
+    silent = call(2)
+    attempt = silent.started(0, 0.0)
+    attempt.backup_at = 0.3
+    assert silent.next_wakeup_at() == 0.3
+    assert silent.due(0.2) is None
+    assert silent.due(0.3) == Due("backup", attempt)
+    assert silent.due(0.3) is None
+    assert silent.next_wakeup_at() == 1.0
+    assert not attempt.overtaken, "a backup beside it is no verdict on it"
+
+
+def test_a_credential_that_need_wait_no_longer_ends_the_wait_of_its_calls() -> None:
+    """A new key has limits of its own: a call told to wait may go at once, one that lost nothing is as before."""
+    waiting = call(1)
+    waiting.lift(0, 0.0)
+    assert list(waiting.candidates(0.0)) == [0]
+    waiting.lost(waiting.started(0, 0.0), throttled(2.0), 0.0, committed=False)
+    assert list(waiting.candidates(0.5)) == []
+    waiting.lift(0, 0.5)
+    assert list(waiting.candidates(0.5)) == [0]

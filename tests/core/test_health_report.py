@@ -106,3 +106,16 @@ def test_the_worst_of_no_breakers_is_closed():
 def test_a_clock_gone_wrong_makes_no_negative_numbers():
     """The wire's counts are never negative."""
     assert said(uptime=-1.0).uptime_us == 0
+
+
+def test_a_route_that_goes_over_https_says_so():
+    """Another way to the same service is no other target: served over HTTPS, and somebody should look."""
+    ways = [
+        upstream("openai", ready=0, upstream="openai", transport="websocket"),
+        upstream("openai over HTTPS", upstream="openai", transport="sse"),
+    ]
+    route = RouteHealth(name="default", targets=(("openai", "gpt"), ("openai over HTTPS", "gpt")))
+    it = said(ways, routes=[route])
+    assert (it.ready, it.degraded) == (True, True)
+    assert (it.routes[0].target, it.routes[0].transport) == ("openai", "sse")
+    assert it.reasons[-1] == "route default: served over HTTPS"

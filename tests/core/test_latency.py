@@ -351,3 +351,12 @@ def test_what_it_says_is_of_what_it_saw(history):
         assert 0 <= it.cost(now) <= max([*seen, 0]) + 5
         assert it.keeps_up(1000.0, now) or it.statistics(now).failed > 2
         assert it.statistics(now).samples <= SAMPLES
+
+
+def test_what_hardly_any_answer_was_faster_than():
+    """`at_best`: the twentieth part of the recent; nothing is claimed of who is not known."""
+    assert FirstDeltaTimes().at_best(0) == 0.0
+    it, now = with_samples(*[0.1] * (FEW - 1))
+    assert it.at_best(now) == 0.0, "too few"
+    it, now = with_samples(*[number / 100 for number in range(1, 101)])
+    assert it.at_best(now) == 0.05

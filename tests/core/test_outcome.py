@@ -471,3 +471,18 @@ def test_no_refused_upgrade_breaks_the_classifier(status, headers, body):
     said = refused(status, headers, body)
     assert said.retry != "never"
     assert said.retry_after is None or 0 <= said.retry_after <= MAX_RETRY_AFTER
+
+
+@pytest.mark.parametrize("how", ["idle", "unprocessed"])
+def test_what_an_upstream_never_began_is_nobodys_fault(how):
+    """A connection closed before it took the request up: tried again at once, against no breaker."""
+    outcome = classify(ConnectionLost(1006, how=how))
+    assert (outcome.retry, outcome.counts_against_breaker) == ("now", False)
+
+
+def test_a_connection_whose_time_is_over_says_so_by_a_code():
+    """`is_aged`: by code or by type of an error, by nothing else."""
+    assert classifier.is_aged(UpstreamError("old", code="websocket_connection_limit_reached"))
+    assert classifier.is_aged(UpstreamError("old", type="websocket_connection_limit_reached"))
+    assert not classifier.is_aged(UpstreamError("old", code="server_error"))
+    assert not classifier.is_aged(ConnectionLost(1001, how="close"))

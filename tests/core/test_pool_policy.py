@@ -507,3 +507,43 @@ def test_a_call_does_not_wait_for_the_aftermath() -> None:
     it.connected(now)
     assert counts(it.decide(now, views("R"), 0))[0] == 0
     assert counts(it.decide(now, views("B"), 2))[0] == 2
+
+
+def test_a_connection_closed_in_good_order_is_replaced_without_delay() -> None:
+    """`let_go`: no failure and no outage, yet the pool has something to decide."""
+    it = policy()
+    it.decide(0, [], 0)
+    it.connected(0)
+    it.connected(0)
+    it.decide(0.1, views("RR"), 0)
+    assert not it.needs_decision(2, 0, 2, 0, 0.2)
+    it.let_go(0.2)
+    assert it.needs_decision(2, 0, 2, 0, 0.2)
+    assert it.decide(0.2, views("BX"), 1) == [Open(), Open(), Open()], "for who waits, and the spares"
+    assert it.statistics().lost == 0
+
+
+def test_spares_follow_what_is_wanted_of_them() -> None:
+    """`keep_warm`: more are opened, fewer are not closed before their time, and never more than the maximum."""
+    it = policy(warm=0)
+    assert it.decide(0, [], 0) == []
+    it.keep_warm(9, 1)
+    assert it.needs_decision(0, 0, 0, 0, 1)
+    assert it.decide(1, [], 0) == [Open()] * 4
+    it.decide(1, views("CCCC"), 0)
+    it.keep_warm(9, 2)
+    assert not it.needs_decision(0, 4, 4, 0, 2), "nothing new was said"
+    it.keep_warm(0, 3)
+    assert it.decide(3, views("RRRR"), 0) == []
+    assert it.decide(4, [], 0) == []
+
+
+def test_an_operators_word_is_tried_at_once() -> None:
+    """`told_to_try`: whatever wait a failure has left."""
+    it = policy()
+    it.decide(0, [], 0)
+    it.connect_failed(0, REFUSED)
+    assert it.decide(1, [], 0) == []
+    it.told_to_try(1)
+    assert it.needs_decision(0, 0, 0, 0, 1)
+    assert it.decide(1, [], 0) == [Open()], "one at a time, as after any failure"

@@ -201,3 +201,13 @@ def test_waits_are_bounded_and_never_shortened(history):
         assert it.statistics().in_a_row <= row + 1
         if before > now:
             assert it.statistics().in_a_row == row
+
+
+def test_a_count_that_is_used_up_holds_without_growing():
+    """`hold`: not before so many seconds, jittered, never shorter than a wait that runs, and no step of the growth."""
+    it = Throttle(jitter=high)
+    it.hold(2.0, 10)
+    assert it.ready_at == pytest.approx(12.4)
+    it.hold(0.1, 10)
+    assert it.ready_at == pytest.approx(12.4)
+    assert (it.statistics().in_a_row, it.statistics().throttled) == (0, 0)
