@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 from sidecar.config.model import Client, Config, CredentialSource, Frontend, Route, Upstream
 from sidecar.config.presets import PRESETS
+
+#: How the paths end to which requests in a dialect are posted.
+_PATHS: Final = {"responses": "/responses", "chat": "/chat/completions", "messages": "/messages"}
 
 
 def describe(config: Config) -> dict[str, Any]:
@@ -132,6 +136,7 @@ def _warnings(config: Config) -> list[str]:
             )
         if upstream.calls_per_connection > 1 and upstream.dialect == "chat" and over_websocket:
             found.append(f"upstream {upstream.name}: several calls per connection need a relay that echoes `id`")
+        found += [f"upstream {upstream.name}: {odd}" for odd in _odd_paths(upstream)]
     if (
         config.client
         and config.frontend.reserved_for_exit
@@ -141,6 +146,17 @@ def _warnings(config: Config) -> list[str]:
             f"{config.frontend.reserved_for_exit} places are kept for exit calls, and no client may use that lane"
         )
     return found + [warning for route in config.route for warning in _route_warnings(route)]
+
+
+def _odd_paths(upstream: Upstream) -> list[str]:
+    """Where POSTs go to a path on which services do not speak this dialect; a gateway may have its own."""
+    urls = {"url": upstream.url if upstream.transport == "sse" else None, "fallback_url": upstream.fallback_url}
+    usual = _PATHS[upstream.dialect]
+    return [
+        f"{key} does not end in {usual}, where services speak {upstream.dialect}; right only where one has its own"
+        for key, url in urls.items()
+        if url is not None and not urlsplit(url).path.rstrip("/").endswith(usual)
+    ]
 
 
 def _route_warnings(route: Route) -> list[str]:

@@ -42,7 +42,7 @@ class HttpConnection(Connection):
 
     __slots__ = (
         "_barren", "_codecs", "_dialect", "_exchanges", "_habits", "_heard", "_idle_since", "_on_freed", "_on_spent",
-        "_texts",
+        "_spoken", "_texts",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +61,8 @@ class HttpConnection(Connection):
         self._dialect, self._habits, self._on_freed, self._on_spent = dialect, habits, on_freed, on_spent
         self._codecs: list[Codec | None] = [None] * slots
         self._texts: list[list[list[str]]] = [[[]] for _ in range(slots)]
+        #: whether something in the dialect was said in each slot's answer; None before anything was said at all
+        self._spoken: list[bool | None] = [None] * slots
         self._exchanges: Http1Link | Http2Link | None = None
         self._idle_since = born_at
         self._heard = 0  # pieces of content, ever
@@ -120,6 +122,7 @@ class HttpConnection(Connection):
     def _encode(self, slot: int, prompt: Prompt) -> bytes:
         self._habits.not_idle(self.key)
         codec = self._codecs[slot] = self._dialect.stream_codec()
+        self._spoken[slot] = None
         return codec.encode(0, prompt)
 
     def _concluded(self, slot: int) -> Finished:
@@ -181,11 +184,14 @@ class HttpConnection(Connection):
             finally:
                 if pieces:
                     self._heard += len(pieces)
+                    self._spoken[slot] = True
                     text = pieces[0] if len(pieces) == 1 else "".join(pieces)
                     pieces.clear()
                     self._content(slot, text, now)
             if not events:
+                self._spoken[slot] = self._spoken[slot] or False
                 return
+            self._spoken[slot] = True
             for event in events:
                 if self._codecs[slot] is not codec:
                     return  # its end has come, or nobody wants it any more
@@ -217,8 +223,7 @@ class HttpConnection(Connection):
                 # Its content was over, only the usage is missing: see `closed`.
                 self._handle(slot, self._concluded(slot), now)
             else:
-                fault = fault or ConnectionLost(1006, "the answer ended without its end", how="eof")
-                lost = self._believed(fault, now)
+                lost = self._believed(fault or self._without_end(slot), now)
                 self._release(slot)
                 attempt.on_lost(lost, now)
             if self.state == "CLOSED":
@@ -239,6 +244,12 @@ class HttpConnection(Connection):
             self._habits.closed_idle(self.key, idle, link.last_inbound_at, in_words=in_words)
         self.drain()
         self._on_change(self)
+
+    def _without_end(self, slot: int) -> UpstreamFault:
+        """What a 200 was that is over, and that had no end: cut somewhere behind us, or never in this dialect."""
+        if self._spoken[slot] is False:
+            return MalformedFrame(f"nothing in the dialect {self._dialect.name} was said: is it the URL's?")
+        return ConnectionLost(1006, "the answer ended without its end", how="eof")
 
     def _believed(self, fault: UpstreamFault, now: float) -> UpstreamFault:
         """What is said of a request that was not looked at, once too often, is not believed."""

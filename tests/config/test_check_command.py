@@ -216,6 +216,32 @@ def test_a_right_file_is_summed_up(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
+    ("keys", "odd"),
+    [
+        ('url = "https://a.example"\ndialect = "messages"', "url does not end in /messages"),
+        ('url = "https://a.example/v1/responses"\ndialect = "chat"', "url does not end in /chat/completions"),
+        ('url = "https://a.example/v1/chat/completions?api-version=1"\ndialect = "chat"', ""),
+        ('url = "https://a.example/v1/messages/"\ndialect = "messages"', ""),
+        ('url = "wss://a.example/own"\ndialect = "responses"', ""),
+        (
+            'url = "wss://a.example/own"\nfallback_url = "https://a.example/v1"\ndialect = "responses"',
+            "fallback_url does not end in /responses",
+        ),
+    ],
+)
+def test_a_path_where_nobody_speaks_the_dialect_is_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], keys: str, odd: str
+) -> None:
+    """Over HTTPS the path says the dialect to most services; one that has its own is legal, so it is a note."""
+    path = tmp_path / "sidecar.toml"
+    path.write_text(f'[[upstream]]\nname = "a"\n{keys}\n' + ROUTE)
+    assert check.run(["-c", str(path)]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if "does not end in" in line]
+    assert len(notes) == bool(odd)
+    assert all(line.startswith(f"note: upstream a: {odd}") for line in notes)
+
+
+@pytest.mark.parametrize(
     ("head", "says"),
     [
         ("[frontend]\nqueue = 1\n", "Did you mean `queue_max`?"),
