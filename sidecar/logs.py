@@ -162,6 +162,7 @@ class CallLine(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     model: str | None
     transport: str | None
     attempts: int
+    backup_used: bool
     queued_us: int
     attempt_us: int | None
     first_delta_us: int | None

@@ -154,7 +154,7 @@ def ends(counted: Counted, result: Result) -> str:
     )
     return (
         table(["calls ended", "n", "share"], rows)
-        + f"\n  attempts {tries or '-'}; by another target than the first: {counted.backup_used:,}"
+        + f"\n  attempts {tries or '-'}; by a backup beside a silent attempt: {counted.backup_used:,}"
         + f"\n  per second: {counted.ended / window:,.1f} calls, {counted.tokens / window:,.0f} tokens, "
         + f"{counted.messages / window:,.0f} messages"
     )

@@ -43,7 +43,7 @@ class Counted(Struct, kw_only=True, forbid_unknown_fields=True):
         tokens, messages, ended: in the window: model tokens, wire messages (accepted, deltas, terminals), terminals.
         terminals: how the calls of the window ended: ``done stop``, ``failed overloaded`` ...
         attempts: number of attempts -> calls.
-        backup_used: calls answered by another target than the first.
+        backup_used: calls answered by an attempt started beside a silent one.
         early: `deadline_exceeded` that came before the deadline it names.
         unlike: tokens that were no stamps, though stamps were asked for.
         histograms: name -> encoded.

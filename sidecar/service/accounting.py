@@ -75,6 +75,7 @@ class Accounting:
             model=terminal.model,
             transport=terminal.transport or None,
             attempts=terminal.attempts,
+            backup_used=terminal.backup_used,
             queued_us=timing.queued_us,
             attempt_us=timing.attempt_us,
             first_delta_us=timing.first_delta_us,

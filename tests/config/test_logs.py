@@ -240,8 +240,9 @@ def call_line() -> dict[str, Any]:
     """The fields of a call's line."""
     return {
         "outcome": "success", "code": "done", "finish": "stop", "call_id": "01K", "route": "default", "lane": "exit",
-        "upstream": "openai", "model": "gpt-5-mini", "transport": "sse", "attempts": 1, "queued_us": 41,
-        "attempt_us": None, "first_delta_us": 38211, "total_us": 52310, "overhead_us": 211, "uid": 1000, "pid": 4711,
+        "upstream": "openai", "model": "gpt-5-mini", "transport": "sse", "attempts": 1, "backup_used": False,
+        "queued_us": 41, "attempt_us": None, "first_delta_us": 38211, "total_us": 52310, "overhead_us": 211,
+        "uid": 1000, "pid": 4711,
     }  # fmt: skip
 
 

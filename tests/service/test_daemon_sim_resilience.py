@@ -101,6 +101,8 @@ async def test_a_backup_goes_to_another_connection_of_the_only_target() -> None:
         assert [each["value"] for each in unused if each["labels"]["kind"] == "unused"] == [2], "paid for, and said"
         first, second = house["a"].asked[-2:]
         assert first.connection is not second.connection
+        lines = [line["backup_used"] for line in house.log if line["event"] == "call"]
+        assert lines == [False] * 24 + [True], "the log tells who was saved by one"
         await trio.sleep(0.1)
         assert not first.connection.standing
         assert second.connection.standing
