@@ -105,7 +105,7 @@ class Daemon:
             new_call_id=_call_ids(wall_us, dice),
             session=session,
             outbound=turn,
-            accounting=Accounting(self.metrics, self.log, frozenset(route.name for route in config.route)),
+            accounting=Accounting(self.metrics, self.log, frozenset(route.name for route in config.route), wall_us),
             clients=self.clients,
         )
         self.brakes = Brakes(halt_file, end=self.dispatcher.end_lanes, log=self.log)

@@ -155,7 +155,7 @@ class CallLine(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     outcome: Literal["success", "failure"]
     code: str
     finish: str | None
-    call_id: str
+    call_id: str | None  # None: refused on receipt
     route: str
     lane: str
     upstream: str | None

@@ -23,13 +23,15 @@ per endpoint; the comparison is ours.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Hashable
-from typing import Final, Literal, TypeAlias
+from typing import Final, Generic, Literal, TypeAlias, TypeVar
 
 from msgspec import Struct
 
 from sidecar.core.transitions import Table
 
+Holder = TypeVar("Holder", bound=Hashable)
 State: TypeAlias = Literal["failing", "barred", "trial"]
 
 TRANSITIONS: Final[Table[State]] = Table(
@@ -53,6 +55,8 @@ ANSWERED_WITHIN: Final = 10.0
 #: Seconds after which a holder that is silent is forgotten, and how many are remembered at most.
 MEMORY: Final = 60.0
 HOLDERS: Final = 1024
+#: Pieces of news kept for whoever asks for them; the oldest go first.
+NEWS: Final = 64
 #: Seconds after which a trial whose end was not told is given up for lost.
 TRIAL_TIMEOUT: Final = 5.0
 
@@ -79,7 +83,7 @@ class _Run:
         self.until = -math.inf  # barred: until then; trial: lost by then
 
 
-class Blame:
+class Blame(Generic[Holder]):
     """The judge of one target (upstream and model). `succeeded` and `refused_for` are on each call's path: a lookup.
 
     Args:
@@ -89,30 +93,32 @@ class Blame:
 
     __slots__ = (
         "_against_upstream", "_base", "_cap", "_jitter", "_last", "_last_at", "_other", "_other_at", "_own_doing",
-        "_refused", "_runs",
+        "_refused", "_runs", "news",
     )  # fmt: skip
 
     def __init__(self, *, base: float = 1.0, cap: float = 30.0, jitter: Callable[[], float]) -> None:
         if not 0 < base <= cap:
             raise ValueError("0 < base <= cap")
         self._base, self._cap, self._jitter = base, cap, jitter
-        self._runs: dict[Hashable, _Run] = {}  # only holders whose last end was a failure; who failed last stands last
+        self._runs: dict[Holder, _Run] = {}  # only holders whose last end was a failure; who failed last stands last
         # The two holders that were answered last, and whose last end was that.
         self._last: Hashable = None
         self._other: Hashable = None
         self._last_at = self._other_at = -math.inf
         self._against_upstream = self._own_doing = self._refused = 0
+        #: (holder, for how many seconds it was barred; 0: it is let in again), until somebody takes and tells it
+        self.news: deque[tuple[Holder, float]] = deque(maxlen=NEWS)
 
-    def succeeded(self, holder: Hashable, now: float) -> None:
+    def succeeded(self, holder: Holder, now: float) -> None:
         """A call of this holder was answered."""
         if holder != self._last:
             self._other, self._other_at = self._last, self._last_at
             self._last = holder
         self._last_at = now
         if self._runs:
-            self._runs.pop(holder, None)
+            self._over(holder, self._runs.pop(holder, None))
 
-    def failed(self, holder: Hashable, now: float) -> bool:
+    def failed(self, holder: Holder, now: float) -> bool:
         """An attempt of this holder failed in a way that counts against upstreams.
 
         Returns:
@@ -123,6 +129,7 @@ class Blame:
         self._no_longer_answered(holder)
         if run.failures <= BENEFIT or not self._others_are_answered(run, now):
             self._against_upstream += 1
+            self._over(holder, run)
             run.state = TRANSITIONS.after(run.state, "excuse")
             run.own = 0
             return True
@@ -134,9 +141,10 @@ class Blame:
             longest = min(self._cap, math.ldexp(2 * self._base, min(run.growth, 32)))
             run.until = now + max(self._base, longest / 2 * (1 + self._jitter()))
             run.growth += 1
+            self.news.append((holder, run.until - now))
         return False
 
-    def late(self, holder: Hashable, now: float) -> bool:
+    def late(self, holder: Holder, now: float) -> bool:
         """An attempt of this holder was slow, whatever came of it.
 
         Returns:
@@ -147,7 +155,7 @@ class Blame:
         self._no_longer_answered(holder)
         return run.failures <= BENEFIT or not self._others_are_answered(run, now)
 
-    def refused_for(self, holder: Hashable, now: float) -> float:
+    def refused_for(self, holder: Holder, now: float) -> float:
         """Whether this holder may ask the target.
 
         Returns:
@@ -165,11 +173,20 @@ class Blame:
         run.until = now + TRIAL_TIMEOUT
         return 0.0
 
-    def give_back(self, holder: Hashable, now: float) -> None:
+    def give_back(self, holder: Holder, now: float) -> None:
         """The attempt that `refused_for` allowed was not made: if it was a trial, another call may be."""
         run = self._runs.get(holder)
         if run is not None and run.state == "trial":
             run.until = now
+
+    def barred(self, now: float) -> list[tuple[Holder, float]]:
+        """Who is barred, and for how many seconds from now; 0: its next call is a trial, or one is out."""
+        self._forget(now)
+        return [
+            (holder, max(0.0, run.until - now) if run.state == "barred" else 0.0)
+            for holder, run in self._runs.items()
+            if run.state != "failing"
+        ]
 
     def statistics(self, now: float) -> BlameStatistics:
         """A snapshot."""
@@ -182,7 +199,7 @@ class Blame:
             refused=self._refused,
         )
 
-    def _run(self, holder: Hashable, now: float) -> _Run:
+    def _run(self, holder: Holder, now: float) -> _Run:
         """The holder's run, a new one if it had none; it stands last."""
         self._forget(now)
         run = self._runs.pop(holder, None)
@@ -191,7 +208,7 @@ class Blame:
         self._runs[holder] = run
         run.last_at = now
         if len(self._runs) > HOLDERS:
-            del self._runs[next(iter(self._runs))]
+            self._drop(next(iter(self._runs)))
         return run
 
     def _forget(self, now: float) -> None:
@@ -200,9 +217,17 @@ class Blame:
             oldest = next(iter(self._runs))
             if now - self._runs[oldest].last_at < MEMORY:
                 break
-            del self._runs[oldest]
+            self._drop(oldest)
 
-    def _no_longer_answered(self, holder: Hashable) -> None:
+    def _drop(self, holder: Holder) -> None:
+        self._over(holder, self._runs.pop(holder))
+
+    def _over(self, holder: Holder, run: _Run | None) -> None:
+        """The end of a run, or its excuse: who was barred by it is let in."""
+        if run is not None and run.state != "failing":
+            self.news.append((holder, 0.0))
+
+    def _no_longer_answered(self, holder: Holder) -> None:
         """Who fails now bears no witness for the upstream any more: else an outage would be blamed on the first bot."""
         if holder == self._last:
             self._last, self._last_at = self._other, self._other_at

@@ -16,7 +16,8 @@ class Jury:
     __slots__ = ("_processes", "_users")
 
     def __init__(self, *, jitter: Callable[[], float]) -> None:
-        self._processes, self._users = Blame(jitter=jitter), Blame(jitter=jitter)
+        self._processes: Blame[tuple[int, int]] = Blame(jitter=jitter)
+        self._users: Blame[int] = Blame(jitter=jitter)
 
     def succeeded(self, holder: tuple[int, int], now: float) -> None:
         """See `Blame.succeeded`."""
@@ -47,6 +48,21 @@ class Jury:
         """See `Blame.give_back`."""
         self._processes.give_back(holder, now)
         self._users.give_back(holder[0], now)
+
+    def news(self) -> list[tuple[int, int | None, float]]:
+        """Who was barred and let in since this was last asked: uid, pid (None: the whole user), seconds (0: let in)."""
+        users, processes = self._users.news, self._processes.news
+        if not (users or processes):  # as nearly always: this is asked at each attempt's end
+            return []
+        told = [*((uid, None, seconds) for uid, seconds in users), *((*who, seconds) for who, seconds in processes)]
+        users.clear()
+        processes.clear()
+        return told
+
+    def barred(self, now: float) -> list[tuple[int, int | None, float]]:
+        """Who is barred, as `news` says it; 0 seconds: its next call is a trial, or one is out."""
+        users, processes = self._users.barred(now), self._processes.barred(now)
+        return [*((uid, None, left) for uid, left in users), *((*who, left) for who, left in processes)]
 
     def statistics(self, now: float) -> BlameStatistics:
         """Of the processes."""

@@ -182,7 +182,7 @@ class Dispatcher:
         return running
 
     def _refuse(self, call: Call, peer: Peer, refusal: Failed) -> Failed:
-        self._accounting.call_refused(call.route, self._clients.lane_of(call, peer), refusal.code)
+        self._accounting.call_refused(call.route, self._clients.lane_of(call, peer), refusal.code, peer)
         return refusal
 
     def _turn_away(self, call: Call, peer: Peer, code: str, problem: str, retry_after: float) -> Failed:
@@ -267,7 +267,7 @@ class Dispatcher:
         if call.on_receipt:
             assert isinstance(terminal, Failed)
             call.refusal = terminals.as_refusal(terminal)
-            self._accounting.call_refused(call.route.name, call.lane, code)
+            self._accounting.call_refused(call.route.name, call.lane, code, call.peer)
         else:
             if not call.abandoned:
                 call.reply.finish(terminal)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import msgspec
@@ -48,7 +49,9 @@ def sections(
         "stats": lambda: _stats(daemon, clock()),
     }
     if clients is not None:
-        shown["clients"] = lambda: clients_now(clients, daemon.dispatcher.calls.values(), clock())
+        shown["clients"] = lambda: clients_now(
+            clients, daemon.dispatcher.calls.values(), clock(), _barred(daemon, clock())
+        )
     return shown
 
 
@@ -66,8 +69,16 @@ class CallOfSomebody(Protocol):
         ...
 
 
-def clients_now(clients: Clients, calls: Iterable[CallOfSomebody], now: float) -> list[dict[str, Any]]:
-    """One row per user: what it may do and what it does. `uid` "*" is the rule for everybody without a row."""
+def clients_now(
+    clients: Clients,
+    calls: Iterable[CallOfSomebody],
+    now: float,
+    barred: Mapping[int, list[dict[str, Any]]] = MappingProxyType({}),
+) -> list[dict[str, Any]]:
+    """One row per user: what it may do and what it does. `uid` "*" is the rule for everybody without a row.
+
+    `barred`: uid -> which of its bots are kept from which target, see `_barred`.
+    """
     in_flight: Counter[int | None] = Counter()
     queued: Counter[int | None] = Counter()
     for call in calls:
@@ -83,9 +94,24 @@ def clients_now(clients: Clients, calls: Iterable[CallOfSomebody], now: float) -
             "calls_last_minute": row.calls_last_minute,
             "max_calls_per_minute": row.max_calls_per_minute,
             "refused": row.refused,
+            "barred": [] if row.uid is None else barred.get(row.uid, []),
         }
         for row in clients.statistics(now)
     ]
+
+
+def _barred(daemon: Parts, now: float) -> dict[int, list[dict[str, Any]]]:
+    """By uid: its bots that fail where others are answered: pid (None: all of the user's), where, for how long yet."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    seen: set[int] = set()  # the ways to an upstream share a judge
+    for (name, model), (_, blame, _) in daemon.health.items():
+        if id(blame) in seen:
+            continue
+        seen.add(id(blame))
+        for uid, pid, seconds in blame.barred(now):
+            where = {"upstream": daemon.pools[name].upstream.name, "model": model}
+            found.setdefault(uid, []).append({"pid": pid, **where, "for_ms": round(1000 * seconds)})
+    return found
 
 
 def _upstreams(daemon: Parts, now: float) -> list[dict[str, Any]]:

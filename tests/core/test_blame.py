@@ -11,7 +11,7 @@ from msgspec import structs
 
 from sidecar.core import blame
 from sidecar.core import outcome as o
-from sidecar.core.blame import HOLDERS, TRANSITIONS, TRIAL_TIMEOUT, Blame
+from sidecar.core.blame import HOLDERS, NEWS, TRANSITIONS, TRIAL_TIMEOUT, Blame
 from sidecar.core.breaker import Breaker
 from sidecar.core.classifier import classify
 from sidecar.core.permit import Permit
@@ -365,3 +365,38 @@ def test_nobody_is_blamed_without_a_witness_nor_barred_for_long(history, seed):
         said = it.statistics(now)
         assert said.failing <= len(runs)
         assert said.barred <= said.failing
+
+
+@pytest.mark.parametrize("how", ["answered", "excused", "forgotten", "crowded out"])
+def test_every_end_of_a_bar_is_news(how):
+    """Who was barred is let in again by an answer, by an outage, by a minute's silence, or where too many fail."""
+    it = barred()
+    assert list(it.news) == [(BAD, 1.5)]
+    assert it.barred(1) == [(BAD, 0.5)]
+    assert it.refused_for(BAD, 2) == 0
+    assert it.barred(2) == [(BAD, 0.0)], "its trial"
+    it.news.clear()
+    if how == "answered":
+        it.succeeded(BAD, 3)
+    elif how == "excused":
+        it.failed(GOOD, 3)
+        it.failed(BAD, 3)
+    elif how == "forgotten":
+        it.statistics(100)
+    else:
+        for number in range(HOLDERS):
+            it.failed(number, 3)
+    assert list(it.news) == [(BAD, 0.0)]
+    assert it.barred(3) == []
+
+
+def test_news_that_nobody_takes_are_bounded():
+    """The newest are kept."""
+    it = judge()
+    for number in range(2 * NEWS):
+        it.failed(number, number)
+        it.failed(number, number)
+        it.succeeded(GOOD, number + 0.1)
+        assert not any(it.failed(number, number + 0.2) for _ in range(5))
+    assert len(it.news) == NEWS
+    assert it.news[-1][0] == 2 * NEWS - 1

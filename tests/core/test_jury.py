@@ -65,3 +65,17 @@ def test_alone_nobody_is_to_blame() -> None:
     assert it.statistics(20.0).barred == 0
     assert repr(it) == f"<Jury processes={it._processes!r} users={it._users!r}>"
     assert isinstance(it._users, Blame)
+
+
+def test_who_is_barred_and_let_in_is_told_once() -> None:
+    """By process and by user, with the seconds; what has been told is not told again."""
+    it = jury()
+    for number in range(7):
+        it.succeeded((1, 10), 2.0 * number + 1)
+        it.failed((2, 20), 2.0 * number + 2)
+    assert it.news() == [(2, None, 1.0), (2, 20, 1.0)]
+    assert it.barred(14.5) == [(2, None, 0.5), (2, 20, 0.5)]
+    assert it.news() == []
+    it.succeeded((2, 20), 15.0)
+    assert it.news() == [(2, None, 0.0), (2, 20, 0.0)]
+    assert it.barred(15.0) == []

@@ -206,7 +206,9 @@ def test_show_clients_says_what_users_may_and_do() -> None:
     assert isinstance(refused, Failed)
     clients.examine(Call(id="c", input="x"), Peer(uid=8, gid=0, pid=1), 0.0)
     calls = [Held(8, admitted=True), Held(8, admitted=False), Held(8, admitted=None), Held(7, admitted=True)]
-    rows = clients_now(clients, calls, 1.0)
+    bad = {"pid": 1, "upstream": "a", "model": "m", "for_ms": 700}
+    rows = clients_now(clients, calls, 1.0, {8: [bad]})
+    assert [row["barred"] for row in rows] == [[], [bad], []]
     assert [(row["uid"], row["in_flight"], row["queued"]) for row in rows] == [(7, 1, 0), (8, 1, 1), ("*", 0, 0)]
     assert rows[0] == {
         "uid": 7,
@@ -217,4 +219,5 @@ def test_show_clients_says_what_users_may_and_do() -> None:
         "calls_last_minute": 0,
         "max_calls_per_minute": 100,
         "refused": 1,
+        "barred": [],
     }

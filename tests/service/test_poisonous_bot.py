@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
+from sidecar.service.shown import sections
 from tests.fakes.clockwork import clockwork, virtual
 from tests.fakes.upstream import Asked, answers
 
@@ -61,3 +62,26 @@ async def test_others_keep_their_preferred_target(way: Callable[[Asked], Awaitab
                 await trio.sleep(0.05)
         assert house.breaker("a").statistics(trio.current_time()).trips == 0
         assert seen["b"] == 0
+
+
+@virtual
+async def test_the_operator_is_told_which_bot_it_is() -> None:
+    """An event when it is barred, with uid and pid, one when it is let in again; `show clients` names it meanwhile."""
+    async with clockwork({"a": {"max_connections": 32}}, route={"first_delta_timeout_ms": 400}) as house:
+        house["a"].default = _erring
+        good, bad = house.bot(pid=1), house.bot(uid=2000, pid=2)
+        shown = sections(house.daemon, trio.current_time, house.daemon.clients)["clients"]
+        for _ in range(12):
+            await good.ask()
+            await bad.ask("poison")
+        (told, *_) = [line for line in house.log if line["event"] == "bot.barred" and line["pid"] is not None]
+        assert (told["uid"], told["pid"], told["upstream"], told["model"]) == (2000, 2, "a", "m")
+        assert told["retry_after_s"] > 0
+        rows = {row["uid"]: row["barred"] for row in shown()}
+        assert [each["pid"] for each in rows[2000]] == [None, 2], "the user, as it has no better bot, and the bot"
+        assert rows[1000] == []
+        await trio.sleep(max(each["for_ms"] for each in rows[2000]) / 1000 + 0.1)
+        assert (await good.ask())["type"] == "done"
+        assert (await bad.ask())["type"] == "done"
+        assert {line["pid"] for line in house.log if line["event"] == "bot.let_in"} == {None, 2}
+        assert not any(row["barred"] for row in shown())
