@@ -6,7 +6,6 @@ have written or read them. What is wrong is said without a character of the secr
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 import re
@@ -28,8 +27,6 @@ COMMAND_TIMEOUT: Final = 10.0
 FILE_INTERVAL: Final = 1.0
 COMMAND_INTERVAL: Final = 300.0
 
-#: Fingerprints compare within one process and mean nothing outside it.
-_FINGERPRINT_KEY: Final = os.urandom(16)
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _PRINTABLE: Final = re.compile(rb"[\x21-\x7e]+")
 
@@ -49,11 +46,6 @@ class Secret:
     def cut_from(self, text: str) -> str:
         """`text` without it: there are services that repeat the key that they refuse."""
         return text.replace(self._value, "[redacted]") if self._value else text
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal for equal secrets of this process; says nothing of the secret, so it may be kept and compared."""
-        return hashlib.blake2b(self._value.encode(), key=_FINGERPRINT_KEY, digest_size=8).hexdigest()
 
     def __repr__(self) -> str:
         return "Secret(...)"

@@ -12,7 +12,6 @@ import base64
 import binascii
 import struct
 import zlib
-from collections.abc import Iterable
 from typing import Final
 
 LOWEST: Final = 1
@@ -63,11 +62,6 @@ class Histogram:
         index = (bucket << _HALF_BITS) + (value >> bucket) if bucket > 0 else value
         self._counts[index] = self._counts.get(index, 0) + count
         self.n += count
-
-    def record_all(self, values: Iterable[int]) -> None:
-        """Count many."""
-        for value in values:
-            self.record(value)
 
     def add(self, other: Histogram) -> None:
         """Count all that `other` counted."""

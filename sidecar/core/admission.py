@@ -245,16 +245,6 @@ class Admission:
         self._set_size(max_in_flight)
         return self._admit(now)
 
-    def expected_wait(self, lane: Lane, now: float) -> float:
-        """Seconds that a call of this lane, offered now with a late deadline, would wait for its place; 0: one is free.
-
-        For a holder below its share. An estimate: those that come later and go first are not known yet.
-        """
-        exits = lane == "exit"
-        if len(self._in_flight) < self._max and (exits or self._ordinary < self._room):
-            return 0.0
-        return self._wait_behind(self._queue.up_to(_RANK[lane]), now, exits=exits)
-
     def retry_after(self) -> float:
         """Seconds, jittered by half, until a call turned away now may find a place."""
         return max(SOONEST, self._hold * (1 + len(self._queued) / self._max)) * (0.5 + self._jitter())

@@ -86,7 +86,6 @@ class Relay:
         self.mono_us = mono_us
         self.metronome = Metronome()
         self.port = 0
-        self._host = ""
         self.dialects: Collection[str] = frozenset(dialects)
         self.tls, self.compression = tls, compression
         self.keepalive_timeout_s, self.wall_s = keepalive_timeout_s, wall_s
@@ -103,7 +102,6 @@ class Relay:
         self.speaking: set[Speaking] = set()
         self._calls = 0
         self._listener: socket.socket | None = None
-        self._resumed = trio.Event()
 
     def __repr__(self) -> str:
         counters = self.counters
@@ -144,18 +142,6 @@ class Relay:
 
     def _chosen(self, upstream: str | None) -> list[Speaking]:
         return [one for one in self.speaking if upstream is None or one.serves(f"u/{upstream}")]
-
-    def stop_listening(self) -> None:
-        """Connects are refused by the kernel (ECONNREFUSED) until `resume_listening`; open connections stay."""
-        if self._listener is not None:
-            trio.lowlevel.notify_closing(self._listener)
-            self._listener.close()
-            self._listener = None
-            self._resumed = trio.Event()
-
-    def resume_listening(self) -> None:
-        """Listen again, on the same port."""
-        self._resumed.set()
 
     @property
     def scenario(self) -> str:
@@ -224,7 +210,6 @@ class Relay:
             raise ValueError(f"{host} is not a loopback address: a simulated relay is for this machine only")
         if not 0 <= port <= 65535:
             raise ValueError(f"port {port} is not 0 to 65535")
-        self._host = host
         self._listener = self._listen(host, port)
         self.port = self._listener.getsockname()[1]
         return self.port
@@ -247,16 +232,17 @@ class Relay:
         """
         if self._listener is None:
             self.bind(host, port)
+        listener = self._listener
+        assert listener is not None
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.metronome.run)
                 task_status.started(self.port)
                 while True:
-                    listener = await self._listening()
                     try:
                         await trio.lowlevel.wait_readable(listener)
                         sock, _ = listener.accept()
-                    except (trio.ClosedResourceError, BlockingIOError):
+                    except BlockingIOError:
                         continue
                     except OSError:  # out of file descriptors, most likely: others will go
                         await trio.sleep(0.01)
@@ -266,12 +252,6 @@ class Relay:
                     nursery.start_soon(reception.welcome, self, Link(sock, self.counters))
         finally:
             self.unbind()
-
-    async def _listening(self) -> socket.socket:
-        if self._listener is None:
-            await self._resumed.wait()
-            self._listener = self._listen(self._host, self.port)
-        return self._listener
 
     @staticmethod
     def _listen(host: str, port: int) -> socket.socket:

@@ -73,8 +73,7 @@ def test_percentiles_over_the_whole_range_are_those_of_the_library() -> None:
 @given(st.lists(st.integers(0, HIGHEST), min_size=1, max_size=200))
 def test_a_value_comes_back_within_a_thousandth(values: list[int]) -> None:
     """Never below what was recorded, at most 0.1 % above; and encoding loses nothing."""
-    histogram = Histogram()
-    histogram.record_all(values)
+    histogram = of([(value, 1) for value in values])
     assert max(values) <= histogram.max <= max(values) * 1.001
     assert min(values) * 0.999 <= histogram.min <= min(values)
     middle = sorted(values)[max(0, int(len(values) / 2 + 0.5) - 1)]
@@ -85,10 +84,7 @@ def test_a_value_comes_back_within_a_thousandth(values: list[int]) -> None:
 @given(st.lists(st.integers(0, 1 << 40)), st.lists(st.integers(0, 1 << 40)))
 def test_two_added_are_one_that_saw_both(left: list[int], right: list[int]) -> None:
     """Merging loses nothing, in either order."""
-    a, b, both = Histogram(), Histogram(), Histogram()
-    a.record_all(left)
-    b.record_all(right)
-    both.record_all(left + right)
+    a, b, both = (of([(value, 1) for value in values]) for values in (left, right, left + right))
     a.add(b)
     assert a == both
     assert a.n == len(left) + len(right)

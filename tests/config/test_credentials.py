@@ -66,13 +66,10 @@ def test_a_secret_is_not_shown() -> None:
 
 
 def test_secrets_compare_by_value() -> None:
-    """Equal values are equal and have one fingerprint, which says nothing of them."""
+    """Equal values are equal, and equal to nothing that is no secret."""
     assert Secret(CANARY) == Secret(CANARY)
     assert Secret(CANARY) != Secret(CANARY + "x")
     assert Secret(CANARY) != CANARY
-    assert Secret(CANARY).fingerprint == Secret(CANARY).fingerprint
-    assert Secret(CANARY).fingerprint != Secret(CANARY + "x").fingerprint
-    assert len(Secret(CANARY).fingerprint) == 16
     assert Secret(CANARY).reveal() == CANARY
 
 

@@ -153,22 +153,6 @@ async def test_close_and_keys_by_http() -> None:
         assert (await http_get(relay.port, "/_keys"))[1] == {"keys": None}
 
 
-async def test_a_relay_that_does_not_listen() -> None:
-    """ECONNREFUSED from the kernel, twice told is once; open connections stay; then the same port again."""
-    async with relaying() as relay:
-        talk = await Talk.open(relay.port)
-        relay.stop_listening()
-        relay.stop_listening()
-        with pytest.raises(OSError, match=r"refused|connect"):
-            await trio.open_tcp_stream("127.0.0.1", relay.port)
-        assert (await talk.answer(request()))[-1]["type"] == "response.completed"
-        port = relay.port
-        relay.resume_listening()
-        await trio.testing.wait_all_tasks_blocked()
-        again = await Talk.open(port)
-        assert (await again.answer(request()))[-1]["type"] == "response.completed"
-
-
 async def test_stopping_says_1001_and_leaves_no_call() -> None:
     """Cancelled, the relay closes what is open with 1001 and counts its calls as cut."""
     async with relaying("silent") as relay:
