@@ -44,7 +44,6 @@ PRESETS: Final[dict[str, Preset]] = {
     "anthropic": Preset(values={"dialect": "messages"}),
     "deepseek": Preset(values={"dialect": "chat"}),
     "groq": Preset(values={"dialect": "chat"}),
-    # uvicorn, and thus vLLM, closes an idle connection after 5 s.
     "vllm": Preset(values={"dialect": "chat"}),
     "llamacpp": Preset(values={"dialect": "chat"}),
 }

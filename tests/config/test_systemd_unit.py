@@ -38,6 +38,16 @@ def test_verify_would_complain(tmp_path: Path) -> None:
     assert complaints(UNIT.name, tmp_path, more="[Service]\nRuntimeDirektory=x\n") != []
 
 
+@pytest.mark.parametrize("unit", [UNIT, TEMPLATE, TARGET], ids=lambda unit: unit.name)
+def test_the_documents_are_where_the_instructions_put_them(unit: Path) -> None:
+    """Files of this tree, below the folder that README copies them to; no page of a project that is not published."""
+    (named,) = re.findall(r"^Documentation=(.*)$", unit.read_text(), re.MULTILINE)
+    where = re.findall(r"cp -r README.md docs (\S+)/$", (FOLDER / "README.md").read_text(), re.MULTILINE)
+    for document in named.split():
+        assert document.startswith(f"file:{where[0]}/")
+        assert (FOLDER.parent / document.removeprefix(f"file:{where[0]}/")).is_file()
+
+
 def complaints(name: str, folder: Path, *, more: str = "") -> list[str]:
     """What `systemd-analyze verify` says of a unit of ours, by its name as installed."""
     source = TEMPLATE if "@" in name else FOLDER / name

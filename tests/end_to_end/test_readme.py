@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.cli.dispatch import COMMANDS
+from sidecar.cli.show import WHAT
 from sidecar.config import load
 from sidecar.errors import CODES
 from tests.end_to_end.processes import Processes, route, upstream
@@ -55,6 +56,15 @@ def test_every_command_and_code_is_told() -> None:
     )
     assert set(CODES) <= told
     assert {word for word in told if "_" in word} - set(CODES) <= {"retry_after_ms", "first_delta"}
+
+
+def test_what_is_shown_and_switched_is_written_as_it_is_typed() -> None:
+    """Every `show` and `upstream` of the table is one that the command takes, and none is left out."""
+    rows = [row for row in README.splitlines() if re.match(r"\| `sidecar (show|upstream) ", row)]
+    typed = [span.removeprefix("sidecar ") for row in rows for span in re.findall(r"`([^`]*)`", row)]
+    words = [(span.split()[0], span.split()[1]) for span in typed if not span.startswith("-")]
+    assert {word for command, word in words if command == "show"} == set(WHAT)
+    assert {word for command, word in words if command == "upstream"} == {"disable", "enable"}
 
 
 def test_the_first_two_commands_are_demo_and_tests() -> None:
