@@ -57,6 +57,7 @@ class Http2Session(ExchangeSession):
         self._engine = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="utf-8"))
         self._incoming: set[int] = set()  # streams whose request is not complete here
         self._running: dict[int, Request] = {}
+        self._told_last = ANY_STREAM  # of a GOAWAY that has arrived at the client
         self._mute = meets == "mute"
         self._settled = False  # the client has taken its settings
         self._highest = 0  # stream that was looked at
@@ -147,6 +148,8 @@ class Http2Session(ExchangeSession):
         request.exchange = Exchange(sid)
         self._written_as[sid] = request
         self.requests.append(request)
+        if sid > self._told_last:  # it was on its way to the network already
+            request.came("ignored")
 
     def unfinished(self) -> int:
         """Requests that the client has begun, and neither completed nor given up."""
@@ -408,6 +411,7 @@ class Http2Session(ExchangeSession):
         self.service.world.counts["went away"] += 1
 
         def came() -> None:
+            self._told_last = limit
             for request in self.requests:
                 if exchange_of(request).sid > limit:
                     request.came("ignored")

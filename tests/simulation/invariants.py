@@ -44,6 +44,8 @@ class Broken(Struct, frozen=True):
 
 #: What this book may be off by: it learns of attempts as they are written, a little later than they are begun.
 ROUNDING = 0.1
+#: Requests that an upstream may leave before who asks may have had enough of sending them again (`Pool.replays`).
+REPLAYS = 10
 #: Ends after which the next attempt stands in for one of which nothing was done.
 NOT_TAKEN_UP = ("ignored", "auth", "rejected")
 
@@ -408,14 +410,24 @@ class Watch:
             if code in ("upstream_lost", "upstream_error", "breaker_open") and message["upstream"] is not None:
                 # One attempt may meet a connection that has just been closed; that is no reason to give up.
                 alone = message.get("attempts", 0) >= self.world.schedule.route["max_attempts"]
-                alone = alone or message["upstream"] in self.disabled  # or an operator has left it nowhere to go
-                honest = self._is_honest(message["upstream"])
+                honest = self._is_honest(message["upstream"]) and not self._was_hurried(record)
+                alone = alone or self._has_nowhere_to_go(message["upstream"])
                 alone = alone or late_us > -HOPELESS_US
                 self._check(alone or not honest, "no blame", f"{record}: {message}, and nothing was wrong")
             self._check(message["phase"] in ("queue", "connect", "first_delta", "stream"), "shape", message)
             self._check(not message["retryable"] or message.get("attempts", 0) <= 1, "shape", message)
             if text:
                 self._part(record, text, requests)
+
+    def _was_hurried(self, record: CallRecord) -> bool:
+        """Its own clocks are as short as a proper answer's pauses."""
+        fields = record.fields
+        return fields.get("first_delta_timeout_ms", 1000) < 150 or fields.get("idle_timeout_ms", 1000) < 120
+
+    def _has_nowhere_to_go(self, upstream: str) -> bool:
+        """It was taken out meanwhile; or it has left so many requests that no more may be sent in their place."""
+        requests = self.world.services[upstream].requests
+        return upstream in self.disabled or sum(request.how == "ignored" for request in requests) >= REPLAYS
 
     def _waited_in_vain(self, record: CallRecord, message: dict[str, Any], now: float) -> None:
         """A call that was never sent died waiting: then nothing that it could have had was free."""
