@@ -84,7 +84,7 @@ def make(
         with _staged(tell, _configured) as stage:
             stage.settle()
             if not at:
-                usual = stage.measure(seconds)
+                usual = stage.measure(4 * seconds)
             stage.usual = usual
             for attack in chosen[at : at + every]:
                 stage.attack(attack, seconds)
@@ -126,14 +126,14 @@ def markdown(rows: list[Row], seconds: float) -> str:
         "Made by `python tests/end_to_end/hostile_upstream.py --markdown docs/hostile-upstreams.md`; do not edit. Bots",
         "call an HTTP upstream that plays one attack after the other, in each dialect, with breakers and budgets that",
         "never stop them. Beside them a bot that behaves calls another upstream of the same daemon: *others* says how",
-        "its calls ended. *lag* is the worst lateness of the daemon's loop, *p99* that bot's, as a multiple of what it",
-        "is while the server behaves; *MiB* is the most memory of the daemon meanwhile. Times are of one run on a",
-        "small shared machine, where the attacker takes one of two cores.",
+        "its calls ended, *p99* how long one took, in all and as a multiple of what it does while the server behaves.",
+        "*lag* is the worst lateness of the daemon's loop, *MiB* its most memory. Times are of one run on a small shared",
+        "machine, where attacker and daemon have two cores together with others: they tell orders of magnitude.",
         f"Version {__version__}: {len(rows)} attacks in {seconds:.0f} s, {sum(not row.ok for row in rows)} not borne.",
         "",
     ]
     for door in dict.fromkeys(row.door for row in rows):
-        lines += [f"## {_DOORS[door]}", "", "| attack | what bots were told | others | lag, ms | p99 | MiB |"]
+        lines += [f"## {_DOORS[door]}", "", "| attack | what bots were told | others | p99, ms | lag, ms | MiB |"]
         lines += ["|---|---|---|---|---|---|"]
         lines += [_line(row) for row in rows if row.door == door] + [""]
     return "\n".join(lines)
@@ -147,8 +147,8 @@ _DOORS: Final = {
 
 def _line(row: Row) -> str:
     wrong = "" if row.ok else f" **NOT BORNE: {'; '.join(row.problems)}**"
-    ratio = "" if math.isnan(row.ratio) else f"x {row.ratio:.1f}"
-    cells = (row.name, row.seen + wrong, row.others.split(", slowest")[0], f"{row.lag:.0f}", ratio, f"{row.memory:.0f}")
+    p99 = f"{row.p99:.0f}" + ("" if math.isnan(row.ratio) else f" (x {row.ratio:.1f})")
+    cells = (row.name, row.seen + wrong, row.others.split(", slowest")[0], p99, f"{row.lag:.0f}", f"{row.memory:.0f}")
     return f"| {' | '.join(cell.replace('|', '/').replace('<', '&lt;') for cell in cells)} |"
 
 
