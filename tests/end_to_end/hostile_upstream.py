@@ -127,8 +127,8 @@ def markdown(rows: list[Row], seconds: float) -> str:
         "call an HTTP upstream that plays one attack after the other, in each dialect, with breakers and budgets that",
         "never stop them. Beside them a bot that behaves calls another upstream of the same daemon: *others* says how",
         "its calls ended, *p99* how long one took, in all and as a multiple of what it does while the server behaves.",
-        "*lag* is the worst lateness of the daemon's loop, *MiB* its most memory. Times are of one run on a small shared",
-        "machine, where attacker and daemon have two cores together with others: they tell orders of magnitude.",
+        "*lag* is the worst lateness of the daemon's loop, *MiB* its most memory. Times are of one run on two cores",
+        "that attacker and daemon share with others: they tell orders of magnitude.",
         f"Version {__version__}: {len(rows)} attacks in {seconds:.0f} s, {sum(not row.ok for row in rows)} not borne.",
         "",
     ]
