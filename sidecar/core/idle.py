@@ -150,6 +150,7 @@ class Habits:
 
     def next_wakeup_at(self, now: float) -> float:
         """When to ask about the idle connections again at the latest; inf when time alone changes nothing."""
+        self._judge(now)  # there may be no idle connection to ask about
         at = now + _SHARE * self._patience / _LOOKS
         return at if self._judged else min(at, self._deeds[-1].at + _MOMENT)
 

@@ -81,6 +81,16 @@ def test_what_it_does_again_and_again_is_believed() -> None:
     assert habits.idle_life == 3.75
 
 
+def test_a_moment_is_over_though_no_connection_is_idle_then() -> None:
+    """Who has none to ask about is not told to look again at an instant that has passed, for ever."""
+    habits = Habits()
+    for now in (10.0, 20.0, 30.0):
+        habits.closed_idle(0, 5.0, now)
+        assert habits.next_wakeup_at(now + 0.5) == now + 1.0
+        assert habits.next_wakeup_at(now + 1.5) > now + 1.5
+    assert habits.idle_life == 3.75
+
+
 def test_the_next_close_ends_the_moment_before() -> None:
     """Nobody had to look in between."""
     habits = Habits()
