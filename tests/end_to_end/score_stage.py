@@ -11,13 +11,14 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from tests.end_to_end.processes import Processes, until
-from tests.end_to_end.score_bot import Told, Trader, summary, unanswered
+from tests.end_to_end.score_bot import Told, Trader
+from tests.end_to_end.score_case import WAYS, Case, Pair, Score, message
 
-DIALECTS = {"responses": "/v1/responses", "chat": "/v1/chat"}
+_PATHS: Final = {"responses": "/v1/responses", "chat": "/v1/chat", "messages": "/v1/messages"}
 #: A call beside the fault may take so long, seconds.
 UNHARMED_S = 2.0
 BESIDE = "beside"
@@ -29,123 +30,6 @@ _TRUSTING.check_hostname = False
 _TRUSTING.verify_mode = ssl.CERT_NONE  # a simulator of our own, whose certificate is wrong on purpose
 
 
-@dataclass
-class Score:
-    """One line of the scorecard."""
-
-    row: int
-    fault: str
-    variant: str
-    expected: str
-    seen: str = ""
-    attempts: str = ""
-    seconds: float = 0.0
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """As expected, in everything."""
-        return not self.problems
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**asdict(self), "ok": self.ok}
-
-
-@dataclass
-class Pair:
-    """A route of the daemon over one or two upstreams, each a label of its own at one of the two simulators."""
-
-    name: str
-    dialect: str
-    targets: int
-    scenarios: tuple[str, str]
-    queries: tuple[str, str]
-    more: tuple[str, str]
-    route_more: str
-    #: which simulators play its upstreams, and as what
-    sides: tuple[int, int]
-    label: str
-
-    @property
-    def primary(self) -> str:
-        """The first upstream's name."""
-        return f"{self.name}-one"
-
-    @property
-    def secondary(self) -> str:
-        """The second upstream's name."""
-        return f"{self.name}-two"
-
-
-class Case:
-    """One fault being played: what is seen goes in, what is wrong is kept."""
-
-    def __init__(self, stage: Stage, score: Score, pair: Pair) -> None:
-        self.stage, self.score, self.pair = stage, score, pair
-        self.began = time.monotonic()
-        self.since_us = int(1e6 * self.began)
-        self.heal_within: float | None = None
-        #: connections of the time of the fault end with it
-        self.kills = False
-        self._calls: list[Told] = []
-
-    def must(self, condition: bool, problem: str) -> bool:
-        """Note `problem` unless `condition`; returns the latter."""
-        if not condition:
-            self.score.problems.append(problem)
-        return condition
-
-    def saw(self, *calls: Told, told: str = "") -> None:
-        """These calls were made: each must keep the wire's promises."""
-        self._calls += calls
-        for call in calls:
-            for problem in call.problems(self.stage.slack):
-                self.score.problems.append(f"{call.id}: {problem}")
-        shown = told or (calls[0].line() if len(calls) == 1 else summary(calls))
-        self.score.seen += f"{'; ' if self.score.seen else ''}{shown}"
-
-    def outcome(self, call: Told, expected: str, *, by: str | None = None, attempts: int | None = None) -> None:
-        """`call` must have ended so."""
-        self.saw(call)
-        self.must(call.outcome in expected.split("|"), f"{expected} expected, {call.outcome} came: {_message(call)}")
-        if by is not None:
-            self.must(call.upstream == by, f"answered by {call.upstream}, not by {by}")
-        if attempts is not None:
-            self.must(call.attempts == attempts, f"{call.attempts} attempts said, not {attempts}")
-
-    def answered(self, calls: Sequence[Told], *, since: float | None = None) -> None:
-        """All of them must have ended done."""
-        if any(call.outcome != "done" for call in calls):
-            self.score.problems.append(unanswered(calls, self.began if since is None else since))
-
-    def events(self, side: int, *events: str) -> list[dict[str, Any]]:
-        """Of the journal of the simulator of the first (0) or the second target, since the case began."""
-        return [note for note in self.stage.journal(side, self.pair, self.since_us) if note["event"] in events]
-
-    def asked(self, side: int, call: Told | None = None) -> int:
-        """How many calls (of this one) an upstream has seen."""
-        return sum(call is None or note["name"] == call.id for note in self.events(side, "call"))
-
-    def connects(self, side: int) -> int:
-        """How many upgrades an upstream has seen."""
-        return len(self.events(side, "connect"))
-
-    def bounded(self, *, one: int | None = None, two: int | None = None, connects: int | None = None) -> None:
-        """At most so many calls at the targets, and connects at the first."""
-        for name, number, limit in (
-            ("calls to the primary", self.asked(0), one),
-            ("calls to the secondary", self.asked(1) if self.pair.targets > 1 else 0, two),
-            ("connects to the primary", self.connects(0), connects),
-        ):
-            if limit is not None:
-                self.must(number <= limit, f"{number} {name}, more than {limit}")
-
-
-def _message(call: Told) -> str:
-    return str((call.terminal or {}).get("message", ""))[:160]
-
-
 class Stage(Processes):
     """Pairs are made first, then `playing` starts everything.
 
@@ -154,7 +38,8 @@ class Stage(Processes):
         quick: the short form.
         tell: given each line when it is there.
         ports: of simulators that play the first and the second target for others as well; none: it starts its own.
-        way: how the daemon asks the targets, `websocket` or `sse`.
+        way: of `WAYS`: how the daemon asks the targets.
+        tls: the simulators speak TLS, so that HTTP/2 is agreed on by ALPN; they are then its own.
     """
 
     #: of a simulator's answers, and how long it stays at most
@@ -169,23 +54,50 @@ class Stage(Processes):
         tell: Callable[[Score], None],
         ports: Sequence[int] = (),
         way: str = "websocket",
+        tls: bool = False,
     ) -> None:
         super().__init__()
-        self.over_http = way == "sse"
-        self.row, self.fault, self.quick = row, f"{fault}, HTTPS" if self.over_http else fault, quick
+        self.way_name, self.way = way, WAYS[way]
+        self.row, self.fault, self.quick = row, fault, quick
         #: what times may be multiplied by
         self.slack = 20.0 if quick else 1.0
-        self.ports: dict[int, int] = dict(enumerate(ports))
+        self.ports: dict[int, int] = {} if tls else dict(enumerate(ports))
         self.sims: dict[int, subprocess.Popen[bytes]] = {}
         self.scores: list[Score] = []
         self.serving: subprocess.Popen[bytes] | None = None
-        #: simulators that speak TLS
+        #: simulators that speak TLS, and those of them whose journal does not know whose connections failed
         self.secured: set[int] = set()
+        self.unlabelled: set[int] = set()
+        self._certificate = self._issued() if tls else None
         self._pairs: list[Pair] = []
         self._tell = tell
         self._beside: list[Told] = []
 
     # ------------------------------------------------------------------------------------------------ making
+
+    @property
+    def dialects(self) -> tuple[str, ...]:
+        """What is spoken this way: for the rows in which dialects differ."""
+        return self.way.dialects
+
+    @property
+    def usual(self) -> str:
+        """The dialect of what is played in one only: over HTTP another from row to row, so that each has its share."""
+        return self.dialects[(self.row + self.way.shared) % 3] if self.way.over_http else "responses"
+
+    @property
+    def some_dialects(self) -> tuple[str, ...]:
+        """For the rows in which dialects do not differ: both, or over HTTP/2 the usual one."""
+        return (self.usual,) if self.way.shared else self.dialects[:2]
+
+    def _issued(self) -> Path:
+        """A certificate, and the authority that the daemon is told to trust."""
+        import trustme
+
+        authority, pem = trustme.CA(), self.folder / "stage.pem"
+        authority.cert_pem.write_to_path(str(self.folder / "stage-ca.pem"))
+        authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(pem))
+        return pem
 
     def simulators(self, *argv: str, count: int = 2) -> None:
         """Start them where there are none; called by `playing` if nobody did."""
@@ -196,26 +108,31 @@ class Stage(Processes):
     def simulator(self, side: int, *argv: str, port: int = 0) -> None:
         """Start one (again)."""
         name = f"sim{side}-{len(self._running)}"
+        if self._certificate is not None and "--tls-cert" not in argv:
+            argv = ("--tls-cert", str(self._certificate), "--tls-key", str(self._certificate), *argv)
+        if "--tls-cert" in argv:
+            self.secured.add(side)
         found = self.relay(*self.PACE, "--port", str(port), *argv, name=name)
         self.ports[side] = found
         self.sims[side] = self._running[-1]
 
     def pair(
-        self, name: str, dialect: str = "responses", *, targets: int = 2, one: str = "ok", two: str = "ok",
+        self, name: str, dialect: str | None = None, *, targets: int = 2, one: str = "ok", two: str = "ok",
         query: str = "", query_two: str = "", more: str = "", more_two: str = "", route_more: str = "",
-        sides: tuple[int, int] = (0, 1),
+        sides: tuple[int, int] = (0, 1), url: str | None = None,
     ) -> Pair:  # fmt: skip
         """A route named `name`: its first upstream plays the scenario `one`, its second `two`."""
         pair = Pair(
             name,
-            dialect,
+            dialect or self.usual,
             targets,
             (one, two),
             (query, query_two),
             (more, more_two),
             route_more,
             sides,
-            f"{'h' if self.over_http else 'r'}{self.row}-{name}",
+            f"{self.way_name}-{self.row}-{name}",
+            url,
         )
         self._pairs.append(pair)
         return pair
@@ -223,20 +140,25 @@ class Stage(Processes):
     def _configuration(self) -> str:
         text = ""
         for pair in self._pairs:
-            path = f"/u/{pair.label}{DIALECTS[pair.dialect]}"
+            path = f"/u/{pair.label}{_PATHS[pair.dialect]}"
             listed = []
             for side, name in list(enumerate((pair.primary, pair.secondary)))[: pair.targets]:
                 query = f"?{pair.queries[side]}" if pair.queries[side] else ""
                 at = pair.sides[side]
-                scheme, host = ("wss", "localhost") if at in self.secured else ("ws", "127.0.0.1")
-                if self.over_http:
-                    scheme = {"ws": "http", "wss": "https"}[scheme]
-                url = f"{scheme}://{host}:{self.ports[at]}{path}{query}"
+                host = "localhost" if at in self.secured else "127.0.0.1"
+                url = f"{self.scheme(tls=at in self.secured)}://{host}:{self.ports[at]}{path}{query}"
+                url = pair.url if pair.url is not None and not side else url
                 text += f'[[upstream]]\nname = "{name}"\nurl = "{url}"\ndialect = "{pair.dialect}"\n'
-                text += f"warm_connections = 2\nmax_connections = 8\n{pair.more[side]}\n"
+                text += f"warm_connections = 2\nmax_connections = 8\n{self.way.lines}{pair.more[side]}\n"
+                if self._certificate is not None and at in self.secured:
+                    text += f'[upstream.tls]\nca_file = "{self.folder / "stage-ca.pem"}"\n'
                 listed.append(f'{{ upstream = "{name}", model = "model-{side + 1}" }}')
             text += f'[[route]]\nname = "{pair.name}"\ntargets = [ {", ".join(listed)} ]\n{pair.route_more}\n'
         return text
+
+    def scheme(self, *, tls: bool) -> str:
+        """Of an upstream's URL."""
+        return ("http" if self.way.over_http else "ws") + ("s" if tls else "")
 
     @contextlib.contextmanager
     def playing(self, *, ready: bool = True) -> Iterator[Trader]:
@@ -300,12 +222,12 @@ class Stage(Processes):
     @contextlib.contextmanager
     def case(self, trader: Trader, variant: str, expected: str, pair: Pair) -> Iterator[Case]:
         """One line: what is done inside is judged; afterwards the fault is taken away and a fresh call must be done."""
-        score = Score(self.row, self.fault, variant, expected)
-        case = Case(self, score, pair)
+        score = Score(self.row, self.fault, variant, expected, self.way_name, pair.dialect)
+        case = Case(self, score, pair, trader)
         try:
             yield case
             trader.ping()  # nothing may come after a terminal
-            for call in case._calls:
+            for call in case.calls:
                 score.problems += [f"{call.id}: {said}" for said in call.broken if "after the terminal" in said]
             calls, connects = [case.asked(0)], [case.connects(0)]
             if pair.targets > 1:
@@ -340,7 +262,7 @@ class Stage(Processes):
             if fresh.outcome == "done":
                 break
             if waited > patience:
-                case.must(False, f"not healthy afterwards: {fresh.line()}: {_message(fresh)}")
+                case.must(False, f"not healthy afterwards: {fresh.line()}: {message(fresh)}")
                 return
             trader.listen(0.2)
         if waited > 1.0:
@@ -361,8 +283,13 @@ class Stage(Processes):
         self.control(pair.sides[side], "_scenario", name=scenario, upstream=pair.label)
 
     def journal(self, side: int, pair: Pair, since_us: int) -> list[dict[str, Any]]:
-        """What a simulator noted of a pair's first or second upstream; of a secured one: of all it plays."""
+        """What a simulator noted of a pair's first or second upstream; of an unlabelled one: of all it plays."""
         at = pair.sides[side]
-        label = {} if at in self.secured else {"upstream": pair.label}
+        label = {} if at in self.unlabelled else {"upstream": pair.label}
         said: list[dict[str, Any]] = self.control(at, "_journal", since_us=since_us, **label)["journal"]
+        return said
+
+    def stops(self, side: int, pair: Pair) -> list[dict[str, Any]]:
+        """The calls that the daemon has ended at the simulator of a pair's first or second upstream."""
+        said: list[dict[str, Any]] = self.control(pair.sides[side], "_stats")["stops"]
         return said

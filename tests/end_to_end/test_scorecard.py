@@ -9,19 +9,26 @@ from typing import Any
 import pytest
 
 from tests.end_to_end.score_bot import Told, unanswered
+from tests.end_to_end.score_case import Score
 from tests.end_to_end.score_outages import most_at_once, spans
-from tests.end_to_end.score_stage import Score
 from tests.end_to_end.scorecard import ROWS, line, markdown, play
 
 TABLE = Path(__file__).parents[2] / "docs" / "scorecard.md"
 
 
 @pytest.mark.timeout(150)
-@pytest.mark.parametrize("row", [3, 8, 10, 14, 16, 21])
-def test_a_fault_ends_as_promised(row: int) -> None:
+@pytest.mark.parametrize(
+    ("row", "ways"),
+    [
+        *[(row, ("websocket", "http1", "http2")) for row in (3, 8, 10, 21)],
+        (14, ("websocket", "http2")),
+        (16, ("http1", "http2")),
+    ],
+)
+def test_a_fault_ends_as_promised(row: int, ways: tuple[str, ...]) -> None:
     """Rescued where a second target exists, a clean error where not, never a truncated success, no hammer."""
-    scores = play([row], quick=True, tell=lambda _: None)
-    assert len(scores) >= 3
+    scores = play([row], ways=ways, quick=True, tell=lambda _: None)
+    assert {score.way for score in scores} == set(ways)
     assert not [line(score) for score in scores if not score.ok]
     assert all(score.seen and score.attempts for score in scores)
 
@@ -29,18 +36,23 @@ def test_a_fault_ends_as_promised(row: int) -> None:
 def test_all_rows_of_the_fault_table_are_played() -> None:
     """One to twenty-four, each with its fault's name; the table in docs/ has every one of them."""
     assert sorted(ROWS) == list(range(1, 25))
-    assert len({fault for fault, _ in ROWS.values()}) == 24
-    rows = {int(number) for number in re.findall(r"^\| (\d+) \|", TABLE.read_text(encoding="utf-8"), re.MULTILINE)}
-    assert rows == set(ROWS)
+    assert len({row.fault for row in ROWS.values()}) == len({row.right for row in ROWS.values()}) == 24
+    page = TABLE.read_text(encoding="utf-8")
+    matrix = re.findall(r"^\| (\d+) \| [^|]+ \| ([^|]+) \| ([^|]+) \| ([^|]+) \| [^|]+ \|$", page, re.MULTILINE)
+    assert [int(number) for number, *_ in matrix] == sorted(ROWS)
+    assert all(cell != "-" for _, *cells in matrix for cell in cells)
+    assert [int(number) for number in re.findall(r"^### (\d+)\.", page, re.MULTILINE)] == sorted(ROWS)
 
 
 def test_a_failure_shows() -> None:
     """What went wrong stands in the line for people and in the table, and a `|` in it breaks no column."""
     score = Score(8, "cut", "EOF", "failed", seen="done | stop", attempts="1 + 0", problems=["done with another text"])
     assert not score.ok
-    assert line(score).startswith("FAIL  8 cut [EOF]")
+    assert line(score).startswith("FAIL  8 cut [WebSocket, responses, EOF]")
     assert "another text" in line(score)
-    row = markdown([score], 1.0).splitlines()[-1]
+    page = markdown([score, Score(8, "cut", "RST", "failed", way="http2", dialect="chat")], 1.0).splitlines()
+    assert "| 8 | cut after 40 of 60 tokens | **1 of 1 FAIL** · r | - | 1 · c | **FAIL** |" in page
+    row = page[-2]
     assert "**FAIL: done with another text**" in row
     assert len(re.split(r"(?<!\\)\|", row)) == 10
 
