@@ -216,16 +216,14 @@ def accounting(stage: Stage) -> None:
 )
 def strange(stage: Stage) -> None:
     """Ignored or retired; never in a done, and the next calls get their own words only."""
-    kinds = ["duplicate_terminal", "tokens_after_terminal", "unknown_events"]
-    if stage.way.shared or not stage.way.over_http:  # over HTTP/1.1 all that comes is the answer's
-        kinds.append("stray")
+    kinds = ["duplicate_terminal", "tokens_after_terminal", "unknown_events", "stray"]
     pairs = [(kind, stage.pair(f"{kind}-{d}", d, one=kind)) for kind in kinds for d in stage.dialects]
     with stage.playing() as bot:
         for kind, pair in pairs:
             with stage.case(bot, kind, "each call its own words, whole", pair) as case:
                 calls = _chain(bot, pair, 8)
                 for call in calls:
-                    if kind == "stray" and call.outcome == "upstream_lost" and not stage.way.over_http:
+                    if kind == "stray" and call.outcome == "upstream_lost" and not stage.way.shared:
                         call.foreign = True  # it came first, and was found out before the end
                 case.saw(*calls)
                 done = [call for call in calls if call.outcome == "done"]
