@@ -37,6 +37,7 @@ _NAMES: Final = """
     attempt state previous stage status close_code how reason error generation connections warm delay_s age_s rtt_us
     retry_after_s permits failures session version wire endpoint group who credential signal in_flight queued dropped
     count calls_at_once routes upstreams dialect preset path key lag_us logger limit lanes timeout_s halt_file transport
+    calls_per_connection configured
 """
 FIELDS: Final = frozenset(_NAMES.split())
 #: Words of other people's making: scrubbed of everything of the shape of a secret.

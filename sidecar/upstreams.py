@@ -15,7 +15,7 @@ from typing import Any
 import trio
 
 from sidecar.config import Config, Route, Upstream
-from sidecar.config.ways import Way, ways_of
+from sidecar.config.ways import Way, slots_of, ways_of
 from sidecar.core.breaker import Breaker
 from sidecar.core.jury import Jury
 from sidecar.core.latency import FirstDeltaTimes
@@ -92,18 +92,19 @@ class Upstreams:
             resource = address.resource
             if upstream.compression == "zstd-stream":
                 resource += ("&" if "?" in resource else "?") + "compress=zstd-stream"
+            policy = PoolPolicy(
+                warm=upstream.warm_connections,
+                maximum=upstream.max_connections,
+                slots=slots_of(upstream),
+                max_age=upstream.max_age_s,
+                jitter=jitter,
+            )
             source = upstream.credential
             reader = None if source is None else CredentialReader(source, environ=environ)
             return Pool(
                 way.name,
                 upstream,
-                policy=PoolPolicy(
-                    warm=upstream.warm_connections,
-                    maximum=upstream.max_connections,
-                    slots=upstream.calls_per_connection,
-                    max_age=upstream.max_age_s,
-                    jitter=jitter,
-                ),
+                policy=policy,
                 connector=Connector(
                     upstream,
                     dialect,
@@ -113,6 +114,7 @@ class Upstreams:
                     resource=resource,
                     pump=pump,
                     outbound=turn,
+                    on_version=_Carried(way, policy, gate, log),
                 ),
                 gate=gate,
                 clock=clock,
@@ -127,7 +129,7 @@ class Upstreams:
 
         for upstream in config.upstream:
             gate = Gate(
-                upstream.max_connections * upstream.calls_per_connection,
+                upstream.max_connections * slots_of(upstream),
                 adaptive=upstream.adaptive_concurrency,
                 jitter=jitter,
             )
@@ -186,6 +188,25 @@ def _breaker(name: str, upstream: Upstream, jitter: Callable[[], float]) -> Brea
         probed=True,
         jitter=jitter,
     )
+
+
+class _Carried:
+    """Looks to it that no more is asked of a way's connections than they carry, once it is known what they speak."""
+
+    def __init__(self, way: Way, policy: PoolPolicy, gate: Gate, log: Any) -> None:
+        self._way, self._policy, self._gate, self._log = way, policy, gate, log
+        self._said = False
+
+    def __call__(self, slots: int) -> None:
+        """A connection carries so many calls."""
+        name, upstream = self._way.name, self._way.upstream
+        self._policy.carry(slots)
+        if name == upstream.name:  # of two ways, the other one carries more than this one
+            self._gate.limit.bound(upstream.max_connections * slots)
+        if slots < upstream.calls_per_connection and not self._said:
+            self._said = True
+            wanted = upstream.calls_per_connection
+            self._log.warning("http2.not_spoken", upstream=name, calls_per_connection=slots, configured=wanted)
 
 
 def _budget(upstream: Upstream) -> RetryBudget:

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from sidecar.config.model import Client, Config, CredentialSource, Frontend, Route, Upstream
 from sidecar.config.presets import PRESETS
+from sidecar.config.ways import only_http1, slots_of
 
 #: How the paths end to which requests in a dialect are posted.
 _PATHS: Final = {"responses": "/responses", "chat": "/chat/completions", "messages": "/messages"}
@@ -38,7 +39,7 @@ def describe(config: Config) -> dict[str, Any]:
 
 def calls_at_once(upstream: Upstream) -> int:
     """Calls that all connections of the upstream carry together."""
-    return upstream.max_connections * upstream.calls_per_connection
+    return upstream.max_connections * slots_of(upstream)
 
 
 def _clients(config: Config) -> list[Client]:
@@ -78,7 +79,7 @@ def _upstream(upstream: Upstream) -> dict[str, Any]:
         "calls_at_once": calls_at_once(upstream),
         "warm_connections": upstream.warm_connections,
         "max_connections": upstream.max_connections,
-        "calls_per_connection": upstream.calls_per_connection,
+        "calls_per_connection": slots_of(upstream),
         "max_age_s": upstream.max_age_s,
         "compression": upstream.compression,
     }
@@ -127,8 +128,9 @@ def _warnings(config: Config) -> list[str]:
                 f"upstream {upstream.name}: max_age_s = {upstream.max_age_s:g}, but the service itself ends a "
                 f"connection after {preset.age_limit_s:g} s"
             )
-        if upstream.calls_per_connection > 1 and upstream.transport == "sse" and upstream.http_version == "1.1":
-            found.append(f"upstream {upstream.name}: HTTP/1.1 carries one call per connection, whatever is configured")
+        if upstream.calls_per_connection > 1 and only_http1(upstream):
+            why = "" if upstream.http_version == "1.1" else 'without TLS HTTP/2 needs http_version = "2"; '
+            found.append(f"upstream {upstream.name}: {why}HTTP/1.1 carries one call per connection, not more")
         if preset is not None and over_websocket and upstream.calls_per_connection > preset.calls_limit:
             found.append(
                 f"upstream {upstream.name}: calls_per_connection = {upstream.calls_per_connection}, but the service "

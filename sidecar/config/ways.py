@@ -19,6 +19,17 @@ class Way(Struct, frozen=True):
     upstream: Upstream
 
 
+def only_http1(upstream: Upstream) -> bool:
+    """Requests can go by HTTP/1.1 alone: it is asked for, or nothing agrees on another version without TLS."""
+    plain = upstream.http_version == "auto" and upstream.url.startswith("http:")
+    return upstream.transport == "sse" and (upstream.http_version == "1.1" or plain)
+
+
+def slots_of(upstream: Upstream) -> int:
+    """Calls that one of its connections can carry, as far as the configuration tells."""
+    return 1 if only_http1(upstream) else upstream.calls_per_connection
+
+
 def ways_of(upstream: Upstream) -> tuple[Way, ...]:
     """The ways to it, the preferred one first.
 

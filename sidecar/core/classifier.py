@@ -303,6 +303,24 @@ def _classify_upgrade(fault: UpgradeRefused) -> Outcome:
     return outcome if should_retry(fault.headers) is not False else _not_again(outcome)
 
 
+#: What is refused to everybody, and statuses that speak of the path, whatever was asked.
+_OF_ALL: Final = (AUTH.code, QUOTA.code, MODEL.code)
+_OF_THE_PATH: Final = (404, 405)
+
+
+def told_of_upstream(fault: UpstreamFault, outcome: Outcome) -> str | None:
+    """What operators and every bot's report are told of a request that failed; None where that is about the call alone.
+
+    In our words: the upstream's may hold a piece of somebody's prompt.
+    """
+    of_all = outcome.counts_against_breaker or outcome.throttles or outcome.code in _OF_ALL
+    if not of_all and outcome.upstream_status not in _OF_THE_PATH:
+        return None
+    if isinstance(fault, UpstreamError) and outcome.upstream_status is not None:
+        return f"a request failed: {outcome.code}, status {outcome.upstream_status}"
+    return fault.loggable
+
+
 def _not_again(outcome: Outcome) -> Outcome:
     """For an upstream that says "do not retry": it is not asked again for this call."""
     if outcome.retry in {"now", "backoff"}:

@@ -91,6 +91,12 @@ class ConcurrencyLimit:
         """Attempts at once, as of now; 1 or more."""
         return self._whole
 
+    def bound(self, maximum: int) -> None:
+        """Its connections carry so many at once, 1 or more: that is the maximum from here on."""
+        whole = self._limit >= self._maximum
+        self._maximum = maximum
+        self._set(float(maximum) if whole else self._limit)
+
     def has_room(self, lane: Lane) -> bool:
         """Whether one more attempt may be given, to a call of this lane: the last places are for exit calls."""
         return self.in_flight < (self._whole if lane == "exit" else self._room)

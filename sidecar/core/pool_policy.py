@@ -197,6 +197,10 @@ class PoolPolicy:
         """The upstream closed a connection that it owed nothing to, in good order: no delay, no failure, no storm."""
         self._wake_at = now
 
+    def carry(self, slots: int) -> None:
+        """So many calls per connection from now on."""
+        self._slots = slots
+
     def keep_warm(self, warm: int, now: float) -> None:
         """So many idle spares from now on; what is more stays until its time is over."""
         warm = min(warm, self._maximum)

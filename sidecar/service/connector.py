@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Literal
 
 import trio
 
@@ -17,6 +18,7 @@ from sidecar.service.http_connection import HttpConnection
 from sidecar.service.ports import Outbound
 from sidecar.service.websocket_connection import WebSocketConnection
 from sidecar.transport.http import open_http
+from sidecar.transport.http2_link import Http2Link
 from sidecar.transport.link import Ended, Link
 from sidecar.transport.pump import Pump
 from sidecar.transport.websocket import open_websocket
@@ -32,11 +34,13 @@ class Connector:
         dial: -> a connected byte stream (TCP, proxy and TLS done), or raises `ConnectFailed`.
         host, resource: for the request's head.
         pump, outbound: moves the connections' bytes; flushed between the steps of many connects.
+        on_version: told how many calls a connection carries, where what HTTP was agreed on has changed that.
 
     Attributes:
         dialect, credential: see above.
         habits: how its server treats idle connections; for HTTP.
         compression: packed frames are asked for.
+        http: the version of HTTP that the last connection speaks; None before, and for WebSockets.
         under_way, opened, failed: connects now, and those that worked and did not.
     """
 
@@ -51,7 +55,10 @@ class Connector:
         resource: str,
         pump: Pump,
         outbound: Outbound,
+        on_version: Callable[[int], None],
     ) -> None:
+        self.http: Literal["1.1", "2"] | None = None
+        self._on_version = on_version
         self.habits = Habits()
         self.compression = upstream.compression == "zstd-stream"
         self.under_way = self.opened = self.failed = 0
@@ -114,7 +121,7 @@ class Connector:
             raise ConnectFailed("credential", str(error).removeprefix("credential: ")) from None
         connection.credential = self.credential.secret
         if isinstance(connection, HttpConnection):
-            return await open_http(
+            link = await open_http(
                 self._dialled,
                 self._host,
                 self._resource,
@@ -126,6 +133,8 @@ class Connector:
                 prior_knowledge=self._upstream.http_version == "2",
                 opening_timeout=self._upstream.upgrade_timeout_s,
             )
+            self._speaks("2" if isinstance(link, Http2Link) else "1.1")
+            return link
         assert isinstance(connection, WebSocketConnection)
         websocket, _ = await open_websocket(
             self._dialled,
@@ -138,6 +147,11 @@ class Connector:
             upgrade_timeout=self._upstream.upgrade_timeout_s,
         )
         return websocket
+
+    def _speaks(self, version: Literal["1.1", "2"]) -> None:
+        if version != self.http:
+            self.http = version
+            self._on_version(self._upstream.calls_per_connection if version == "2" else 1)
 
     async def _dialled(self) -> trio.abc.Stream:
         stream = await self._dial()

@@ -40,6 +40,8 @@ class PoolStatistics(Struct, frozen=True, kw_only=True):
     name: str
     transport: Transport
     url: str
+    #: the version that the last connection speaks, over HTTP(S)
+    http: str | None
     connections: dict[str, int]
     slots_free: int
     opened: int
@@ -62,11 +64,12 @@ class PoolStatistics(Struct, frozen=True, kw_only=True):
 
 def statistics_of(pool: Counted, policy: PoolPolicy, connector: Connector, now: float) -> PoolStatistics:
     """A snapshot."""
-    connections, gate = pool.connections.values(), pool.gate
+    connections, gate, life = pool.connections.values(), pool.gate, connector.habits.idle_life
     return PoolStatistics(
         name=pool.name,
         transport=pool.upstream.transport,
         url=pool.upstream.url,
+        http=connector.http,
         connections=pool.counts(),
         slots_free=sum(c.free for c in connections),
         opened=connector.opened,
@@ -77,7 +80,7 @@ def statistics_of(pool: Counted, policy: PoolPolicy, connector: Connector, now: 
         credential_refused=pool.refusal is not None,
         compression=connector.compression,
         policy=repr(policy),
-        idle_life_s=connector.habits.idle_life,
+        idle_life_s=None if life is None else round(life, 3),
         enabled=gate.enabled,
         attempts_at_once=gate.limit.limit,
         attempts_in_flight=gate.limit.in_flight,

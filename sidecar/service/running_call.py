@@ -12,7 +12,7 @@ from functools import partial
 
 from sidecar.core.call import Call as CallPolicy
 from sidecar.core.call import State
-from sidecar.core.classifier import classify, is_aged
+from sidecar.core.classifier import classify, is_aged, told_of_upstream
 from sidecar.core.outcome import CANCELLED, FIRST_DELTA_TIMEOUT, IDLE_TIMEOUT, SUCCESS, Kind, Outcome
 from sidecar.core.permit import Permit
 from sidecar.core.verdict import End, Seek
@@ -305,6 +305,8 @@ class RunningCall:
         """The upstream or the connection failed an attempt."""
         if not self.ended and attempt in self.attempts:
             outcome = without_secret(classify(fault), attempt.connection.credential)
+            if said := told_of_upstream(fault, outcome):
+                attempt.target.pool.last_error = said
             if outcome.retire_connection:
                 attempt.target.pool.retire(attempt.connection, outcome.code)
             if is_aged(fault):

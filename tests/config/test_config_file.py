@@ -504,6 +504,22 @@ def test_relative_file_names_are_seen_from_the_configuration(tmp_path: Path, mon
     assert upstream.credential.file == "/etc/key"
 
 
+def test_what_http_1_1_carries(tmp_path: Path) -> None:
+    """Where nothing but HTTP/1.1 can be had, no more is promised than one call per connection, and it is said."""
+    for version, url, at_once, notes in (
+        ("auto", "http://127.0.0.1:8787", 4, 1),
+        ("1.1", "https://a.example", 4, 1),
+        ("2", "http://127.0.0.1:8787", 32, 0),
+        ("auto", "https://a.example", 32, 0),
+    ):
+        keys = f'max_connections = 4\ncalls_per_connection = 8\nhttp_version = "{version}"\n'
+        config = loaded(tmp_path, UPSTREAM.replace("wss://a.example", url) + keys + ROUTE)
+        sums = describe(config)
+        assert sums["routes"][0]["calls_at_once"] == at_once
+        assert sum("HTTP/1.1 carries one call" in note for note in sums["warnings"]) == notes
+        assert f"at most 4 connections of {at_once // 4}," in summary(config)
+
+
 def test_what_it_adds_up_to(tmp_path: Path) -> None:
     """`describe` counts calls at once, bounded by the daemon's own limit, and `summary` says it in a line."""
     config = loaded(tmp_path, EXAMPLE)

@@ -56,6 +56,24 @@ def test_it_starts_at_its_maximum():
     assert it.limit == 64
 
 
+def test_the_maximum_may_turn_out_to_be_another():
+    """What has not been cut goes with it; what has been is not given more for that, and never more than there is."""
+    it = ConcurrencyLimit(32)
+    it.bound(4)
+    assert it.limit == 4
+    attempts(it, 4, o.SUCCESS)
+    assert it.limit == 4
+    it.bound(32)
+    assert it.limit == 32
+    attempts(it, 32, OVERLOADED)
+    cut = it.limit
+    assert cut < 32
+    it.bound(64)
+    assert it.limit == cut
+    it.bound(2)
+    assert it.limit == 2
+
+
 @pytest.mark.parametrize("outcome", [THROTTLED, TRY_LATER, UNAVAILABLE, OVERLOADED])
 def test_an_overload_cuts_once_for_all_that_were_in_flight(outcome):
     """Forty on their way together are refused together: one cut. The next two to be refused are news."""

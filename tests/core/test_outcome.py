@@ -302,6 +302,32 @@ def test_a_deadline_is_counted_only_when_said():
     assert o.deadline(counted=True).code == o.DEADLINE.code == "deadline_exceeded"
 
 
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (UpstreamError("x", status=307), "a request failed: upstream_refused, status 307"),
+        (UpstreamError("x", status=404), "a request failed: upstream_refused, status 404"),
+        (UpstreamError("x", status=401), "a request failed: upstream_auth, status 401"),
+        (UpstreamError("x", status=402), "a request failed: insufficient_quota, status 402"),
+        (UpstreamError("x", status=429), "a request failed: upstream_rate_limited, status 429"),
+        (UpstreamError("x", status=503), "a request failed: upstream_error, status 503"),
+        (UpstreamError("x", code="model_not_found", status=400), "a request failed: model_not_found, status 400"),
+        (UpstreamError("x", code="server_error"), "error frame: server_error"),
+        (MalformedFrame("no JSON"), "malformed: no JSON"),
+        (ConnectionLost(1011, "my prompt", how="close"), "connection lost (close, 1011)"),
+        (UpstreamError("x", status=400), None),
+        (UpstreamError("x", status=422), None),
+        (UpstreamError("x", code="context_length_exceeded", status=400), None),
+        (UpstreamError("x", code="content_filter", status=400), None),
+        (UpstreamError("Request too large for m", status=429), None),
+        (ConnectionLost(1000, "closed while idle", how="idle"), None),
+    ],
+)
+def test_what_is_told_of_an_upstream_by_a_requests_end(fault, said):
+    """Where it speaks of the upstream or the way there, in our words; of what is the call's own fault, nothing."""
+    assert classifier.told_of_upstream(fault, classify(fault)) == said
+
+
 def test_an_unheard_of_fault_is_a_failure():
     """The classifier is total."""
 
