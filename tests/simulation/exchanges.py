@@ -53,7 +53,7 @@ def shape(dice: random.Random) -> Shape:
         chunks=dice.choice([1, 1, 1, 2, 2, 0]),
         line=dice.choice([b"\n", b"\n", b"\r\n", b"\r"]),
         named=dice.random() < 0.3,
-        early=dice.random() < 0.3,
+        early=dice.random() < 0.15,
         last=dice.random() < 0.1,
         interim=dice.choice([0, 0, 0, 1, 3]),
         padding=dice.choice([None, None, None, 0, 9]),

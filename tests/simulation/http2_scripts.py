@@ -104,12 +104,12 @@ def leaves_unlooked(request: Request, dice: random.Random) -> Process:
     if not _once(request):
         yield from answers(request, dice)
         return
-    yield dice.choice([0.0, 0.005, 0.02])
+    yield dice.choice([0.0, 0.02, 0.05])
     session = _session(request)
-    back = dice.choice([1, 3, 5, ANY_STREAM, ANY_STREAM])
+    back = dice.choice([1, 3, ANY_STREAM, ANY_STREAM, ANY_STREAM])
     leaving = [session]
-    if dice.random() < 0.5:  # the whole server does
-        leaving = [other for other in session.service.standing if isinstance(other, Http2Session)]
+    if dice.random() < 0.7:  # the whole server does
+        leaving = [other for other in session.service.standing if isinstance(other, Http2Session) and other.requests]
     for each in leaving:
         each.leaves_off(back)
     yield 0.0

@@ -18,6 +18,7 @@ import h2.settings
 import trio
 from h2.errors import ErrorCodes
 
+from sidecar.service.partings import TOGETHER
 from tests.simulation.exchanges import Exchange, ExchangeSession, exchange_of
 from tests.simulation.network import Toxics
 from tests.simulation.request import Request
@@ -409,6 +410,7 @@ class Http2Session(ExchangeSession):
         self.last = last if self.last is None else min(self.last, last)
         limit = self.last
         self.service.world.counts["went away"] += 1
+        self._looks_young()
 
         def came() -> None:
             self._told_last = limit
@@ -421,6 +423,11 @@ class Http2Session(ExchangeSession):
         self._incoming = {sid for sid in self._incoming if sid <= limit}
         self._running = {sid: request for sid, request in self._running.items() if sid <= limit}
         self.send(b"\0\0\x08\x07\0\0\0\0\0" + limit.to_bytes(4, "big") + code.to_bytes(4, "big"), came)
+
+    def _looks_young(self) -> None:
+        """Who closes what has just come, and served nothing, is not asked again at once: calls may be lost for that."""
+        if not self.requests and trio.current_time() - self.link.opened_at < TOGETHER:
+            self.service.blame("turns away who has just come")
 
     def leaves_off(self, back: int) -> None:
         """GOAWAY: what has no head yet was not looked at, as far back as that; what was is answered."""
@@ -445,6 +452,7 @@ class Http2Session(ExchangeSession):
 
     def _closes_idle(self) -> None:
         """See `ExchangeSession`."""
+        self._looks_young()
         if self.service.plan.says_408:
             self.go_away(self._highest)
         self.shut()

@@ -66,7 +66,7 @@ def test_one_goaway_that_leaves_several_calls_is_nobodys_fault() -> None:
     ]
     breaker = {"consecutive_failures": 1, "minimum_calls": 2, "open_min_s": 5.0, "open_max_s": 5.0}
     mood = Mood({"ponders": 3, "leaves_unlooked": 1})
-    schedule = many(1, mood, Http2Plan(), steps, breaker=breaker)
+    schedule = many(2, mood, Http2Plan(), steps, breaker=breaker)
     result = play(schedule, tracing=True)
     assert not result.broken
     assert result.counts["replays"] >= 3
