@@ -20,14 +20,14 @@ from h2.errors import ErrorCodes
 
 from sidecar.service.partings import TOGETHER
 from tests.simulation.exchanges import Exchange, ExchangeSession, exchange_of
+from tests.simulation.http2_written import Written, frames
 from tests.simulation.network import Toxics
 from tests.simulation.request import Request
 
 if TYPE_CHECKING:
     from tests.simulation.service import Service
 
-_PREFACE: Final = len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-_DATA, _HEADERS, _RST_STREAM, _PING, _GOAWAY = 0, 1, 3, 6, 7
+_PING: Final = 6
 #: As the first of two GOAWAYs has it: whatever comes until the second one is looked at.
 ANY_STREAM: Final = (1 << 31) - 1
 #: As it is where nobody says anything (RFC 9113, 6.9.2).
@@ -63,12 +63,7 @@ class Http2Session(ExchangeSession):
         self._settled = False  # the client has taken its settings
         self._highest = 0  # stream that was looked at
         self._outbox: list[tuple[bytes, Callable[[], None] | None]] = []
-        self._wanting: list[tuple[int, int]] = []  # bytes taken, and not allowed again: (how many, stream)
-        # What the client wrote, ahead of the network.
-        self._seen = bytearray()
-        self._seen_preface = False
-        self._began: dict[int, float] = {}  # streams whose request is not complete
-        self._bodies: dict[int, bytearray] = {}
+        self._writings = Written(self._complete, self._given_up)
         self._written_as: dict[int, Request] = {}
         self.deaf = plan.deaf and meets == "fine"
         if self.deaf:
@@ -122,39 +117,24 @@ class Http2Session(ExchangeSession):
 
     def _written(self, data: bytes) -> None:
         """See `Session`."""
-        self._seen += data
-        if not self._seen_preface:
-            if len(self._seen) < _PREFACE:
-                return
-            del self._seen[:_PREFACE]
-            self._seen_preface = True
-        for kind, flags, sid, payload in frames(self._seen):
-            if kind == _HEADERS:
-                self._began[sid] = trio.current_time()
-                self._bodies[sid] = bytearray()
-            elif kind == _DATA and sid in self._began:
-                self._bodies[sid] += payload
-                if flags & 1:
-                    self._complete(sid)
-            elif kind == _RST_STREAM:
-                self._began.pop(sid, None)
-                self._bodies.pop(sid, None)
-                request = self._written_as.get(sid)
-                if request is not None and request.reset_at is None:
-                    request.reset_at = trio.current_time()
+        self._writings.feed(data)
 
-    def _complete(self, sid: int) -> None:
-        """All of a request was written."""
-        request = self.service.noted(self, bytes(self._bodies.pop(sid)), self._began.pop(sid))
+    def _complete(self, sid: int, body: bytes, since: float) -> None:
+        request = self.service.noted(self, body, since)
         request.exchange = Exchange(sid)
         self._written_as[sid] = request
         self.requests.append(request)
         if sid > self._told_last:  # it was on its way to the network already
             request.came("ignored")
 
+    def _given_up(self, sid: int) -> None:
+        request = self._written_as.get(sid)
+        if request is not None and request.reset_at is None:
+            request.reset_at = trio.current_time()
+
     def unfinished(self) -> int:
         """Requests that the client has begun, and neither completed nor given up."""
-        return len(self._began)
+        return len(self._writings.began)
 
     # ------------------------------------------------------------------ what arrives
 
@@ -217,7 +197,7 @@ class Http2Session(ExchangeSession):
         self._engine.send_headers(sid, [(":status", "413"), ("content-length", "2")])
         self._engine.send_data(sid, b"{}", end_stream=True)
         self._engine.reset_stream(sid, ErrorCodes.NO_ERROR)
-        self._flush(partial(self._began.pop, sid, None))
+        self._flush(partial(self._writings.began.pop, sid, None))
         self._incoming.discard(sid)
 
     def _takes(self, size: int, sid: int) -> None:
@@ -417,8 +397,7 @@ class Http2Session(ExchangeSession):
             for request in self.requests:
                 if exchange_of(request).sid > limit:
                     request.came("ignored")
-            for sid in [sid for sid in self._began if sid > limit]:
-                del self._began[sid]
+            self._writings.forget(limit)
 
         self._incoming = {sid for sid in self._incoming if sid <= limit}
         self._running = {sid: request for sid, request in self._running.items() if sid <= limit}
@@ -467,15 +446,3 @@ class Http2Session(ExchangeSession):
         if self.link.closed_at is None:
             self.service.blame("cut")
         return request.told or "cut"
-
-
-def frames(buffer: bytearray) -> list[tuple[int, int, int, bytes]]:
-    """Take whole frames (type, flags, stream, payload) off `buffer`."""
-    found = []
-    while len(buffer) >= 9:
-        stop = 9 + int.from_bytes(buffer[:3], "big")
-        if len(buffer) < stop:
-            break
-        found.append((buffer[3], buffer[4], int.from_bytes(buffer[5:9], "big"), bytes(buffer[9:stop])))
-        del buffer[:stop]
-    return found

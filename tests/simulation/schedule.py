@@ -11,6 +11,7 @@ from typing import Any
 
 from msgspec import Struct, structs
 
+from tests.simulation.http2_plan import Http2Plan, draw_http2
 from tests.simulation.moods import FINE, HTTP2_MOODS, HTTP_MOODS, MOODS, RESTLESS, Mood
 from tests.simulation.network import GOOD, Toxics
 
@@ -34,32 +35,6 @@ class Blow(Struct, frozen=True, kw_only=True):
     at: float
     what: str
     wait: float = 0.0
-
-
-class Http2Plan(Struct, frozen=True, kw_only=True):
-    """How an upstream's HTTP/2 server is.
-
-    Args:
-        max_streams: at once on a connection; None for a hundred.
-        changes: seconds after the beginning, and how many then.
-        window: bytes of a request that may come ahead of its reading.
-        opens_after: seconds after which it allows as many as it has taken; None: never.
-        settings_after: seconds until its settings, of every third connection.
-        deaf: pings are not answered.
-        gathers: seconds for which it gathers what it says before it is sent.
-        longest: bytes of a request that it takes.
-        dumb_after: seconds after which every third connection answers pings and nothing else.
-    """
-
-    max_streams: int | None = None
-    changes: tuple[tuple[float, int], ...] = ()
-    window: int = 65_535
-    opens_after: float | None = 0.0
-    settings_after: float = 0.0
-    deaf: bool = False
-    gathers: float = 0.0
-    longest: int = 1_000_000
-    dumb_after: float | None = None
 
 
 class UpstreamPlan(Struct, frozen=True, kw_only=True):
@@ -270,26 +245,7 @@ def _upstream(name: str, dice: random.Random, length: float, ways: str) -> Upstr
         says_keeps=dice.random() < 0.3,
         says_408=dice.random() < 0.3,
         late=peaceful or dice.random() < 0.3,
-        http2=_http2(dice, peaceful=peaceful) if over_http2 else Http2Plan(),
-    )
-
-
-def _http2(dice: random.Random, *, peaceful: bool) -> Http2Plan:
-    plan = Http2Plan(
-        max_streams=dice.choice([None, None, None, 1, 2, 0]),
-        changes=dice.choice([(), (), ((0.3, 1),), ((0.05, 0), (0.6, 3)), ((0.2, 100), (0.7, 1)), ((0.4, 2),)]),
-        gathers=dice.choice([0.0, 0.0, 0.0, 0.001, 0.01]),
-    )
-    if peaceful:
-        return plan
-    return structs.replace(
-        plan,
-        window=dice.choice([65_535, 65_535, 65_535, 0, 100, 10_000, 1 << 20]),
-        opens_after=dice.choice([0.0, 0.0, 0.0, 0.0, 0.02, 0.3, None]),
-        settings_after=dice.choice([0.0, 0.0, 0.1, 0.4]),
-        deaf=dice.random() < 0.07,
-        longest=dice.choice([1_000_000, 1_000_000, 50_000]),
-        dumb_after=dice.choice([None, None, None, None, 0.0, 0.5]),
+        http2=draw_http2(dice, peaceful=peaceful) if over_http2 else Http2Plan(),
     )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.simulation.http2_plan import Http2Plan
 from tests.simulation.moods import Mood
 from tests.simulation.mutants import MUTANTS, applied
-from tests.simulation.schedule import BotPlan, Http2Plan, Phase, Schedule, Step, UpstreamPlan
+from tests.simulation.schedule import BotPlan, Phase, Schedule, Step, UpstreamPlan
 from tests.simulation.world import Result, play
 
 
