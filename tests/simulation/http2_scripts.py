@@ -9,7 +9,8 @@ from h2.errors import ErrorCodes
 
 from tests.simulation.engine import Process
 from tests.simulation.exchanges import exchange_of
-from tests.simulation.http2_session import ANY_STREAM, Http2Session
+from tests.simulation.http2_leaving import ANY_STREAM
+from tests.simulation.http2_session import Http2Session
 from tests.simulation.request import Request
 from tests.simulation.scripts import Script, answers, begins, stream
 
