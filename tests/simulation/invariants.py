@@ -420,8 +420,10 @@ class Watch:
                 self._part(record, text, requests)
 
     def _was_hurried(self, record: CallRecord) -> bool:
-        """Its own clocks are as short as a proper answer's pauses."""
+        """Its own clocks are as short as a proper answer's pauses, or its time is."""
         fields = record.fields
+        if fields.get("timeout_ms", 2000) < 150:
+            return True
         return fields.get("first_delta_timeout_ms", 1000) < 150 or fields.get("idle_timeout_ms", 1000) < 120
 
     def _has_nowhere_to_go(self, upstream: str) -> bool:
