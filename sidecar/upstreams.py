@@ -137,7 +137,7 @@ class Upstreams:
             for preferred, substitute in pairwise(pools):
                 preferred.ways.substitute = substitute
             for pool in pools:
-                pool.ways.others = [other for other in pools if other is not pool]
+                pool.ways.every = list(pools)
             self.pools.update((pool.name, pool) for pool in pools)
 
     def switches(self) -> Mapping[str, Switch]:

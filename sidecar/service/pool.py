@@ -127,8 +127,10 @@ class Pool:
             outcome = CANCELLED  # another key was told that
         if self.gate.released(outcome, now, slow=slow):
             self.turned()
-        else:
-            self.ways.look_again()
+            return
+        for way in self.ways.every:
+            if way.waiting():
+                way.look_again()
 
     def look_again(self) -> None:
         """Something has changed: calls that wait for it look again with its next step."""
@@ -154,9 +156,8 @@ class Pool:
             self._policy.told_to_try(self._clock())
             self.gate.throttle.credential_changed()
         else:
-            for connection in list(self.connections.values()):
-                if connection.state != "CONNECTING":
-                    self.retire(connection, "disabled")
+            for connection in [c for c in self.connections.values() if c.state != "CONNECTING"]:
+                self.retire(connection, "disabled")
         self.turned()
 
     def credential_refused(self, connection: Connection, outcome: Outcome) -> Outcome:

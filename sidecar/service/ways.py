@@ -36,16 +36,16 @@ class Ways:
         log: a bound logger.
 
     Attributes:
+        every: all of them, this one included: room under the upstream's limit is every way's.
         substitute: the way that calls go when this one cannot be had.
-        others: all but this one.
         down: no connection of this one has stood since the last was lost.
         unreachable: nor could one be made since: whoever has another target asks that first, and comes back gradually.
     """
 
     def __init__(self, own: Way, log: Any) -> None:
         self._own, self._log = own, log
+        self.every: list[Way] = [own]
         self.substitute: Way | None = None
-        self.others: list[Way] = []
         self.down = self.unreachable = self._replaced = False
 
     def stands(self) -> bool:
@@ -72,10 +72,4 @@ class Ways:
 
     def have_served(self) -> bool:
         """Another one has connections: whoever waited for this one was served there."""
-        return any(other.prober.newest() for other in self.others)
-
-    def look_again(self) -> None:
-        """Room under the upstream's limit is every way's: calls that wait for any of them look again."""
-        for way in (self._own, *self.others):
-            if way.waiting():
-                way.look_again()
+        return any(way is not self._own and way.prober.newest() for way in self.every)

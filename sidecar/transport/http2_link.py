@@ -69,13 +69,11 @@ class Http2Link(Link):
         settings_timeout: float | None = None,
     ) -> None:
         super().__init__(wire, ended)
-        self._settings_timeout = settings_timeout
+        self._settings_timeout, self._max_event_bytes = settings_timeout, max_event_bytes
         self._engine, self._head, self._exchanges = engine, head, exchanges
-        self._max_event_bytes = max_event_bytes
         self._streams: dict[int, Stream] = {}
         self._slot_of: dict[int, Stream] = {}
-        self._held = b""
-        self._credit = 0
+        self._held, self._credit = b"", 0
         self._pings: Pings | None = None
         self._going_away = self._feeding = False
         self._doubts = Doubts()
@@ -309,8 +307,6 @@ class Http2Link(Link):
         if not self._streams:
             self._refuse = self._refuse or ConnectionLost(1000, "closed while idle", how="idle")
         super().end_of_input(how, reason)
-
-    # --- inside
 
     def _allow(self, fresh: list[Stream]) -> None:
         """Let more come, now and then: half a window at a time."""

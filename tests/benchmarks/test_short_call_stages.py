@@ -13,7 +13,7 @@ import pytest
 COMMAND = Path(__file__).with_name("short_call_stages.py")
 #: dialect -> calls of Python functions, and of built-in ones, that one short call may take. Lower them with the path;
 #: who raises them says in the commit what the call gets for it.
-BUDGET = {"responses": (288, 207), "chat": (322, 223)}
+BUDGET = {"responses": (289, 207), "chat": (324, 223)}
 
 
 def counted(dialect: str) -> dict[str, Any]:

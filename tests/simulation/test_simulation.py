@@ -16,7 +16,7 @@ from tests.simulation.mutants import MUTANTS, find
 from tests.simulation.schedule import draw
 from tests.simulation.world import play
 
-SCHEDULES = 90
+SCHEDULES = 135
 PER_TEST = 45
 #: What 45 schedules must have reached, or they test less than they seem to.
 REACHED = (
