@@ -232,11 +232,6 @@ def encode_client_frame(opcode: int, payload: bytes, mask: bytes) -> bytes:
     return b"".join((_header(0x80 | opcode, length, 0x80), mask, lanes))
 
 
-def encode_server_frame(opcode: int, payload: bytes, fin: bool = True) -> bytes:  # noqa: FBT001 - the RFC's word
-    """One frame from a server, unmasked; `fin` False for all fragments but the last."""
-    return _header((0x80 if fin else 0) | opcode, len(payload), 0) + payload
-
-
 def close_facts(frame: bytes) -> tuple[int, str]:
     """A raw server Close frame -> (code, reason); 1005 when it carries none.
 

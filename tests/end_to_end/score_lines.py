@@ -137,9 +137,7 @@ def toxics(stage: Stage) -> None:
         pairs.append((mix, stage.pair(name, dialect, one=f"toxic_{'-'.join(mix)}", query=query)))
     with stage.playing(ready=False) as bot:
         for mix, pair in pairs:
-            with stage.case(
-                bot, " + ".join(mix), "promises kept; stream: false all done", pair
-            ) as case:
+            with stage.case(bot, " + ".join(mix), "promises kept; stream: false all done", pair) as case:
                 calls = []
                 for wave in range(2):
                     calls += [

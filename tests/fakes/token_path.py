@@ -37,10 +37,11 @@ from sidecar.daemon import Daemon
 from sidecar.logs import capture
 from sidecar.transport.bot_port import Envelope, Sent
 from sidecar.transport.dial import make_tls_context
-from sidecar.transport.frames import TEXT, encode_server_frame
+from sidecar.transport.frames import TEXT
 from sidecar.transport.tls import TlsStream
 from tests.fakes.bot_port import FakeBotPort
 from tests.fakes.clockwork import MONO_US, WALL_US, configure, simulate
+from tests.fakes.server_frames import encode_server_frame
 from tests.fakes.upstream import Asked, FakeUpstream
 from tests.fakes.websockets_server import Authority
 

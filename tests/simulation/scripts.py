@@ -9,7 +9,8 @@ import random
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-from sidecar.transport.frames import BINARY, TEXT, encode_server_frame
+from sidecar.transport.frames import BINARY, TEXT
+from tests.fakes.server_frames import encode_server_frame
 from tests.simulation.engine import Process
 from tests.simulation.request import Request
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from sidecar.transport.frames import CLOSE, PING, PONG, TEXT, encode_server_frame
+from sidecar.transport.frames import CLOSE, PING, PONG, TEXT
+from tests.fakes.server_frames import encode_server_frame
 from tests.simulation.network import Toxics
 from tests.simulation.request import Request
 from tests.simulation.session import Session

@@ -23,8 +23,8 @@ from sidecar.transport.frames import (
     FrameSplitter,
     close_facts,
     encode_client_frame,
-    encode_server_frame,
 )
+from tests.fakes.server_frames import encode_server_frame
 
 Messages = list[tuple[int, bytes]]
 

@@ -14,7 +14,7 @@ from websockets.asyncio.server import ServerConnection
 from sidecar.config import Tls
 from sidecar.errors import ConnectionLost, MalformedFrame
 from sidecar.transport.dial import dial, make_tls_context, parse_url
-from sidecar.transport.frames import BINARY, CLOSE, PING, PONG, TEXT, encode_server_frame
+from sidecar.transport.frames import BINARY, CLOSE, PING, PONG, TEXT
 from tests.fakes.raw_upstream import (
     Owner,
     connected,
@@ -25,6 +25,7 @@ from tests.fakes.raw_upstream import (
     switching,
     unmask,
 )
+from tests.fakes.server_frames import encode_server_frame
 from tests.fakes.websockets_server import Authority, websockets_server
 
 

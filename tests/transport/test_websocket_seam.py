@@ -7,9 +7,10 @@ import trio
 import trio.testing
 
 from sidecar.errors import ConnectFailed, ConnectionLost, MalformedFrame
-from sidecar.transport.frames import CLOSE, CONTINUATION, PING, PONG, TEXT, encode_server_frame
+from sidecar.transport.frames import CLOSE, CONTINUATION, PING, PONG, TEXT
 from sidecar.transport.websocket import open_websocket
 from tests.fakes.raw_upstream import IDLE, Owner, drain, over_memory, request, switching, unmask
+from tests.fakes.server_frames import encode_server_frame
 
 
 async def test_the_byte_stream_seam(autojump_clock: trio.testing.MockClock) -> None:
