@@ -49,7 +49,7 @@ class Http1Link(Link):
 
     __slots__ = (
         "_answer", "_body", "_buffer", "_exchanges", "_feeding", "_head", "_idle_for", "_keep", "_max_event_bytes",
-        "_searched", "_sending", "_sent_at", "_skipped", "_to_end", "idle_since", "keepalive_timeout",
+        "_searched", "_sending", "_sent_at", "_size", "_skipped", "_to_end", "idle_since", "keepalive_timeout",
     )  # fmt: skip
 
     def __init__(
@@ -68,7 +68,7 @@ class Http1Link(Link):
         self._skipped = 0  # informational responses before the answer under way
         self._keep = True  # the connection may carry another exchange after this one
         self._idle_for = 0.0  # before the request under way
-        self._sent_at = self.opened_at  # the request under way
+        self._sent_at, self._size = self.opened_at, 0  # of the request under way
         self._feeding = self._sending = self._to_end = False
 
     # --- what its owner calls
@@ -84,7 +84,9 @@ class Http1Link(Link):
         self._wire.look()
         self._sending = False
         self._check_open()
-        self._put(b"%b%d\r\n\r\n%b" % (self._head, len(payload), payload))
+        request = b"%b%d\r\n\r\n%b" % (self._head, len(payload), payload)
+        self._put(request)
+        self._size = len(request)
         self._answer = Answer(slot, self._exchanges, max_event_bytes=self._max_event_bytes)
         self._sent_at = trio.current_time()
         self._idle_for = self._sent_at - self.idle_since
@@ -244,6 +246,8 @@ class Http1Link(Link):
             except MalformedFrame as fault:
                 self.retire(fault.with_traceback(None))
             return
+        elif not answer.begun and self._wire.pending_bytes >= self._size and self._refuse is None:
+            self._refuse = ConnectionLost(1006, "closed before the request was sent", how="unprocessed")
         elif not answer.begun and self._idle_for >= IDLE_ENOUGH and self._refuse is None:
             # It had been closed for being idle, most likely, before our request came there: nobody has read that.
             self._refuse = ConnectionLost(1006, "closed as the request was sent", how="unprocessed")

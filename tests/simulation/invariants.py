@@ -21,8 +21,10 @@ from tests.simulation.http2_session import Http2Session
 from tests.simulation.network import SEND_BUFFER
 
 if TYPE_CHECKING:
+    from sidecar.service.routes import TargetRuntime
     from tests.simulation.bots import CallRecord, Connection
     from tests.simulation.request import Request
+    from tests.simulation.schedule import BotPlan
     from tests.simulation.world import World
 
 #: Seconds within which the upstream work of a call that ended is stopped (invariant 6).
@@ -450,8 +452,14 @@ class Watch:
                 target.breaker.state(now) == "closed"
                 and pool.gate.is_open(now)
                 and pool.gate.limit.has_room(record.lane)
+                and not self._is_barred(target, record.connection.bot.plan, now)
             )
             self._check(not (free and may), "in time", f"{record} died waiting beside a free connection of {pool}")
+
+    @staticmethod
+    def _is_barred(target: TargetRuntime, bot: BotPlan, now: float) -> bool:
+        """Its own calls have failed there, and only they; or its user's."""
+        return any(uid == bot.uid and pid in (None, bot.pid) for uid, pid, _ in target.blame.barred(now))
 
     def _answer(self, record: CallRecord, message: dict[str, Any], text: str, requests: list[Request]) -> None:
         """A `done` is the whole answer of one attempt, of the upstream it names."""

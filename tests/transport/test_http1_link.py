@@ -9,6 +9,7 @@ import trio.testing
 from sidecar.errors import ConnectFailed, ConnectionLost, MalformedFrame
 from sidecar.transport.exchange import END_GRACE, MAX_REFUSAL, REFUSAL_GRACE
 from sidecar.transport.http import open_http
+from sidecar.transport.stream_wire import StreamWire
 from tests.fakes.http_owner import Owner, linked
 from tests.fakes.raw_upstream import IDLE
 
@@ -182,6 +183,19 @@ async def test_a_request_that_crosses_a_408(
         await owner.until("ended" if ends else "over")
         assert [how for (how,) in owner.of("ended")] == ends
         assert owner.of("refused") == ([] if ends == ["unprocessed"] else [(0, 408, b"")])
+
+
+@pytest.mark.parametrize(("lies", "how"), [(10_000, "unprocessed"), (0, "eof")])
+async def test_a_request_that_never_left(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, lies: int, how: str
+) -> None:
+    """The connection ended with all of it still here: nobody has looked at that, however short it had been idle."""
+    async with linked() as (owner, server):
+        owner.link.send(0, b"{}")
+        await requested(server)
+        monkeypatch.setattr(StreamWire, "pending_bytes", lies)
+        await server.aclose()
+        assert await owner.until("ended") == [(how,)]
 
 
 async def test_refusals(autojump_clock: trio.testing.MockClock) -> None:
