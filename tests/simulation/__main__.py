@@ -10,7 +10,6 @@ python -m tests.simulation --schedule small.json --trace
 from __future__ import annotations
 
 import argparse
-import gc
 import multiprocessing
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from tests.simulation.engine import collect_rarely
 from tests.simulation.schedule import Schedule, draw
 from tests.simulation.shrink import shrink
 from tests.simulation.world import Result, play
@@ -91,18 +91,11 @@ def many(first: int, seeds: int, seconds: float | None, jobs: int) -> int:
     return 1 if failed else 0
 
 
-def _collect_rarely() -> None:
-    """A world that is over is garbage, full of circles. Looked for now and then, not all along: a sixth less CPU."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 20)
-
-
 def _results(seeds: range, jobs: int) -> Iterator[Result]:
     if jobs <= 1:
         yield from map(play, seeds)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs, initializer=_collect_rarely) as pool:
+    with multiprocessing.get_context("spawn").Pool(jobs, initializer=collect_rarely) as pool:
         yield from pool.imap_unordered(play, seeds, chunksize=16)
 
 
@@ -119,5 +112,5 @@ def table(counts: Counter[str]) -> str:
 
 
 if __name__ == "__main__":
-    _collect_rarely()
+    collect_rarely()
     sys.exit(main())

@@ -93,7 +93,7 @@ def leaves(request: Request, dice: random.Random) -> Process:
     session = _session(request)
     if dice.random() < 0.5:
         session.go_away(ANY_STREAM)
-        yield dice.choice([0.0, 0.02, 0.2])
+        yield dice.choice([0.0, 0.02, 0.1])  # as long as a proper answer ponders at most
         if dice.random() < 0.2:
             session.go_away(ANY_STREAM)
     session.close(1001, "ignored")
