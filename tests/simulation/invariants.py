@@ -19,6 +19,7 @@ from sidecar.core.retry import SECONDS_OF_LOAD
 from sidecar.transport.http2_link import Http2Link
 from tests.simulation.http2_session import Http2Session
 from tests.simulation.network import SEND_BUFFER
+from tests.simulation.websocket_session import WebSocketSession
 
 if TYPE_CHECKING:
     from sidecar.service.routes import TargetRuntime
@@ -238,10 +239,16 @@ class Watch:
         before.append(request)
         self._trial(request, (request.session.pool, request.model), now)
 
+    def _may_be_discarded(self, request: Request) -> bool:
+        """Given up, perhaps, and nothing to be seen of it: others run on its WebSocket, so that stays."""
+        session = request.session
+        alone = sum(map(self._runs, session.requests)) == 1
+        return isinstance(session, WebSocketSession) and not alone
+
     def _spend(self, bucket: _Bucket, request: Request, before: list[Request], now: float) -> None:
         """An attempt after the first is paid for, unless the one before it was never taken up by its upstream."""
         running = [other for other in before if self._runs(other)]
-        running = [other for other in running if other.session.said_close_at is None]
+        running = [r for r in running if r.session.said_close_at is None and not self._may_be_discarded(r)]
         if not running and any((other.how or other.told or other.session.told) in NOT_TAKEN_UP for other in before):
             self.world.counts["replays"] += 1
             return
