@@ -18,6 +18,8 @@ MAX_WHOLE: Final = 1 << 20
 #: Seconds that a refusal's body is waited for, and that a finished answer has to end its exchange.
 REFUSAL_GRACE: Final = 1.0
 END_GRACE: Final = 1.0
+#: Seconds without a request after which a server that closes is taken to have closed an idle connection.
+IDLE_ENOUGH: Final = 1.0
 
 _EVENT_STREAM: Final = "text/event-stream"
 

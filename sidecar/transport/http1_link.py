@@ -9,7 +9,7 @@ import h11
 import trio
 
 from sidecar.errors import ConnectionLost, MalformedFrame
-from sidecar.transport.exchange import END_GRACE, NOBODY, REFUSAL_GRACE, Answer, Exchanges
+from sidecar.transport.exchange import END_GRACE, IDLE_ENOUGH, NOBODY, REFUSAL_GRACE, Answer, Exchanges
 from sidecar.transport.http1 import MAX_HEAD, MAX_LINES, fold
 from sidecar.transport.http_body import Body, LengthBody, body_of
 from sidecar.transport.link import Ended, Link
@@ -24,8 +24,6 @@ _KEPT: Final = re.compile(r"(?:^|[,\s])timeout=(\d{1,6})")
 _WITHOUT_BODY: Final = (204, 304)
 #: Informational responses before an answer: each is a head to read, and the next may be in the same read.
 MAX_INFORMATIONAL: Final = 16
-#: Seconds without a request after which a server that closes is taken to have closed an idle connection.
-IDLE_ENOUGH: Final = 1.0
 #: What some servers say before they close a connection that was idle for too long (RFC 9110, 15.5.9).
 _IDLE_TOO_LONG: Final = b"HTTP/1.1 408 "
 #: Seconds after a request within which a 408 that closes the connection has crossed it on its way: it was said of the

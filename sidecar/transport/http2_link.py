@@ -21,7 +21,7 @@ import trio
 from hpack import HeaderTuple
 
 from sidecar.errors import ConnectionLost, MalformedFrame
-from sidecar.transport.exchange import END_GRACE, NOBODY, REFUSAL_GRACE, Answer, Exchanges
+from sidecar.transport.exchange import END_GRACE, IDLE_ENOUGH, NOBODY, REFUSAL_GRACE, Answer, Exchanges
 from sidecar.transport.flood import Patience
 from sidecar.transport.http2_opening import CONNECTION_WINDOW, EARLY_STREAMS, HEADER, MAX_FRAME, words
 from sidecar.transport.http2_stream import STREAM_MASK, Doubts, Stream, last_of, unpack_head, window_update
@@ -80,8 +80,7 @@ class Http2Link(Link):
         self._patience = Patience(self.opened_at)
         self._count_slots()
 
-    def _count_slots(self) -> bool:
-        """Whether there are more than before."""
+    def _count_slots(self) -> bool:  # -> whether there are more than before
         before, self.slots = self.slots, self._engine.remote_settings.max_concurrent_streams
         if self._settings_timeout is not None:
             self.slots = min(self.slots, EARLY_STREAMS)
@@ -146,8 +145,6 @@ class Http2Link(Link):
             stream.to_end = True
             if not self._feeding:
                 self._within(stream, END_GRACE)
-
-    # --- what its wire calls
 
     def feed(self, data: bytes, now: float) -> None:
         """See `Link`."""
@@ -306,6 +303,9 @@ class Http2Link(Link):
         """See `Link`."""
         if not self._streams:
             self._refuse = self._refuse or ConnectionLost(1000, "closed while idle", how="idle")
+        elif min(stream.began_at for stream in self._streams.values()) - self.last_inbound_at >= IDLE_ENOUGH:
+            # Closed for being idle, most likely, before they came there: nobody has read them.
+            self._refuse = self._refuse or ConnectionLost(1006, "closed as requests were sent", how="unprocessed")
         super().end_of_input(how, reason)
 
     def _allow(self, fresh: list[Stream]) -> None:

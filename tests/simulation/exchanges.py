@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 from msgspec import Struct
 
-from sidecar.transport.http1_link import IDLE_ENOUGH
+from sidecar.transport.exchange import IDLE_ENOUGH
 from tests.simulation.network import Toxics
 from tests.simulation.request import Request
 from tests.simulation.session import Session

@@ -448,7 +448,11 @@ class Watch:
         if record.connection.slow_at is not None or now - record.accepted_at < 0.01:
             return  # it may have ended before it was told
         statistics = daemon.dispatcher.statistics()
-        if statistics.queued or statistics.in_flight + 2 > daemon.config.frontend.max_calls_in_flight // 2:
+        beside = sum(
+            other is not record and other.state != "sent" and (other.ended_at is None or other.ended_at > now - 0.01)
+            for other in self.world.records.values()
+        )  # until this very moment
+        if statistics.queued or beside + 2 > daemon.config.frontend.max_calls_in_flight // 2:
             return  # it may have waited for its admission
         for target in daemon.dispatcher.routes[message["route"]].targets:
             pool = target.pool

@@ -22,7 +22,7 @@ from sidecar import logs
 from sidecar.config import Client, Config, CredentialSource, Frontend, Route, Upstream
 from sidecar.daemon import Daemon
 from sidecar.service import orders, pulse
-from sidecar.transport.http1_link import IDLE_ENOUGH
+from sidecar.transport.exchange import IDLE_ENOUGH
 from tests.simulation.bots import Bot, CallRecord, SimPort
 from tests.simulation.engine import Engine, run_virtual
 from tests.simulation.invariants import Broken, Watch

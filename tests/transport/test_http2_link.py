@@ -321,6 +321,19 @@ async def test_goaway(autojump_clock: trio.testing.MockClock) -> None:
     assert owner.of("over")[1] == (0, None)
 
 
+@pytest.mark.parametrize(("idle", "how"), [(2.0, "unprocessed"), (0.2, "eof")])
+async def test_requests_that_meet_the_idle_close(
+    autojump_clock: trio.testing.MockClock, idle: float, how: str
+) -> None:
+    """A server that closes a connection as its first requests in a while come there has not read them."""
+    async with both() as (owner, server):
+        await trio.sleep(idle)
+        owner.link.send(0, b"{}")
+        owner.link.send(1, b"{}")
+        await server.stream.send_eof()
+        assert await owner.until("ended") == [(how,)]
+
+
 async def test_room_is_told_of(autojump_clock: trio.testing.MockClock) -> None:
     """A peer that takes none at first, then some, then fewer: only more is told, for those that wait."""
     owner = Owner()
