@@ -242,7 +242,7 @@ class ExchangeSession(Session):
         def came() -> None:
             self.idle_since = trio.current_time()
 
-        self.service.world.engine.at(self.link.to_client.ends_at(), came)
+        self.service.world.engine.at(self.link.to_client.arrives_at(), came)
 
     def was_idle(self, request: Request) -> bool:
         """It had been without a request for so long that nobody wonders when it is closed."""

@@ -35,6 +35,8 @@ LATE_US = 5
 #: Microseconds before its deadline from which a call is not sent again: an answer usually takes longer to begin.
 HOPELESS_US = 50_000
 EPSILON = 1e-6
+#: Seconds within which attempts may be written in another order than they were begun in.
+AT_ONCE = 0.001
 
 
 class Broken(Struct, frozen=True):
@@ -211,12 +213,14 @@ class Watch:
         if record is None:
             self.break_("route", f"a request of no call: {request.body}")
             return
+        stood = request.session.link.was_full_at == now  # behind others, in what cannot be taken back
         self._check(
-            record.ended_at is None or now <= record.ended_at + EPSILON,
+            record.ended_at is None or now <= record.ended_at + EPSILON or stood,
             "stopped upstream", f"{request} is sent for {record}, which ended at {record.ended_at}",
         )  # fmt: skip
         late_us = world.mono_us() - record.deadline_us
-        self._check(late_us <= LATE_US, "expired not sent", f"{request} is sent {late_us} us after the deadline")
+        late = f"{request} is sent {late_us} us after the deadline"
+        self._check(late_us <= LATE_US or stood, "expired not sent", late)
         for table, name in ((self.halted, record.lane), (self.disabled, service.name)):
             since = table.get(name)
             self._check(
@@ -237,7 +241,8 @@ class Watch:
             world.counts["extra attempts"] += 1
             self._spend(bucket, request, before, now)
         before.append(request)
-        self._trial(request, (request.session.pool, request.model), now)
+        if record.ended_at is None:  # else it is stopped in the very bytes that say it
+            self._trial(request, (request.session.pool, request.model), now)
 
     def _may_be_discarded(self, request: Request) -> bool:
         """Given up, perhaps, and nothing to be seen of it: others run on its WebSocket, so that stays."""
@@ -254,6 +259,9 @@ class Watch:
             return
         if running:
             self.world.counts["attempts beside another"] += 1
+        last = before[-1]
+        if bucket.at_now(now) < 1 - 1e-6 and now - last.written_at <= AT_ONCE:
+            bucket = self._budgets[last.session.service.name]  # which was begun first, thus not paid for, is not seen
         balance = bucket.at_now(now)
         slack = 0.0
         if balance < 1 - 1e-6:
@@ -424,7 +432,8 @@ class Watch:
                 alone = alone or late_us > -HOPELESS_US
                 self._check(alone or not honest, "no blame", f"{record}: {message}, and nothing was wrong")
             self._check(message["phase"] in ("queue", "connect", "first_delta", "stream"), "shape", message)
-            self._check(not message["retryable"] or message.get("attempts", 0) <= 1, "shape", message)
+            tried = [r for r in requests if (r.how or r.told or r.session.told) not in NOT_TAKEN_UP]
+            self._check(not message["retryable"] or len(tried) <= 1, "shape", message)
             if text:
                 self._part(record, text, requests)
 
@@ -445,7 +454,7 @@ class Watch:
         daemon = self.world.daemon
         if daemon is None or daemon.dispatcher.draining or message.get("attempts"):
             return
-        if record.connection.slow_at is not None or now - record.accepted_at < 0.01:
+        if record.connection.slow_at is not None or now - max(record.accepted_at, record.sent_at) < 0.01:
             return  # it may have ended before it was told
         statistics = daemon.dispatcher.statistics()
         beside = sum(

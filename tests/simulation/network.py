@@ -108,10 +108,13 @@ class _Way:
         if mark is not None:
             mark()
 
+    def arrives_at(self) -> float:
+        """When all that is under way will have arrived, and what is sent now at the earliest."""
+        return max(self.arrived_at, trio.current_time() + self.link.toxics.latency)
+
     def ends_at(self) -> float:
         """When an end sent now would arrive, after all that is under way."""
-        toxics = self.link.toxics
-        return max(self.arrived_at, trio.current_time() + toxics.latency) + toxics.slow_close
+        return self.arrives_at() + self.link.toxics.slow_close
 
 
 class Link:
@@ -141,6 +144,8 @@ class Link:
         self._on_end = on_end
         self.opened_at = trio.current_time()
         self.over = False  # for both ends
+        #: when the client last waited for room in its kernel's buffer
+        self.was_full_at = -math.inf
         #: when the client closed its end; None while it has not
         self.closed_at: float | None = None
         self.client = ClientEnd(self)
@@ -216,6 +221,7 @@ class ClientEnd(trio.abc.Stream):
             self._drained = trio.Event()
             await self._drained.wait()
             self._check(writing=True)
+            link.was_full_at = trio.current_time()
 
     def _check(self, *, writing: bool = False) -> None:
         if self._closed:
