@@ -108,6 +108,8 @@ class Http2Session(LeavingSession):
         for event in events:
             if isinstance(event, h2.events.StreamReset) or getattr(event, "stream_id", None) not in dead:
                 self._event(event)
+            elif isinstance(event, h2.events.DataReceived):  # the connection's window is everybody's
+                self._takes(event.flow_controlled_length, event.stream_id)
         self._flush()
 
     def _event(self, event: Any) -> None:
