@@ -94,6 +94,15 @@ def test_slots_are_counted_for_those_that_wait():
     assert counts(it.decide(0, views("B"), 17)) == (3, [])
 
 
+def test_what_was_agreed_on_decides_how_many_are_enough():
+    """A service that turns out to speak HTTP/1.1 carries one call a connection: more of them for those that wait."""
+    it = policy(slots=16, warm=1, maximum=9)
+    it.carry(1)
+    assert counts(it.decide(0, views("B"), 3)) == (4, [])
+    it.carry(16)
+    assert counts(it.decide(0, views("B"), 3)) == (2, [])
+
+
 def test_warm_never_exceeds_the_maximum():
     """A configuration that asks for more spares than connections gets what there may be."""
     assert counts(policy(warm=9, maximum=3).decide(0, [], 0)) == (3, [])
