@@ -142,6 +142,7 @@ class Daemon:
             wall_us=wall_us,
             report=self.report,
             max_message_bytes=frontend.max_message_bytes,
+            exit_reserved=frontend.reserved_for_exit,
             stall_timeout=frontend.stall_timeout_s,
             jitter=jitter,
         )

@@ -10,17 +10,16 @@ from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
 import trio
-from msgspec import Struct, UnsetType, structs
+from msgspec import Struct, structs
 
 from sidecar import wire
-from sidecar.core.admission import LANES
 from sidecar.service import intake
 from sidecar.service.bot_peer import BotPeer
 from sidecar.service.ports import CallHandler, Peer
 from sidecar.service.reader_watch import ReaderWatch
 from sidecar.service.reply import DELTA_OVERHEAD, WORST_CHARACTER, BotReply, in_ending_order
 from sidecar.transport.bot_port import BotPort, Envelope, Incoming, Sent
-from sidecar.wire import Call, Cancel, Encoding, Failed, Hello, Lane, Ping, Pong, Probe, Report, Welcome
+from sidecar.wire import Call, Cancel, Encoding, Failed, Hello, Ping, Pong, Probe, Report, Welcome
 
 #: Messages read at once: whoever comes next waits for all of them, and each may be an array of 256 maps.
 RECEIVE_LIMIT: Final = 16
@@ -58,6 +57,7 @@ class Frontend:
         clock: seconds, the loop's own (`trio.current_time`).
         mono_us, wall_us: CLOCK_MONOTONIC and wall clock in microseconds, for bots.
         report: the health snapshot; must not block.
+        exit_reserved: places in flight that only exit calls may take.
         max_message_bytes: payloads over it are refused, deltas and arrays sent are cut to it.
         stall_timeout: seconds a bot may take nothing while something is in flight.
         jitter: uniform in [0, 1).
@@ -80,6 +80,7 @@ class Frontend:
         wall_us: Callable[[], int],
         report: Callable[[], Report],
         max_message_bytes: int,
+        exit_reserved: int = 0,
         stall_timeout: float,
         jitter: Callable[[], float],
     ) -> None:
@@ -95,8 +96,9 @@ class Frontend:
         self._max_message_bytes = max_message_bytes
         self._jitter = jitter
         self._cut = max(1, (max_message_bytes - DELTA_OVERHEAD) // WORST_CHARACTER)
-        # One connection's part of the memory: so many calls are in flight at most, and as many answers wait for it.
         self._open_limit = limits.max_calls_in_flight + limits.queue_max
+        # A bot that has filled everything with research is to have its exit call heard, which then takes a place of it.
+        self._exit_limit = self._open_limit + max(1, exit_reserved)
         self._peers: dict[bytes, BotPeer] = {}
         self._connections: dict[int, int] = {}  # uid -> how many
         self._outbound: list[BotPeer] = []
@@ -248,8 +250,8 @@ class Frontend:
             )
         elif call.id in peer.calls:
             refused = intake.refusal("duplicate_id", "id: a call of this id is in flight; it goes on", name=call.id)
-        elif peer.open >= self._open_limit and (why := self._too_many(peer, call.lane)):
-            refused = self._overloaded(call.id, why)
+        elif peer.open >= self._open_limit and (call.lane != "exit" or peer.open >= self._exit_limit):
+            refused = self._overloaded(call.id, f"{peer.open} calls of this connection are in flight or unread")
         if refused is None:
             reply = BotReply(peer, call.id, encoding, envelope, stream=call.stream, cut=self._cut)
             peer.calls[call.id] = reply
@@ -266,17 +268,6 @@ class Frontend:
             peer.open -= 1
             refused = result
         self._refuse(peer, encoding, envelope, refused)
-
-    def _too_many(self, peer: BotPeer, lane: Lane | UnsetType) -> str:
-        """Why one connection's next call is one too many; "": whether there is a place for it is the admission's word.
-
-        Calls in flight are bounded there, whosesoever they are, and there a higher lane takes the place of a lower one.
-        So only the lowest is refused here, where nothing could give way to it, and in any lane who reads no answers.
-        """
-        if lane == LANES[-1]:
-            return f"{peer.open} calls of this connection are in flight or unread"
-        unread = peer.open - len(peer.calls)
-        return f"{unread} answers of this connection are unread" if unread >= self._open_limit else ""
 
     def _overloaded(self, name: str, message: str) -> Failed:
         return intake.refusal("overloaded", message, name=name, retry_after_ms=50 + int(200 * self._jitter()))

@@ -66,18 +66,3 @@ async def test_a_connection_that_is_full_of_research_has_its_exit_call_heard() -
         assert (await bot.ask(lane="research"))["code"] == "overloaded"
         house["a"].default = answers
         assert (await bot.ask(lane="exit", timeout_ms=500))["type"] == "done"
-
-
-@virtual
-async def test_a_connection_that_is_full_of_research_places_its_entries_and_exits() -> None:
-    """Its own queued research gives way, call for call, as another bot's would: `overloaded`, displaced."""
-    async with clockwork({"a": {"max_connections": 8}}, max_calls_in_flight=8, queue_max=8) as house:
-        house["a"].default = slowly(0.3)
-        bot = house.bot()
-        research = [bot.call(lane="research", timeout_ms=9000) for _ in range(15)]
-        await trio.sleep(0.05)
-        urgent = [bot.call(lane=lane, timeout_ms=9000) for lane in ("entry",) * 6 + ("exit",) * 3]
-        assert [(await bot.terminal(call))["type"] for call in urgent] == ["done"] * 9
-        shed = [end for call in research if (end := await bot.terminal(call))["type"] == "failed"]
-        assert len(shed) == 8, "one place in the queue was free and one kept for exits; who runs is not ended"
-        assert all(brief(end) == ("overloaded", "queue", 0) for end in shed)

@@ -542,10 +542,10 @@ async def test_a_bot_gone_before_its_accepted_is_abandoned() -> None:
 
 
 async def test_calls_of_one_connection_are_bounded() -> None:
-    """Research beyond max_calls_in_flight + queue_max unfinished or unread: overloaded, retryable, jittered."""
+    """Beyond max_calls_in_flight + queue_max unfinished or unread: overloaded, retryable, jittered."""
     async with house() as h:
         bot = h.port.connect()
-        send(bot, *(call(str(n), lane="research") for n in range(6)))
+        send(bot, *(call(str(n)) for n in range(6)))
         await settled()
         refused = [m for m in read(bot) if m["type"] == "failed"]
         assert [(m["code"], m["id"], m["retryable"], m["retry_after_ms"]) for m in refused] == [
@@ -557,33 +557,6 @@ async def test_calls_of_one_connection_are_bounded() -> None:
         send(bot, call("again"))
         await settled()
         assert len(h.handler.tickets) == 5
-
-
-async def test_who_gives_way_to_a_higher_lane_is_not_the_connections_to_say() -> None:
-    """A connection full of research has its entries and exits heard, however many: the admission bounds and sheds."""
-    async with house() as h:
-        bot = h.port.connect()
-        send(bot, *(call(f"r{n}", lane="research") for n in range(5)))
-        await settled()
-        assert len(h.handler.tickets) == 4
-        send(bot, call("plain"), *(call(f"{lane}{n}", lane=lane) for lane in ("entry", "exit") for n in range(3)))
-        await settled()
-        assert [ticket.call.id for ticket in h.handler.tickets[4:]] == [
-            "plain", "entry0", "entry1", "entry2", "exit0", "exit1", "exit2",
-        ]  # fmt: skip
-
-
-@pytest.mark.parametrize("lane", ["entry", "exit"])
-async def test_who_reads_no_answers_is_bounded_in_every_lane(lane: str) -> None:
-    """Answers kept for one connection are as many as its calls may be, and those of its calls in flight."""
-    async with house() as h:
-        bot = h.port.connect(capacity=0)
-        for number in range(20):
-            send(bot, call(str(number), lane=lane))
-            await settled()
-            h.handler.tickets[-1].done()
-            h.frontend.flush()
-        assert len(h.handler.tickets) == 4
 
 
 async def test_unread_terminals_count_against_the_bound() -> None:
