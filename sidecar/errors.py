@@ -119,6 +119,12 @@ class ConnectFailed(UpstreamFault):
         super().__init__(f"{stage}: {reason}")
 
 
+def http_words(status: int) -> str:
+    """An HTTP status that refuses something, for people."""
+    redirected = 300 <= status < 400
+    return f"HTTP {status}" + (": redirects are not followed, give the URL that it leads to" if redirected else "")
+
+
 class UpgradeRefused(UpstreamFault):
     """The WebSocket upgrade was answered with an HTTP status other than 101.
 
@@ -130,8 +136,7 @@ class UpgradeRefused(UpstreamFault):
 
     def __init__(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
         self.status, self.headers, self.body = status, headers, body
-        redirected = ": redirects are not followed, give the URL that it leads to" if 300 <= status < 400 else ""
-        super().__init__(f"upgrade refused with HTTP {status}{redirected}")
+        super().__init__(f"upgrade refused with {http_words(status)}")
 
 
 class ConnectionLost(UpstreamFault):

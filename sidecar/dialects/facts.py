@@ -13,7 +13,7 @@ from sidecar.dialects.rate_headers import RateLimits as RateLimits  # noqa: PLC0
 from sidecar.dialects.rate_headers import rate_limits as rate_limits  # noqa: PLC0414
 from sidecar.dialects.retry_after import retry_after_of, seconds, should_retry
 from sidecar.dialects.text import UNREADABLE
-from sidecar.errors import UpstreamError
+from sidecar.errors import UpstreamError, http_words
 from sidecar.wire import MAX_SAFE_INTEGER, Usage
 
 #: A token count as an upstream may give it.
@@ -102,18 +102,13 @@ def http_error(status: int, headers: dict[str, str], body: bytes) -> UpstreamErr
         code = NO_SUCH_PATH
     wait = retry_after_of(headers)
     return UpstreamError(
-        message or _word(detail) or _unexplained(status),
+        message or _word(detail) or http_words(status),
         code=_code(code, type_, message),
         type=type_ or _inner(error.get("innererror")),
         status=status,
         retry_after=wait if wait is not None else seconds(_number(error.get("retry_after"))),
         should_retry=should_retry(headers),
     )
-
-
-def _unexplained(status: int) -> str:
-    redirected = 300 <= status < 400
-    return f"HTTP {status}" + (": redirects are not followed, give the URL that it leads to" if redirected else "")
 
 
 def filtered(reason: str) -> UpstreamError:
